@@ -1,0 +1,216 @@
+"""The claim: a named, executable check of one statement, and the ledger that collects them.
+
+The statements of a notebook live in ``notebooks/claims/<notebook>.yaml``, one entry per row of its
+claim table::
+
+    L1:
+      statement: Every global minimiser is a simplex ETF.
+      source: Zhou et al. 2022, global optimality theorem
+    L16:
+      statement: NC1 falls to zero on the training set for all four losses.
+      source: Zhou et al. 2022, figures; needs a wide net
+      needs: paper  # optional: a row without a check then reads `not run`, with this profile
+
+A notebook only supplies the numbers.  The verdict is computed from them here, never typed.
+"""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from nclib import checks, paths
+
+VERDICTS = ("holds", "fails", "counterexample", "not run")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One check: ``verdict`` is one of ``holds``, ``fails``, ``counterexample``, ``not run``."""
+
+    id: str
+    statement: str
+    source: str
+    measured: float | bool | str | None
+    expected: float | bool | str | None
+    tolerance: float | None
+    verdict: str
+    note: str = ""
+
+
+class Ledger:
+    """Claims of one notebook, in the order of its claim table.
+
+    ``ledger = Ledger("01_multi_loss_equivalence")``; then one call per check, e.g.
+    ``ledger.close("L1.ce", measured, expected, tolerance=1e-11)``.  A check id is a row id, or a
+    row id with a suffix when one row needs several checks.  Raises
+    :class:`~nclib.checks.InputError` for a row that the catalogue does not have, and for an id used
+    twice.
+    """
+
+    def __init__(self, notebook, catalogue=None):
+        self.notebook = notebook
+        self.number = notebook.split("_")[0].lstrip("0") or "0"
+        self.catalogue = catalogue or load_catalogue(notebook)
+        self._claims = {}
+
+    # The four kinds of check -------------------------------------------------------------------
+
+    def close(self, check, measured, expected, *, tolerance, note="", counterexample=False):
+        """``|measured - expected| <= tolerance`` (absolute)."""
+        measured, expected = _number(measured), _number(expected)
+        passed = abs(measured - expected) <= tolerance  # false if either is NaN
+        return self._add(check, measured, expected, tolerance, passed, note, counterexample)
+
+    def below(self, check, measured, bound, *, note="", counterexample=False):
+        """``measured <= bound``."""
+        measured = _number(measured)
+        passed = -math.inf < measured <= bound
+        return self._add(check, measured, f"<= {bound:g}", None, passed, note, counterexample)
+
+    def above(self, check, measured, bound, *, note="", counterexample=False):
+        """``measured >= bound``."""
+        measured = _number(measured)
+        passed = bound <= measured < math.inf
+        return self._add(check, measured, f">= {bound:g}", None, passed, note, counterexample)
+
+    def equal(self, check, measured, expected, *, note="", counterexample=False):
+        """Exact equality, for counts, booleans and names."""
+        measured = measured.item() if hasattr(measured, "item") else measured
+        expected = expected.item() if hasattr(expected, "item") else expected
+        if not isinstance(measured, bool | int | str) or type(measured) is not type(expected):
+            raise checks.InputError(
+                f"claim {check}: exact equality is for ints, bools and names, got {measured!r} and "
+                f"{expected!r}; compare floats with close()"
+            )
+        passed = measured == expected
+        return self._add(check, measured, expected, 0.0, passed, note, counterexample)
+
+    # -------------------------------------------------------------------------------------------
+
+    def _add(self, check, measured, expected, tolerance, passed, note, counterexample):
+        row = check.split(".")[0]
+        if row not in self.catalogue:
+            raise checks.InputError(
+                f"claim {check}: the catalogue of {self.notebook} has no row {row}; it has "
+                f"{', '.join(self.catalogue)}"
+            )
+        if check in self._claims:
+            raise checks.InputError(f"claim {check} was checked twice; give each check a suffix")
+        verdict = ("counterexample" if counterexample else "holds") if passed else "fails"
+        entry = self.catalogue[row]
+        if isinstance(measured, float) and not math.isfinite(measured):
+            measured = str(measured)  # JSON has no NaN
+        claim = Claim(
+            f"{self.number}.{check}",
+            entry["statement"],
+            entry["source"],
+            measured,
+            expected,
+            tolerance,
+            verdict,
+            note,
+        )
+        self._claims[check] = claim
+        return claim
+
+    @property
+    def claims(self):
+        """All claims in the order of the table; rows without a check read ``not run``."""
+        found = []
+        for row, entry in self.catalogue.items():
+            checks_of_row = [c for k, c in self._claims.items() if k.split(".")[0] == row]
+            if not checks_of_row:
+                needs = entry.get("needs")
+                note = f"needs profile {needs}" if needs else "no check was executed"
+                identifier = f"{self.number}.{row}"
+                sentence, source = entry["statement"], entry["source"]
+                checks_of_row = [
+                    Claim(identifier, sentence, source, None, None, None, "not run", note)
+                ]
+            found += checks_of_row
+        return found
+
+    def table(self):
+        """Every check with its numbers, as a DataFrame."""
+        return pd.DataFrame([asdict(claim) for claim in self.claims]).drop(columns="source")
+
+    def verdicts(self):
+        """One line per row of the table: id, statement, number of checks, verdict.
+
+        Free of measured numbers, so it reads the same on every machine.
+        """
+        rows = []
+        for row, entry in self.catalogue.items():
+            prefix = f"{self.number}.{row}"
+            own = [c for c in self.claims if c.id == prefix or c.id.startswith(prefix + ".")]
+            rows.append(
+                {
+                    "id": prefix,
+                    "statement": entry["statement"],
+                    "checks": sum(c.verdict != "not run" for c in own),
+                    "verdict": worst(c.verdict for c in own),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def write(self, folder):
+        """Write ``claims.json`` into ``folder``.
+
+        Raises :class:`~nclib.checks.InputError` naming the rows that were neither checked nor
+        marked with the profile they need: a forgotten row must not look like a passed one.
+        """
+        forgotten = [
+            row
+            for row, entry in self.catalogue.items()
+            if "needs" not in entry and not any(k.split(".")[0] == row for k in self._claims)
+        ]
+        if forgotten:
+            raise checks.InputError(
+                f"rows {', '.join(forgotten)} of {self.notebook} were never checked; check them, "
+                "or say in the catalogue which profile they need"
+            )
+        write_json(Path(folder) / "claims.json", [asdict(claim) for claim in self.claims])
+
+
+def worst(verdicts):
+    """The verdict of a row with several checks: fails > not run > counterexample > holds."""
+    order = ("fails", "not run", "counterexample", "holds")
+    return min(verdicts, key=order.index)
+
+
+def load_catalogue(notebook):
+    """The claim table of a notebook: row id -> ``statement``, ``source`` and maybe ``needs``."""
+    path = paths.CLAIMS / f"{notebook}.yaml"
+    if not path.exists():
+        raise checks.InputError(f"no claim catalogue for {notebook}: expected {path}")
+    catalogue = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for row, entry in catalogue.items():
+        missing = {"statement", "source"} - entry.keys()
+        unknown = entry.keys() - {"statement", "source", "needs"}
+        if missing or unknown:
+            problem = f"lacks {sorted(missing)}" if missing else f"has unknown {sorted(unknown)}"
+            raise checks.InputError(f"{path.name}, row {row} {problem}")
+    return catalogue
+
+
+def read(path):
+    """The claims stored in a ``claims.json``."""
+    return [Claim(**entry) for entry in json.loads(Path(path).read_text(encoding="utf-8"))]
+
+
+def write_json(path, content):
+    """Write JSON atomically: a reader sees the old file or the new one, never half of one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _number(value):
+    return float(value.item() if hasattr(value, "item") else value)

@@ -1,0 +1,424 @@
+"""Training: one net (:func:`fit`) or a grid of equal-shaped nets at once (:func:`grid`).
+
+Both keep the whole data set as one tensor on the device, draw batches from an explicit generator,
+measure at chosen epochs, and save a checkpoint at epoch ends: a killed training resumes and ends
+with the same result as an undisturbed one.
+"""
+
+import math
+import os
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from nclib import checks, losses
+from nclib.deep import nets
+
+SCHEDULES = ("constant", "steps", "cosine")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to optimise.
+
+    ``schedule``: ``"steps"`` multiplies the rate by ``factor`` after each share of the epochs in
+    ``milestones``; ``"cosine"`` falls to ``final * lr``, once per epoch.  ``batch_size=None`` is
+    the full batch.  ``weight_decay`` is PyTorch's: it adds ``weight_decay * w`` to the gradient,
+    that is ``(weight_decay/2)‖w‖²`` to the objective (decoupled for ``adamw``).  ``clip`` bounds
+    the gradient norm.  ``bf16`` runs the forward pass in bfloat16 autocast.
+    """
+
+    epochs: int
+    lr: float
+    batch_size: int | None = 128
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    milestones: tuple = (3 / 7, 5 / 7)
+    factor: float = 0.1
+    final: float = 0.0
+    clip: float | None = None
+    drop_last: bool = False
+    bf16: bool = False
+
+    def __post_init__(self):
+        checks.integer("epochs", self.epochs, 0)
+        checks.real("lr", self.lr, above=0)
+        if self.batch_size is not None:
+            checks.integer("batch_size", self.batch_size)
+        checks.choice("optimizer", self.optimizer, OPTIMIZERS)
+        checks.choice("schedule", self.schedule, SCHEDULES)
+        checks.real("weight_decay", self.weight_decay, at_least=0)
+
+    def rate(self, epoch, epochs=None):
+        """Learning rate of the given epoch (counted from 0)."""
+        epochs = epochs or self.epochs
+        if self.schedule == "steps":
+            return self.lr * self.factor ** sum(epoch >= int(m * epochs) for m in self.milestones)
+        if self.schedule == "cosine":
+            wave = (1 + math.cos(math.pi * epoch / epochs)) / 2
+            return self.lr * (self.final + (1 - self.final) * wave)
+        return self.lr
+
+    def batches(self, size, generator):
+        """Index batches of one epoch."""
+        if self.batch_size is None or self.batch_size >= size:
+            return [torch.arange(size)]
+        parts = list(torch.randperm(size, generator=generator).split(self.batch_size))
+        # A last batch of one sample has no variance for batch norm: it is dropped in any case.
+        if len(parts[-1]) < self.batch_size and (self.drop_last or len(parts[-1]) == 1):
+            parts.pop()
+        return parts
+
+
+def fit(
+    net,
+    data,
+    objective,
+    recipe,
+    *,
+    seed=0,
+    measure=None,
+    measure_at=None,
+    checkpoint=None,
+    after_step=None,
+    augment=None,
+    label="training",
+):
+    """Train ``net`` in place; returns its history as a DataFrame with one row per measured epoch.
+
+    Args:
+        net: an ``nn.Module`` on the device of the data.
+        data: object with ``inputs (N, …)`` and ``labels`` (any tensor with N rows).
+        objective: ``(net, inputs, labels) -> loss``, the mean over a batch.
+        recipe: :class:`Recipe`.
+        seed: of the batch order (and of ``augment``).
+        measure: ``(net, epoch) -> dict`` of floats; epoch 0 is before training.
+        measure_at: epochs to measure at; default all.
+        checkpoint: path; see :meth:`nclib.notebook.Run.checkpoint`.  A finished training is
+            loaded instead of repeated; a damaged file is moved aside and training starts anew.
+        after_step: ``(net) -> None`` after every optimiser step, e.g. a projection.
+        augment: ``(inputs, generator) -> inputs`` for every batch.
+
+    History columns: ``epoch``, ``lr``, ``loss`` (mean over the epoch's batches) and those of
+    ``measure``.
+    """
+    # The generators that draw the batch order live on the CPU: the order is the same on a GPU.
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = _optimizer(net, recipe)
+    measure_at = set(range(recipe.epochs + 1) if measure_at is None else measure_at)
+    history, first = [], 0
+    state = _load(checkpoint)
+    if state is not None:
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+        torch.set_rng_state(state["global"])
+        history, first = state["history"], state["epoch"]
+    device = data.inputs.device
+    saved = time.monotonic()
+
+    def record(epoch, **values):
+        if epoch in measure_at:
+            found = measure(net, epoch) if measure else {}
+            history.append({"epoch": epoch} | values | {k: float(v) for k, v in found.items()})
+
+    if first == 0 and state is None:
+        record(0, lr=math.nan, loss=math.nan)
+    for epoch in _progress(range(first, recipe.epochs), label):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate(epoch)
+        net.train()
+        total, count = 0.0, 0
+        for index in recipe.batches(len(data.labels), generator):
+            index = index.to(device)
+            inputs = data.inputs[index]
+            if augment is not None:
+                inputs = augment(inputs, generator)
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
+                loss = objective(net, inputs, data.labels[index])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if recipe.clip is not None:
+                torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
+            optimizer.step()
+            if after_step is not None:
+                with torch.no_grad():
+                    after_step(net)
+            total, count = total + loss.detach(), count + 1
+        record(epoch + 1, lr=recipe.rate(epoch), loss=float(total) / count)
+        last = epoch + 1 == recipe.epochs
+        if checkpoint is not None and (last or time.monotonic() - saved > SAVE_EVERY):
+            saved = time.monotonic()
+            _save(
+                checkpoint,
+                {
+                    "net": net.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "generator": generator.get_state(),
+                    "global": torch.get_rng_state(),
+                    "epoch": epoch + 1,
+                    "history": history,
+                },
+            )
+    return pd.DataFrame(history)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One net of a grid: its loss (of :mod:`nclib.losses`), seed and number of epochs."""
+
+    loss: losses._Loss
+    seed: int
+    epochs: int
+    tags: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained cell: the net on its device, and its history (a DataFrame)."""
+
+    cell: Cell
+    net: torch.nn.Module
+    history: pd.DataFrame
+
+
+def grid(
+    build,
+    cells,
+    data,
+    recipe,
+    *,
+    measure=None,
+    measure_at=None,
+    checkpoint=None,
+    together=True,
+    label="grid",
+):
+    """Train a net per cell; cells may differ in loss, seed and number of epochs.
+
+    ``build() -> net`` makes a net of the common shape; cell ``c`` starts from weights drawn with
+    ``c.seed`` and sees the batches of ``c.seed``, so the losses of one seed share both.  The rate
+    follows ``recipe`` over each cell's own number of epochs.
+
+    With ``together=True`` all nets advance in one program: parameters are stacked, the forward
+    pass is ``torch.func.vmap``-ed, and cells leave the stack when they are done.  With ``False``
+    they are trained one after the other by :func:`fit` (faster for convolutions on a CPU).  Both
+    give the same nets up to rounding.
+
+    ``measure``: ``(net, cell, epoch) -> dict``; ``measure_at``: epochs, default the last one only.
+    Returns a list of :class:`Trained` in the order of ``cells``.
+    """
+    measure_at = set(measure_at or ())
+    start = [nets.seeded(cell.seed, build).to(data.inputs.device) for cell in cells]
+    if together:
+        return _grid_together(start, cells, data, recipe, measure, measure_at, checkpoint, label)
+    trained = []
+    for i, (cell, net) in enumerate(zip(cells, start, strict=True)):
+        history = fit(
+            net,
+            data,
+            lambda net, x, y, cell=cell: cell.loss(net(x), y),
+            _with_epochs(recipe, cell.epochs),
+            seed=cell.seed,
+            measure=measure and (lambda net, epoch, cell=cell: measure(net, cell, epoch)),
+            measure_at=measure_at | {cell.epochs},
+            checkpoint=checkpoint and Path(checkpoint).with_suffix(f".{i}.pt"),
+            label=f"{label} {i + 1}/{len(cells)}",
+        )
+        trained.append(Trained(cell, net, history))
+    return trained
+
+
+def _with_epochs(recipe, epochs):
+    return Recipe(**(vars(recipe) | {"epochs": epochs}))
+
+
+def _grid_together(start, cells, data, recipe, measure, measure_at, checkpoint, label):
+    if recipe.optimizer != "sgd" or recipe.nesterov or recipe.bf16:
+        raise checks.InputError("a stacked grid trains with plain SGD; use together=False")
+    seeds = sorted({cell.seed for cell in cells})
+    generators = {seed: torch.Generator().manual_seed(seed) for seed in seeds}
+    histories = [[] for _ in cells]
+    done = [None] * len(cells)
+    alive = list(range(len(cells)))
+    params, buffers = torch.func.stack_module_state(start)
+    params = {name: p.detach() for name, p in params.items()}
+    velocity = {name: torch.zeros_like(p) for name, p in params.items()}
+    skeleton = start[0]
+    first, state = 0, _load(checkpoint)
+    if state is not None:
+        alive, done, first = state["alive"], state["done"], state["epoch"]
+        histories = state["histories"]
+        params, buffers, velocity = state["params"], state["buffers"], state["velocity"]
+        for seed in seeds:
+            generators[seed].set_state(state["generators"][str(seed)])
+
+    def net_of(position):
+        # A fresh net per cell: measuring must not touch the stack.
+        values = {n: t[position].clone() for n, t in (params | buffers).items()}
+        skeleton.load_state_dict(values)
+        return skeleton
+
+    def record(position, epoch, **values):
+        i = alive[position]
+        if measure is not None and (epoch in measure_at or epoch == cells[i].epochs):
+            found = measure(net_of(position), cells[i], epoch)
+            histories[i].append({"epoch": epoch} | values | {k: float(v) for k, v in found.items()})
+
+    if state is None:
+        for position in range(len(alive)):
+            record(position, 0, lr=math.nan, loss=math.nan)
+    saved = time.monotonic()
+    for epoch in _progress(range(first, max((c.epochs for c in cells), default=0)), label):
+        skeleton.train()
+        rates = torch.tensor(
+            [recipe.rate(epoch, cells[i].epochs) for i in alive], device=data.inputs.device
+        )
+        loader = {s: recipe.batches(len(data.labels), generators[s]) for s in seeds}
+        total = torch.zeros(len(alive), device=data.inputs.device)
+        steps = len(loader[seeds[0]])
+        for step in range(steps):
+            losses = _stacked_step(
+                skeleton,
+                (params, buffers, velocity),
+                [cells[i] for i in alive],
+                {s: loader[s][step].to(data.inputs.device) for s in seeds},
+                data,
+                rates,
+                recipe,
+            )
+            total += losses
+        for position in range(len(alive)):
+            rate, mean = float(rates[position]), float(total[position]) / steps
+            record(position, epoch + 1, lr=rate, loss=mean)
+        stay = [p for p, i in enumerate(alive) if cells[i].epochs > epoch + 1]
+        for position, i in enumerate(alive):
+            if cells[i].epochs == epoch + 1:
+                done[i] = {n: t[position].clone() for n, t in (params | buffers).items()}
+        if len(stay) < len(alive):
+            alive = [alive[p] for p in stay]
+            params, buffers, velocity = (
+                {n: t[stay].contiguous() for n, t in stack.items()}
+                for stack in (params, buffers, velocity)
+            )
+        if checkpoint is not None and (not alive or time.monotonic() - saved > SAVE_EVERY):
+            saved = time.monotonic()
+            _save(
+                checkpoint,
+                {
+                    "alive": alive,
+                    "done": done,
+                    "epoch": epoch + 1,
+                    "histories": histories,
+                    "params": params,
+                    "buffers": buffers,
+                    "velocity": velocity,
+                    "generators": {str(s): g.get_state() for s, g in generators.items()},
+                },
+            )
+        if not alive:
+            break
+    results = []
+    for cell, net, values, history in zip(cells, start, done, histories, strict=True):
+        if values is not None:
+            net.load_state_dict(values)
+        results.append(Trained(cell, net, pd.DataFrame(history)))
+    return results
+
+
+def _stacked_step(skeleton, stacks, cells, index, data, rates, recipe):
+    """One SGD step of all living cells; updates the stacks, returns the losses ``(C,)``."""
+    params, buffers, velocity = stacks
+    seeds = list(index)
+    own = torch.tensor([seeds.index(cell.seed) for cell in cells], device=rates.device)
+    inputs = torch.stack([data.inputs[index[s]] for s in seeds])[own]
+    labels = torch.stack([data.labels[index[s]] for s in seeds])[own]
+    leaves = {name: p.requires_grad_() for name, p in params.items()}
+
+    def forward(p, b, x):
+        return torch.func.functional_call(skeleton, (p, b), (x,))
+
+    logits = torch.vmap(forward, randomness="different")(leaves, buffers, inputs)
+    losses = _cell_losses(cells, logits, labels)
+    gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
+    with torch.no_grad():
+        scale = torch.ones_like(rates)
+        if recipe.clip is not None:
+            norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
+            scale = (recipe.clip / (norms + 1e-6)).clamp(max=1)
+        for (name, p), g in zip(leaves.items(), gradients, strict=True):
+            shape = (-1,) + (1,) * (p.ndim - 1)
+            g = g * scale.view(shape) + recipe.weight_decay * p
+            velocity[name].mul_(recipe.momentum).add_(g)
+            p.requires_grad_(False).sub_(rates.view(shape) * velocity[name])
+    return losses.detach()
+
+
+def _cell_losses(cells, logits, labels):
+    """Mean loss of each cell ``(C,)``; cells with the same loss are evaluated together."""
+    groups = {}
+    for c, cell in enumerate(cells):
+        groups.setdefault(cell.loss, []).append(c)
+    losses = [None] * len(cells)
+    for loss, members in groups.items():
+        values = loss.per_sample(logits[members].flatten(0, 1), labels[members].flatten())
+        for c, value in zip(members, values.view(len(members), -1).mean(1), strict=True):
+            losses[c] = value
+    return torch.stack(losses)
+
+
+def _optimizer(net, recipe):
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
+        )
+    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+
+
+# Checkpoints ------------------------------------------------------------------------------------
+
+SAVE_EVERY = 10.0  # seconds between checkpoints of one training
+
+
+def _save(path, state):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def _load(path):
+    if path is None or not Path(path).exists():
+        return None
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        aside = Path(path).with_suffix(".corrupt")
+        os.replace(path, aside)
+        warnings.warn(
+            f"checkpoint {Path(path).name} is damaged ({type(error).__name__}); moved aside as "
+            f"{aside.name}, training starts from the beginning",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None
+
+
+def _progress(epochs, label):
+    return tqdm(epochs, desc=label, unit="epoch", leave=False, disable=None)

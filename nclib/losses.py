@@ -1,0 +1,149 @@
+"""The losses of the six results, as functions of logits.
+
+:func:`get` builds a loss from its name and parameters; what it returns maps ``logits (N, K)`` and
+``labels (N,)`` to the mean loss, differentiable, in the dtype and on the device of the logits.
+Each loss also has ``per_sample``, the same without the mean.
+"""
+
+import inspect
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+
+from nclib import checks
+
+
+class _Loss:
+    """Mean over samples of ``per_sample``; each loss is a frozen dataclass of its parameters."""
+
+    def __call__(self, logits, labels):
+        return self.per_sample(logits, labels).mean()
+
+    def __str__(self):
+        values = ", ".join(f"{f.name}={getattr(self, f.name):g}" for f in fields(self))
+        return f"{self.name}({values})" if values else self.name
+
+
+@dataclass(frozen=True)
+class CrossEntropy(_Loss):
+    """``-log p_y`` with ``p = softmax(logits)``."""
+
+    name = "ce"
+
+    def per_sample(self, logits, labels):
+        """Losses ``(N,)``."""
+        return F.cross_entropy(logits, labels, reduction="none")
+
+
+@dataclass(frozen=True)
+class LabelSmoothing(_Loss):
+    """Cross-entropy against ``(1-alpha) e_y + alpha/K``, ``0 <= alpha < 1``."""
+
+    alpha: float = 0.1
+    name = "ls"
+
+    def __post_init__(self):
+        checks.real("alpha", self.alpha, at_least=0, below=1)
+
+    def per_sample(self, logits, labels):
+        """Losses ``(N,)``."""
+        return F.cross_entropy(logits, labels, label_smoothing=self.alpha, reduction="none")
+
+
+@dataclass(frozen=True)
+class Focal(_Loss):
+    """``-(1-p_y)^gamma log p_y``, ``gamma >= 0``; gradients stay finite at ``p_y = 1``.
+
+    ``1 - p_y`` comes from the logits of the other classes (a log-sum-exp), never from ``1 - p``:
+    that difference is 0 in float32 from a logit gap of 17 on, and its power has a NaN gradient
+    there for ``gamma < 1``.
+    """
+
+    gamma: float = 3.0
+    name = "fl"
+
+    def __post_init__(self):
+        checks.real("gamma", self.gamma, at_least=0)
+
+    def per_sample(self, logits, labels):
+        """Losses ``(N,)``."""
+        target = labels.unsqueeze(-1)
+        own = logits.gather(-1, target).squeeze(-1)
+        others = logits.scatter(-1, target, -torch.inf).logsumexp(-1)
+        margin = own - others
+        # log p_y = -softplus(-margin), log(1 - p_y) = -softplus(margin)
+        return torch.exp(-self.gamma * F.softplus(margin)) * F.softplus(-margin)
+
+
+@dataclass(frozen=True)
+class MeanSquaredError(_Loss):
+    """``(tau/2) [kappa (z_y - scale)² + Σ_{j≠y} z_j²]``: targets ``scale`` times one-hot.
+
+    ``tau=None`` means ``2/K``, the mean over all N·K entries (``torch.nn.MSELoss`` against
+    ``scale`` times one-hot); ``kappa`` weighs the target entry (Hui & Belkin's rescaling).
+    """
+
+    tau: float | None = 1.0
+    scale: float = 1.0
+    kappa: float = 1.0
+    name = "mse"
+
+    def __post_init__(self):
+        if self.tau is not None:
+            checks.real("tau", self.tau, above=0)
+        checks.real("scale", self.scale, above=0)
+        checks.real("kappa", self.kappa, above=0)
+
+    def __str__(self):
+        tau = "2/K" if self.tau is None else f"{self.tau:g}"
+        return f"mse(tau={tau}, scale={self.scale:g}, kappa={self.kappa:g})"
+
+    def weight(self, K):
+        """The factor tau for K classes."""
+        return 2.0 / K if self.tau is None else self.tau
+
+    def per_sample(self, logits, labels):
+        """Losses ``(N,)``."""
+        own = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        others = logits.square().sum(-1) - own.square()
+        tau = self.weight(logits.shape[-1])
+        return tau / 2 * (self.kappa * (own - self.scale).square() + others)
+
+
+LOSSES = {loss.name: loss for loss in (CrossEntropy, LabelSmoothing, Focal, MeanSquaredError)}
+
+
+def get(name, **params):
+    """The loss called ``name``: ``"ce"``, ``"ls"`` (alpha), ``"fl"`` (gamma), ``"mse"``
+    (tau, scale, kappa).
+
+    Returns a callable ``(logits (N, K), labels (N,)) -> mean loss``.  Raises
+    :class:`~nclib.checks.InputError` for an unknown name, an unknown parameter, or a parameter out
+    of range.
+    """
+    kind = LOSSES[checks.choice("loss", name, LOSSES)]
+    accepted = list(inspect.signature(kind).parameters)
+    for unknown in params.keys() - set(accepted):
+        raise checks.InputError(
+            f"loss {name!r} has no parameter {unknown!r}; it accepts: "
+            f"{', '.join(accepted) or 'none'}"
+        )
+    return kind(**params)
+
+
+def pick_all_labels(logits, targets, reduction="sum"):
+    """Pick-all-label cross-entropy, mean over samples: each label of a sample is a target in turn.
+
+    ``logits (N, K)``; ``targets (N, K)`` multi-hot, any dtype, at least one label per row.  A
+    sample with label set S costs ``Σ_{k∈S} [logsumexp(z) - z_k]`` (``reduction="sum"``, the paper's
+    loss), or that divided by |S| (``"mean"``: cross-entropy against targets/|S|).  With m labels
+    the infimum is
+    ``m log m`` or ``log m``, not 0 (claim 3.L1).  Raises :class:`~nclib.checks.InputError` for
+    shapes that differ, targets other than 0 and 1, and samples without a label.
+    """
+    checks.choice("reduction", reduction, ("sum", "mean"))
+    logits = logits if torch.is_tensor(logits) else torch.as_tensor(logits, dtype=torch.float64)
+    targets = checks.label_sets(targets, shape=tuple(logits.shape)).to(logits)
+    losses = -torch.where(targets > 0, F.log_softmax(logits, -1), 0.0).sum(-1)
+    return (losses if reduction == "sum" else losses / targets.sum(-1)).mean()

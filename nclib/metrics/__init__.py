@@ -1,0 +1,6 @@
+"""Neural-collapse metrics: collapse (NC1-NC4) and the ones of each result."""
+
+from nclib.metrics.collapse import ClassStatistics as ClassStatistics
+from nclib.metrics.collapse import nc_metrics as nc_metrics
+from nclib.metrics.frames import frame_distances as frame_distances
+from nclib.metrics.multi_label import multi_label_metrics as multi_label_metrics

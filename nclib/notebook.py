@@ -1,0 +1,234 @@
+"""What a notebook needs from its first cell to its last: parameters, outputs, ledger.
+
+The first code cell after the parameters is::
+
+    from nclib import notebook
+    run = notebook.start("01_multi_loss_equivalence", globals(), at_least={"K": 2})
+
+It refuses wrong parameters before anything is computed.  ``run`` then knows the device, where
+figures and checkpoints go, and holds the claim ledger.  The last cell calls ``run.finish()``, whose
+record is how a batch run knows that the notebook came to its end.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import random
+import types
+import typing
+from functools import cache
+from pathlib import Path
+
+from nclib import checks, claims, paths
+
+# Set by the batch runner; without them a notebook writes below runs/interactive (git-ignored).
+FOLDER, FIGURES, THREADS = "NCLIB_RUN_FOLDER", "NCLIB_RUN_FIGURES", "NCLIB_THREADS"
+
+
+def start(name, namespace, *, at_least=None, above=None, choices=None):
+    """Validate the parameters in ``namespace`` (the notebook's ``globals()``) and begin the run.
+
+    Args:
+        name: the notebook's file name without extension.
+        namespace: must hold the annotated names of the cell tagged ``parameters``.
+        at_least: parameter -> smallest allowed value (of the number, or of each list entry).
+        above: parameter -> number it must exceed.
+        choices: parameter -> accepted values (of the value, or of each list entry).
+
+    Raises :class:`~nclib.checks.InputError`, one line, for an unknown or mistyped parameter and for
+    an impossible value.  Returns a :class:`Run`.
+    """
+    declared = dict(namespace.get("__annotations__", {}))
+    parameters = {key: namespace[key] for key in declared}
+    _check_unknown(namespace, declared)
+    check_types(parameters, declared)
+    for key, accepted in (choices or {}).items():
+        for value in _entries(parameters[key]):
+            checks.choice(f"parameter {key}", value, accepted)
+    for limits, strict in ((at_least, False), (above, True)):
+        for key, limit in (limits or {}).items():
+            for value in _entries(parameters[key]):
+                bound = {"above": limit} if strict else {"at_least": limit}
+                checks.real(f"parameter {key}", value, **bound)
+    return Run(name, parameters)
+
+
+def check_types(parameters, declared):
+    """Raise :class:`~nclib.checks.InputError` for the first value that is not of its annotation."""
+    for key, value in parameters.items():
+        if key in declared and not _matches(value, declared[key]):
+            hint = ""
+            if isinstance(value, str) and "float" in str(declared[key]):
+                hint = " (YAML reads 1e-3 as text: write 1.0e-3)"
+            kind = getattr(declared[key], "__name__", None)
+            kind = str(declared[key]) if typing.get_origin(declared[key]) or not kind else kind
+            raise checks.InputError(f"parameter {key} must be {kind}, got {value!r}{hint}")
+
+
+def _check_unknown(namespace, declared):
+    """A misspelt papermill parameter shows up as a plain value that nothing declared."""
+    shell = namespace.get("get_ipython", lambda: None)()
+    if shell is None or shell.execution_count > 4:
+        return  # a cell that is run again in a live session sees the notebook's own variables
+    plain = bool | int | float | str | list | dict | types.NoneType
+    for key, value in namespace.items():
+        hidden = key.startswith("_") or key in ("In", "Out")
+        if not hidden and key not in declared and isinstance(value, plain):
+            raise unknown_parameter(key, declared)
+
+
+def unknown_parameter(key, declared):
+    """The error for a parameter that a notebook does not have."""
+    return checks.InputError(
+        f"unknown parameter {key}; this notebook accepts {', '.join(sorted(declared))}"
+    )
+
+
+def _entries(value):
+    """The plain numbers, texts and flags inside a parameter."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [entry for part in value for entry in _entries(part)]
+    return [] if value is None else [value]
+
+
+def _matches(value, kind):
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is typing.Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_matches(value, argument) for argument in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_matches(v, arguments[0]) for v in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _matches(k, arguments[0]) and _matches(v, arguments[1]) for k, v in value.items()
+        )
+    if kind is None or kind is types.NoneType:
+        return value is None
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
+
+
+class Run:
+    """One execution of a notebook: parameters, device, output folders and claim ledger."""
+
+    def __init__(self, name, parameters):
+        import torch
+
+        from nclib.plots import style
+
+        self.name, self.parameters = name, parameters
+        default = paths.runs() / "interactive" / name
+        self.folder = Path(os.environ.get(FOLDER, default))
+        self.figures = Path(os.environ.get(FIGURES, default / "figures"))
+        self.threads = int(os.environ.get(THREADS, "1"))
+        torch.set_num_threads(self.threads)
+        self.device = device(parameters.get("device", "cpu"))
+        seed = parameters.get("seed")
+        if seed is not None:  # for libraries that offer no generator argument
+            random.seed(seed)
+            torch.manual_seed(seed)
+        self.ledger = claims.Ledger(name)
+        style.use()
+
+    def figure(self, figure, name, data=None):
+        """Save ``figure`` as ``name.png`` and ``name.pdf``, and ``data`` as ``name.csv``.
+
+        ``data`` is the tidy DataFrame the figure was drawn from.  The figure stays open, so the
+        notebook shows it.
+        """
+        from nclib.plots import style
+
+        style.save(figure, self.figures / name)
+        if data is not None:
+            self.table(data, name)
+
+    def table(self, data, name):
+        """Save the DataFrame ``data`` as ``name.csv`` beside the figures."""
+        self.figures.mkdir(parents=True, exist_ok=True)
+        path = self.figures / f"{name}.csv"
+        temporary = path.with_suffix(".csv.tmp")
+        data.to_csv(temporary, index=False, float_format="%.10g", lineterminator="\n")
+        os.replace(temporary, path)
+
+    def checkpoint(self, name, **config):
+        """Path of the checkpoint of the training called ``name`` with this ``config``.
+
+        The file name holds a hash of ``config`` (any JSON-able values) and of the library code that
+        trains and measures, so a changed setting never meets an old checkpoint.
+        """
+        text = json.dumps(config, sort_keys=True, default=str)
+        text += code_digest("deep", "metrics", "losses.py", "frames.py") + str(self.threads)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return self.folder / "checkpoints" / f"{name}-{digest}.pt"
+
+    def finish(self):
+        """Write ``claims.json`` and the run record; must be the notebook's last call."""
+        self.ledger.write(self.figures)
+        record = {
+            "notebook": self.name,
+            "parameters": self.parameters,
+            "device": device_name(self.device),
+            "threads": self.threads,
+            "versions": versions(),
+            "data": dict(sorted(_DATA_USED.items())),
+        }
+        claims.write_json(self.folder / "record.json", record)
+        counts = self.ledger.verdicts()["verdict"].value_counts()
+        summary = ", ".join(f"{counts[v]} {v}" for v in claims.VERDICTS if v in counts)
+        print(f"{self.name}: {summary}")
+
+
+_DATA_USED = {}
+
+
+def note_data(name, checksum):
+    """Remember which data set this kernel used, for the run's manifest."""
+    _DATA_USED[name] = checksum
+
+
+def device(name):
+    """``torch.device`` for ``"cpu"``, ``"cuda"`` or ``"auto"``; says so if there is no GPU."""
+    import torch
+
+    checks.choice("device", name.split(":")[0], ("auto", "cpu", "cuda"))
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise checks.InputError(
+            "device is cuda, but PyTorch sees no GPU here; use device=cpu or device=auto"
+        )
+    return torch.device(name)
+
+
+def device_name(device):
+    """A name people recognise, such as ``cpu (x86_64)`` or ``NVIDIA H100``."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.machine()})"
+
+
+def versions():
+    """Versions of Python and of the libraries that decide numbers."""
+    from importlib.metadata import version
+
+    names = ("torch", "torchvision", "numpy", "scipy", "pandas", "matplotlib", "scikit-learn")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+@cache
+def code_digest(*parts):
+    """Hash of the library files below the given parts of ``nclib`` (all of it without parts)."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent
+    for part in parts or ("",):
+        target = package / part
+        for file in sorted(target.rglob("*.py")) if target.is_dir() else [target]:
+            digest.update(str(file.relative_to(package)).encode() + file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,73 @@
+"""One look for all figures: theory dashed black, measurement in colour-blind-safe colour."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+
+PALETTE = sns.color_palette("colorblind")
+THEORY = {"color": "black", "linestyle": "--", "linewidth": 1.2, "zorder": 5}
+GUIDE = {"color": "0.6", "linestyle": ":", "linewidth": 1.0, "zorder": 1}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+SEQUENTIAL, DIVERGING = "viridis", "vlag"
+
+# One colour, one marker and one name per loss, in every figure.
+LOSS_NAMES = {"ce": "cross-entropy", "ls": "label smoothing", "fl": "focal", "mse": "MSE"}
+LOSS_COLORS = dict(zip(LOSS_NAMES, PALETTE[:4], strict=True))
+LOSS_MARKERS = dict(zip(LOSS_NAMES, MARKERS[:4], strict=True))
+
+_SETTINGS = {
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 80,
+    "savefig.dpi": 150,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "nclib",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.formatter.useoffset": False,
+}
+
+
+def use():
+    """Make this look matplotlib's default for the process."""
+    sns.set_theme(context="paper", style="ticks", palette="colorblind", rc=_SETTINGS)
+
+
+def grid(rows=1, columns=2, *, width=9.0, height=3.2, **options):
+    """``plt.subplots`` at a common page width; ``height`` is per row, in inches."""
+    return plt.subplots(rows, columns, figsize=(width, height * rows), **options)
+
+
+def reference(ax, value, text, *, axis="y", **style):
+    """A theory line across ``ax`` at ``value`` with its name at the end of the line."""
+    line = ax.axhline if axis == "y" else ax.axvline
+    line(value, **(THEORY | style))
+    if axis == "y":
+        position, coordinates = (1.0, value), ax.get_yaxis_transform()
+        ax.annotate(text, position, xycoords=coordinates, ha="right", va="bottom", fontsize=7.5)
+    else:
+        position, coordinates = (value, 1.0), ax.get_xaxis_transform()
+        ax.annotate(
+            text, position, xycoords=coordinates, ha="right", va="top", fontsize=7.5, rotation=90
+        )
+
+
+def save(figure, stem):
+    """Write ``stem.png`` and ``stem.pdf``, without dates or versions: equal input, equal bytes."""
+    stem = Path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(stem.with_name(stem.name + ".png"), metadata={"Software": None})
+    figure.savefig(
+        stem.with_name(stem.name + ".pdf"),
+        metadata={"CreationDate": None, "Producer": None, "Creator": None},
+    )

@@ -1,0 +1,1 @@
+"""Closed forms, one module per notebook.  Nothing here trains or plots."""

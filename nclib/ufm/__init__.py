@@ -1,0 +1,1 @@
+"""Unconstrained-features problems: objectives, solvers, landscape.  Never imports torchvision."""

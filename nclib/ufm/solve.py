@@ -1,0 +1,134 @@
+"""Solvers for unconstrained-features problems, and their Hessians.
+
+An *objective* is any function of named float64 tensors that returns a scalar tensor, for example
+``f(features=H, weight=W, bias=b)``.  The solvers take the starting tensors as a mapping with the
+same names.  Quasi-Newton steps are scipy's L-BFGS-B with gradients from autograd; a few Newton
+steps with the pseudo-inverse Hessian then bring the variables themselves, not only the value, to
+machine precision.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+from scipy.optimize import minimize as scipy_minimize
+
+from nclib import checks
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A stationary point: ``variables`` (name -> tensor), ``value``, max-norm of the gradient."""
+
+    variables: dict
+    value: float
+    gradient_norm: float
+    iterations: int
+
+
+class _Flat:
+    """Packs named tensors into one vector and back."""
+
+    def __init__(self, variables):
+        self.shapes = {name: tuple(t.shape) for name, t in variables.items()}
+        self.sizes = [prod(shape) for shape in self.shapes.values()]
+
+    def pack(self, variables):
+        return torch.cat([variables[name].detach().double().reshape(-1) for name in self.shapes])
+
+    def unpack(self, vector):
+        parts = torch.split(vector, self.sizes)
+        return {n: p.reshape(s) for (n, s), p in zip(self.shapes.items(), parts, strict=True)}
+
+    def objective(self, objective):
+        return lambda vector: objective(**self.unpack(vector))
+
+
+def _start(start):
+    for name, tensor in start.items():
+        checks.finite(name, tensor)
+    return _Flat(start), _Flat(start).pack(start)
+
+
+def minimize(objective, start, *, gtol=1e-13, max_iter=20_000, memory=50, restarts=2, newton=0):
+    """Local minimum of ``objective`` from ``start`` by L-BFGS, then ``newton`` polishing steps.
+
+    ``start``: mapping name -> tensor (any float dtype; the work is float64).  L-BFGS is restarted
+    up to ``restarts`` times from where its line search gave up, which is what takes the value to
+    1e-15.  Returns a :class:`Solution`.
+    """
+    flat, x = _start(start)
+    fun = flat.objective(objective)
+
+    def value_and_gradient(vector):
+        point = torch.from_numpy(vector.copy()).requires_grad_()
+        value = fun(point)
+        (gradient,) = torch.autograd.grad(value, point)
+        return float(value.detach()), gradient.numpy()
+
+    options = {"maxiter": max_iter, "maxfun": 4 * max_iter, "maxcor": memory}
+    options |= {"ftol": 0.0, "gtol": gtol}
+    x, iterations, best = x.numpy(), 0, np.inf
+    for _ in range(restarts + 1):
+        found = scipy_minimize(value_and_gradient, x, jac=True, method="L-BFGS-B", options=options)
+        iterations += found.nit
+        stalled = not found.fun < best
+        if found.fun <= best:
+            x, best = found.x, found.fun
+        if stalled or np.abs(found.jac).max() <= gtol:
+            break
+    variables = flat.unpack(torch.from_numpy(x.copy()))
+    return newton_polish(objective, variables, steps=newton, iterations=iterations)
+
+
+def newton_polish(objective, variables, *, steps=2, cut=1e-8, iterations=0):
+    """Newton steps with the pseudo-inverse Hessian (eigenvalues below ``cut`` * max are dropped).
+
+    Kept only while the gradient shrinks, so a polish never spoils a point.  Returns a
+    :class:`Solution`; ``steps=0`` just evaluates the point.
+    """
+    flat, x = _start(variables)
+    fun = flat.objective(objective)
+    gradient_of = torch.func.grad(fun)
+    gradient = gradient_of(x)
+    for _ in range(steps):
+        eigenvalues, vectors = torch.linalg.eigh(_hessian(fun, x))
+        keep = eigenvalues.abs() > cut * eigenvalues.abs().max()
+        inverse = torch.where(keep, 1 / eigenvalues, 0.0)
+        candidate = x - vectors @ (inverse * (vectors.T @ gradient))
+        new = gradient_of(candidate)
+        if not new.abs().max() < gradient.abs().max():
+            break
+        x, gradient = candidate, new
+    return Solution(flat.unpack(x), float(fun(x)), float(gradient.abs().max()), iterations)
+
+
+def _hessian(fun, x):
+    matrix = torch.func.hessian(fun)(x)
+    return (matrix + matrix.T) / 2
+
+
+def gradient(objective, variables):
+    """Gradient of ``objective`` at ``variables``, as a mapping with the same names and shapes."""
+    flat, x = _start(variables)
+    return flat.unpack(torch.func.grad(flat.objective(objective))(x))
+
+
+def hessian(objective, variables):
+    """Dense symmetric Hessian ``(P, P)``, P the number of variables in the order of the mapping."""
+    flat, x = _start(variables)
+    return _hessian(flat.objective(objective), x)
+
+
+def hessian_eigenvalues(objective, variables):
+    """All eigenvalues of the dense Hessian, ascending, float64.  Meant for P up to ~4000."""
+    return torch.linalg.eigvalsh(hessian(objective, variables))
+
+
+def curvature(objective, variables, direction):
+    """Second derivative of ``objective`` along ``direction`` (mapping with the same names)."""
+    flat, x = _start(variables)
+    along = flat.pack(direction)
+    slope = lambda point: torch.func.jvp(flat.objective(objective), (point,), (along,))[1]
+    return float(torch.func.jvp(slope, (x,), (along,))[1])

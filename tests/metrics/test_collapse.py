@@ -1,0 +1,289 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nclib import frames
+from nclib.metrics import ClassStatistics, nc_metrics
+
+
+def oracle(F, y, W, b):
+    """The definitions, in float64 numpy, one sample at a time where it matters."""
+    F, W = np.asarray(F, np.float64), np.asarray(W, np.float64)
+    b = np.zeros(len(W)) if b is None else np.asarray(b, np.float64)
+    N, K = len(F), len(W)
+    mean = np.stack([F[y == k].mean(0) for k in range(K)])
+    g = F.mean(0)
+    sw = sum(np.outer(F[i] - mean[y[i]], F[i] - mean[y[i]]) for i in range(N)) / N
+    M = mean - g
+    sb = M.T @ M / K
+    rank = np.linalg.matrix_rank(M, tol=1e-10 * np.linalg.norm(M, 2))
+    values, vectors = np.linalg.eigh(sb)
+    values, vectors = values[-rank:], vectors[:, -rank:]
+    E = (np.eye(K) - 1 / K) / math.sqrt(K - 1)
+    dist = lambda G: np.linalg.norm(G / np.linalg.norm(G) - E)
+    Wc = W - W.mean(0)
+    r = W @ g + b
+    near = np.array([np.argmin(((f - mean) ** 2).sum(1)) for f in F])
+    return {
+        "nc1": sum(v @ sw @ v / s for s, v in zip(values, vectors.T, strict=True)) / K,
+        "nc1_ratio": np.trace(sw) / np.trace(sb),
+        "nc2": dist(W @ W.T),
+        "nc2_centered": dist(Wc @ Wc.T),
+        "nc2_means": dist(M @ M.T),
+        "nc3": dist(W @ M.T),
+        "nc3_centered": dist(Wc @ M.T),
+        "residual": np.linalg.norm(r),
+        "residual_centered": np.linalg.norm(r - r.mean()),
+        "ncc_disagreement": np.mean(near != np.argmax(F @ W.T + b, 1)),
+    }
+
+
+def spec_input(seed, K, d, n, w):
+    rng = np.random.default_rng(seed)
+    y = np.repeat(np.arange(K), n)
+    F = rng.standard_normal((K, d))[y] + rng.standard_normal((K * n, d)) * w
+    return F, y, rng.standard_normal((K, d)), rng.standard_normal(K)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "values"),
+    [
+        (
+            (100, 4, 6, 5, 0.3),
+            {
+                "nc1": 0.0319238898,
+                "nc1_ratio": 0.0686127729,
+                "nc2_centered": 0.5224030826,
+                "nc2": 0.7268600099,
+                "nc3_centered": 1.1983720303,
+                "nc3": 1.219101196,
+                "residual": 1.4876400713,
+            },
+        ),
+        (
+            (103, 10, 32, 7, 1.0),
+            {
+                "nc1": 0.2890231608,
+                "nc2_centered": 0.4952987242,
+                "nc2": 0.5807275031,
+                "nc3_centered": 1.3757186549,
+                "nc3": 1.3775697055,
+                "residual": 4.9381703392,
+            },
+        ),
+    ],
+)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 1e-6)])
+def test_reference_values_of_the_official_functions(arguments, values, dtype, tolerance):
+    F, y, W, b = spec_input(*arguments)
+    got = nc_metrics(torch.tensor(F, dtype=dtype), y, torch.tensor(W, dtype=dtype), b)
+    for name, value in values.items():
+        assert got[name] == pytest.approx(value, abs=tolerance), name
+
+
+def sample(rng, K, d, counts, width, bias=True):
+    y = rng.permutation(np.repeat(np.arange(K), counts))
+    F = 3 + 2 * rng.standard_normal((K, d))[y] + width * rng.standard_normal((len(y), d))
+    return F, y, rng.standard_normal((K, d)), rng.standard_normal(K) if bias else None
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    K=st.integers(2, 6),
+    d=st.integers(1, 8),
+    bias=st.booleans(),
+    balanced=st.booleans(),
+)
+def test_everything_matches_the_definitions(seed, K, d, bias, balanced):
+    rng = np.random.default_rng(seed)
+    counts = 4 if balanced else rng.integers(1, 9, K)
+    F, y, W, b = sample(rng, K, d, counts, 0.5, bias)
+    got, want = nc_metrics(F, y, W, b), oracle(F, y, W, b)
+    assert got.keys() == want.keys()
+    for name in want:
+        assert got[name] == pytest.approx(want[name], rel=1e-8, abs=1e-10), name
+    streamed = ClassStatistics(K, d).update(F, y).metrics(W, b)
+    for name in want.keys() - {"ncc_disagreement"}:
+        assert streamed[name] == pytest.approx(want[name], rel=1e-8, abs=1e-10), name
+
+
+@pytest.mark.parametrize("nc1", [1e-4, 1e-8])
+def test_float32_features_keep_six_digits_when_collapsed(nc1):
+    """Inputs at NC1 = 1e-8 with a mean ten times the class distance: nothing may cancel."""
+    rng = np.random.default_rng(5)
+    K, d, n = 5, 24, 200
+    F, y, W, b = sample(rng, K, d, n, 0.0)
+    F = np.float32(F + 10 + math.sqrt(nc1) * rng.standard_normal(F.shape))
+    want = oracle(F, y, np.float32(W), b)
+    assert want["nc1"] < 10 * nc1
+    whole = nc_metrics(torch.tensor(F), y, torch.tensor(np.float32(W)), b)
+    stream = ClassStatistics(K, d)
+    for part in np.array_split(rng.permutation(len(y)), 7):
+        stream.update(torch.tensor(F[part]), y[part])
+    for got in (whole, stream.metrics(np.float32(W), b)):
+        for name in ("nc1", "nc1_ratio", "nc2_means", "nc3"):
+            assert got[name] == pytest.approx(want[name], rel=1e-6), name
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_invariances(seed):
+    rng = np.random.default_rng(seed)
+    K, d = 4, 6
+    F, y, W, b = sample(rng, K, d, rng.integers(2, 9, K), 0.3)
+    base = nc_metrics(F, y, W, b)
+    Q = frames.random_rotation(d, generator=torch.Generator().manual_seed(seed)).numpy()
+    p, order = rng.permutation(K), rng.permutation(len(y))
+    inverse = np.argsort(p)
+    transformed = {
+        "rotation": nc_metrics(F @ Q, y, W @ Q, b),
+        "relabelling": nc_metrics(F, inverse[y], W[p], b[p]),
+        "order": nc_metrics(F[order], y[order], W, b),
+    }
+    for what, got in transformed.items():
+        for name in base:
+            assert got[name] == pytest.approx(base[name], rel=1e-8, abs=1e-10), (what, name)
+    scaled = nc_metrics(5.0 * F, y, W / 3, b)
+    for name in base.keys() - {"residual", "residual_centered", "ncc_disagreement"}:
+        assert scaled[name] == pytest.approx(base[name], rel=1e-8), name
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), parts=st.integers(1, 6))
+def test_batches_and_merge_order_do_not_matter(seed, parts):
+    rng = np.random.default_rng(seed)
+    K, d = 4, 5
+    F, y, W, b = sample(rng, K, d, rng.integers(1, 7, K), 1e-3)
+    split = np.array_split(rng.permutation(len(y)), parts)
+    one = ClassStatistics(K, d)
+    pieces = []
+    for part in split:
+        if len(part):
+            one.update(F[part], y[part])
+            pieces.append(ClassStatistics(K, d).update(F[part], y[part]))
+    merged = pieces[0]
+    for i in rng.permutation(len(pieces) - 1):
+        merged.merge(pieces[1 + i])
+    want = oracle(F, y, W, b)
+    for got in (one, merged):
+        assert got.counts.sum() == len(y)
+        values = got.metrics(W, b)
+        for name in values:
+            assert values[name] == pytest.approx(want[name], rel=1e-7, abs=1e-12), name
+
+
+def test_merging_keeps_accumulating():
+    rng = np.random.default_rng(1)
+    F, y, W, b = sample(rng, 3, 4, 6, 1e-2)
+    a = ClassStatistics(3, 4).update(F[:5], y[:5])
+    c = ClassStatistics(3, 4).update(F[5:9], y[5:9])
+    got = a.merge(c).update(F[9:], y[9:])
+    np.testing.assert_allclose(got.global_mean, F.mean(0), rtol=1e-12)
+    assert got.metrics(W, b)["nc1"] == pytest.approx(oracle(F, y, W, b)["nc1"], rel=1e-9)
+
+
+def test_exact_collapse_to_an_etf_is_zero():
+    K, d = 5, 9
+    W = frames.simplex_etf(K, d, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(K).repeat(7)
+    got = nc_metrics(2.5 * W[y], y, W, torch.full((K,), 0.3))
+    for name in ("nc1", "nc1_ratio", "nc2", "nc2_centered", "nc2_means", "nc3", "nc3_centered"):
+        assert got[name] == pytest.approx(0, abs=1e-12), name
+    assert got["ncc_disagreement"] == 0
+    assert got["residual"] == pytest.approx(0.3 * math.sqrt(K))
+    assert got["residual_centered"] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("K", [3, 10])
+def test_an_orthogonal_frame_has_known_raw_nc2(K):
+    W = frames.orthogonal_frame(K, K + 2)
+    got = nc_metrics(W[torch.arange(K).repeat(2)], torch.arange(K).repeat(2), W)
+    assert got["nc2"] == pytest.approx(math.sqrt(2 - 2 * math.sqrt((K - 1) / K)), abs=1e-12)
+    assert got["nc2_centered"] == pytest.approx(0, abs=1e-12)
+    assert got["nc2_means"] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_imbalance_uses_the_sample_mean_and_counts_the_bias():
+    F = np.array([[0.0], [0.0], [0.0], [4.0]])
+    got = nc_metrics(F, [0, 0, 0, 1], [[0.0], [0.0]], [3.0, 4.0])
+    assert got["residual"] == 5.0  # the global mean is 1, W is zero: only the bias is left
+    stats = ClassStatistics(2, 1).update(F, [0, 0, 0, 1])
+    assert float(stats.global_mean) == 1.0
+    assert float(stats.between_covariance) == pytest.approx((1 + 9) / 2)
+
+
+def test_bias_decides_the_predicted_class():
+    F, y, W = np.array([[1.0], [-1.0]]), [0, 1], [[1.0], [-1.0]]
+    assert nc_metrics(F, y, W)["ncc_disagreement"] == 0
+    assert nc_metrics(F, y, W, [0.0, 100.0])["ncc_disagreement"] == 0.5
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_undefined_metrics_are_nan():
+    F, y = np.ones((4, 3)), [0, 0, 1, 1]
+    got = nc_metrics(F, y, np.zeros((2, 3)))
+    assert all(math.isnan(got[n]) for n in ("nc1", "nc1_ratio", "nc2", "nc2_means", "nc3"))
+    assert got["residual"] == 0
+
+
+def test_undefined_metrics_warn():
+    F = np.random.default_rng(0).standard_normal((4, 3))
+    with pytest.warns(RuntimeWarning) as caught:
+        nc_metrics(F, [0, 0, 1, 1], np.zeros((2, 3)))
+        nc_metrics(np.ones((4, 3)), [0, 0, 1, 1])
+    said = " / ".join(str(warning.message) for warning in caught)
+    assert "Gram matrix of W is zero" in said
+    assert "all class means are equal" in said
+
+
+def test_half_precision_is_upcast():
+    F, y, W, b = spec_input(100, 4, 6, 5, 0.3)
+    half = torch.tensor(F).half()
+    assert nc_metrics(half, y, W, b) == nc_metrics(half.float(), y, W, b)
+
+
+GOOD = (np.random.default_rng(0).standard_normal((6, 4)), [0, 0, 1, 1, 2, 2], np.eye(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": np.full((6, 4), np.nan)}, "features has 24 NaN or infinite values"),
+        ({"features": np.array([[np.inf] * 4] * 6)}, "NaN or infinite"),
+        ({"features": np.ones(6)}, "features must be a matrix"),
+        ({"labels": [0, 0, 1, 1, 2, 3]}, r"must lie in 0\.\.2, found 3"),
+        ({"labels": [0, 0, 1, 1, 2, -1]}, r"must lie in 0\.\.2, found -1"),
+        ({"labels": [0, 0, 1, 1, 1, 1]}, "class 2 has no sample"),
+        ({"labels": [0, 0, 1]}, "labels has 3 entries for 6 samples"),
+        ({"labels": [0.5] * 6}, "integer class indices"),
+        ({"labels": np.eye(6)}, "labels must be a vector"),
+        ({"labels": [0] * 6, "weight": None}, "at least two classes"),
+        ({"weight": np.eye(3, 5)}, "weight must have 4 columns"),
+        ({"weight": np.eye(4, 4), "num_classes": 3}, "weight must have 3 rows"),
+        ({"bias": np.ones(4)}, r"bias must have shape \(3,\)"),
+        ({"bias": np.ones(3), "weight": None}, "bias was given without a weight"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    arguments = dict(zip(("features", "labels", "weight"), GOOD, strict=True)) | change
+    with pytest.raises(ValueError, match=message):
+        nc_metrics(**arguments)
+
+
+def test_streaming_refuses_bad_batches_and_keeps_what_it_has():
+    stats = ClassStatistics(3, 4).update(GOOD[0], GOOD[1])
+    before = stats.metrics(GOOD[2])
+    for features, labels in ((GOOD[0][:, :3], GOOD[1]), (GOOD[0] * np.nan, GOOD[1])):
+        with pytest.raises(ValueError, match="features"):
+            stats.update(features, labels)
+    assert stats.metrics(GOOD[2]) == before
+    with pytest.raises(ValueError, match="cannot merge"):
+        stats.merge(ClassStatistics(4, 4))
+    with pytest.raises(ValueError, match="class 0, 1, 2 has no sample"):
+        ClassStatistics(3, 4).metrics()

@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nclib import losses
+
+ALL = [("ce", {}), ("ls", {"alpha": 0.1}), ("fl", {"gamma": 0.5}), ("fl", {"gamma": 3.0})]
+ALL += [("mse", {"tau": 0.7, "scale": 2.0, "kappa": 3.0}), ("mse", {"tau": None, "scale": 15.0})]
+
+
+def reference_input():
+    rng = np.random.default_rng(20221004)
+    logits = rng.normal(0, 2, (6, 5))
+    return torch.tensor(logits), torch.tensor(rng.integers(0, 5, 6))
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "value"),
+    [
+        ("ce", {}, 3.6720832128),
+        ("ls", {"alpha": 0.05}, 3.6277129188),
+        ("ls", {"alpha": 0.1}, 3.5833426248),
+        ("fl", {"gamma": 1.0}, 3.5309440115),
+        ("fl", {"gamma": 2.0}, 3.4017019149),
+        ("fl", {"gamma": 3.0}, 3.2832222544),
+        ("mse", {}, 10.7923545521),
+        ("mse", {"tau": None, "scale": 15.0}, 48.6815247676),
+    ],
+)
+def test_reference_values(name, params, value):
+    assert float(losses.get(name, **params)(*reference_input())) == pytest.approx(value, abs=1e-9)
+
+
+def brute_force(name, params, z, k):
+    """One sample, from the definition, in plain Python floats."""
+    z = [float(v) for v in z]
+    K = len(z)
+    p = np.exp(z) / np.exp(z).sum()
+    if name == "ce":
+        return -np.log(p[k])
+    if name == "ls":
+        t = [params["alpha"] / K + (1 - params["alpha"]) * (j == k) for j in range(K)]
+        return -sum(t[j] * np.log(p[j]) for j in range(K))
+    if name == "fl":
+        return -((1 - p[k]) ** params["gamma"]) * np.log(p[k])
+    tau = 2 / K if params["tau"] is None else params["tau"]
+    own = params.get("kappa", 1.0) * (z[k] - params["scale"]) ** 2
+    return tau / 2 * (own + sum(z[j] ** 2 for j in range(K) if j != k))
+
+
+@pytest.mark.parametrize(("name", "params"), ALL)
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), K=st.integers(2, 7))
+def test_every_loss_matches_its_definition(name, params, seed, K):
+    rng = np.random.default_rng(seed)
+    z, y = rng.normal(0, 3, (4, K)), rng.integers(0, K, 4)
+    got = losses.get(name, **params).per_sample(torch.tensor(z), torch.tensor(y))
+    want = [brute_force(name, params, z[i], y[i]) for i in range(4)]
+    np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "params"), ALL)
+def test_gradients_match_finite_differences(name, params):
+    z, y = reference_input()
+    loss = losses.get(name, **params)
+    assert torch.autograd.gradcheck(lambda t: loss(t, y), z.clone().requires_grad_())
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_focal_gradient_is_finite_when_the_sample_is_certain(gamma, dtype):
+    z = torch.tensor([[100.0, 0.0], [800.0, -5.0], [-100.0, 0.0]], dtype=dtype, requires_grad=True)
+    value = losses.get("fl", gamma=gamma)(z, torch.tensor([0, 0, 0]))
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(z.grad).all()
+
+
+def test_focal_keeps_small_probabilities_in_float32():
+    z = torch.tensor([[20.0, 0.0]])
+    got = losses.get("fl", gamma=1.0)(z, torch.tensor([0]))
+    assert float(got) == pytest.approx(np.exp(-20.0) ** 2, rel=1e-4)
+
+
+def test_mse_equals_torch_mse_loss():
+    z, y = reference_input()
+    want = F.mse_loss(z, 15.0 * F.one_hot(y, 5).double())
+    assert torch.allclose(losses.get("mse", tau=None, scale=15.0)(z, y), want)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [
+        ("hinge", {}, "must be one of ce, ls, fl, mse; got 'hinge'"),
+        ("ce", {"alpha": 0.1}, "'ce' has no parameter 'alpha'; it accepts: none"),
+        ("ls", {"alpha": 1.0}, "alpha must be less than 1"),
+        ("ls", {"alpha": -0.1}, "alpha must be at least 0"),
+        ("fl", {"gamma": -1}, "gamma must be at least 0"),
+        ("fl", {"gamma": float("nan")}, "gamma must be a finite number"),
+        ("mse", {"tau": 0}, "tau must be greater than 0"),
+        ("mse", {"scale": -1}, "scale must be greater than 0"),
+    ],
+)
+def test_bad_parameters_are_named(name, params, message):
+    with pytest.raises(ValueError, match=message):
+        losses.get(name, **params)
