@@ -7,6 +7,7 @@ everywhere.  All of them raise :class:`InputError`, a ``ValueError``.
 import math
 from numbers import Integral, Real
 
+import numpy as np
 import torch
 
 
@@ -45,13 +46,25 @@ def choice(name, value, accepted):
     return value
 
 
+def tensor(name, value):
+    """``value`` as a tensor; Python numbers and lists keep float64, which torch would round away."""
+    if not isinstance(value, torch.Tensor | np.ndarray):
+        try:
+            value = np.asarray(value)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise InputError(f"{name} cannot be read as an array: {error}") from None
+        if value.dtype.kind not in "biufc":
+            raise InputError(f"{name} must hold numbers, got an array of {value.dtype}")
+    return torch.as_tensor(value)
+
+
 def matrix(name, value, *, rows=None, columns=None, dtype=None):
     """``value`` as a finite 2-d floating tensor of the given size.
 
     Lists and numpy arrays are converted; integers become float64; half precision is upcast to
     float32, because collapse lives far below its rounding error.
     """
-    value = torch.as_tensor(value)
+    value = tensor(name, value)
     if value.ndim != 2:
         raise InputError(f"{name} must be a matrix (rows, columns), got shape {tuple(value.shape)}")
     if not value.is_floating_point():
@@ -81,7 +94,7 @@ def finite(name, value):
 
 def vector(name, value, length, dtype=None):
     """``value`` as a finite 1-d floating tensor with ``length`` entries."""
-    value = torch.as_tensor(value)
+    value = tensor(name, value)
     if tuple(value.shape) != (length,):
         raise InputError(f"{name} must have shape ({length},), got {tuple(value.shape)}")
     value = value if value.is_floating_point() else value.to(torch.float64)

@@ -138,9 +138,9 @@ def pick_all_labels(logits, targets, reduction="sum"):
     ``logits (N, K)``; ``targets (N, K)`` multi-hot, any dtype, at least one label per row.  A
     sample with label set S costs ``Σ_{k∈S} [logsumexp(z) - z_k]`` (``reduction="sum"``, the paper's
     loss), or that divided by |S| (``"mean"``: cross-entropy against targets/|S|).  With m labels
-    the infimum is
-    ``m log m`` or ``log m``, not 0 (claim 3.L1).  Raises :class:`~nclib.checks.InputError` for
-    shapes that differ, targets other than 0 and 1, and samples without a label.
+    the infimum is ``m log m`` or ``log m``, not 0 (claim 3.L1).  Raises
+    :class:`~nclib.checks.InputError` for shapes that differ, targets other than 0 and 1, and
+    samples without a label.
     """
     checks.choice("reduction", reduction, ("sum", "mean"))
     logits = logits if torch.is_tensor(logits) else torch.as_tensor(logits, dtype=torch.float64)

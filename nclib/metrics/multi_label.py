@@ -1,0 +1,391 @@
+"""Result 3: collapse metrics for several labels per sample.
+
+``targets (N, K)`` is multi-hot; the row of a sample is its *label set* S, its number of labels the
+*multiplicity* m.  M_k is the mean feature of the samples with the single label k, μ the mean of the
+M_k (each class counts once), μ_S the mean feature of label set S (each sample counts once), and
+T = (I - 11ᵀ/K)/√(K-1).  All work is float64.
+"""
+
+import warnings
+from math import comb
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+import torch
+
+from nclib import checks, frames
+
+CONVENTIONS = ("clean", "official")
+_MAX_PAIRS = 30_000_000
+
+
+class Angle(NamedTuple):
+    """Mean angle of a label set's mean to its tag-wise sum: ``degrees``, and its ``ratio`` to the
+    mean angle over all pairs of (possible set, observed set).  Also ``angle["degrees"]``.
+
+    The mean over pairs is exact up to 30 million pairs; beyond, possible sets are drawn at random.
+    """
+
+    degrees: float
+    ratio: float
+
+    def __getitem__(self, key):
+        return getattr(self, key) if isinstance(key, str) else tuple(self)[key]
+
+
+class TagwiseFit(NamedTuple):
+    """Least-squares fit ``μ_S = offset + scale Σ_{k∈S} direction_k`` over the label sets of one
+    multiplicity.
+
+    ``scale`` C_m; ``offset (d,)``; ``residual`` = ``Σ‖r_S‖² / Σ‖μ_S - offset‖²``; ``degrees (R,)``
+    the angle of ``μ_S - offset`` to the tag-wise sum for each of the R sets; ``ratio`` as in
+    :class:`Angle`; ``label_sets (R, K)`` bool; ``sample_counts (R,)``.  NaN where undetermined.
+    """
+
+    scale: float
+    offset: torch.Tensor
+    residual: float
+    degrees: torch.Tensor
+    ratio: float
+    label_sets: torch.Tensor
+    sample_counts: torch.Tensor
+
+
+class LabelSetStatistics:
+    """Counts, means and scatter of the features of every label set, in one pass over the data.
+
+    Feed batches with :meth:`update`, join the statistics of parts with :meth:`merge`; the result
+    does not depend on how the data was cut.  Scatter is accumulated around running means, so
+    nothing cancels when features have collapsed.
+
+    Attributes: ``label_sets (R, K)`` bool, ``counts (R,)``, ``means (R, d)``, ``scatter (R,)`` with
+    ``Σ‖h - μ_S‖²``, and ``within (d, d)``, the scatter matrix of all single-label samples.
+    """
+
+    def __init__(self, num_classes, dim, *, device=None):
+        self.K = checks.integer("num_classes", num_classes, 2)
+        self.dim = checks.integer("dim", dim)
+        zeros = lambda *shape: torch.zeros(shape, dtype=torch.float64, device=device)  # noqa: E731
+        self.label_sets = torch.zeros(0, self.K, dtype=torch.bool, device=device)
+        self.counts, self.scatter = zeros(0), zeros(0)
+        self.means, self.within = zeros(0, self.dim), zeros(self.dim, self.dim)
+        self._row = {}
+
+    @classmethod
+    def of(cls, features, targets):
+        """The statistics of features ``(N, d)`` with multi-hot targets ``(N, K)`` in memory."""
+        features = checks.matrix("features", features)
+        targets = checks.label_sets(targets)
+        found = cls(targets.shape[1], features.shape[1], device=features.device)
+        return found.update(features, targets)
+
+    def update(self, features, targets):
+        """Add a batch; returns self."""
+        features = checks.matrix("features", features, columns=self.dim).to(self.means)
+        targets = checks.label_sets(targets, shape=(len(features), self.K)).to(features.device)
+        sets, inverse = _distinct(targets.bool())
+        counts = torch.bincount(inverse).to(features)
+        means = torch.zeros(len(sets), self.dim).to(features).index_add_(0, inverse, features)
+        means /= counts[:, None]
+        centred = features - means[inverse]
+        scatter = torch.zeros(len(sets)).to(features)
+        scatter.index_add_(0, inverse, centred.square().sum(1))
+        single = centred[targets.bool().sum(1) == 1]
+        return self._join(sets, counts, means, scatter, single.T @ single)
+
+    def merge(self, other):
+        """Add the statistics of another part of the data; returns self."""
+        if (self.K, self.dim) != (other.K, other.dim):
+            raise checks.InputError(
+                f"cannot merge statistics of K={other.K}, d={other.dim} "
+                f"into K={self.K}, d={self.dim}"
+            )
+        return self._join(other.label_sets, other.counts, other.means, other.scatter, other.within)
+
+    def _join(self, sets, counts, means, scatter, within):
+        """Chan's update of counts, means and scatter, for all label sets at once."""
+        rows = self._rows(sets)
+        total = self.counts[rows] + counts
+        shift = means - self.means[rows]
+        weight = self.counts[rows] * counts / total
+        self.means[rows] += shift * (counts / total)[:, None]
+        self.scatter[rows] += scatter + weight * shift.square().sum(1)
+        moved = (weight.sqrt()[:, None] * shift)[sets.sum(1) == 1]
+        self.within += within + moved.T @ moved
+        self.counts[rows] = total
+        return self
+
+    def _rows(self, sets):
+        """Row of every label set, appending the new ones."""
+        keys = [row.tobytes() for row in np.packbits(sets.cpu().numpy(), axis=1)]
+        new = [i for i, key in enumerate(keys) if key not in self._row]
+        for i in new:
+            self._row[keys[i]] = len(self._row)
+        grow = lambda t: torch.cat([t, t.new_zeros(len(new), *t.shape[1:])])  # noqa: E731
+        self.label_sets = torch.cat([self.label_sets, sets[new].to(self.label_sets)])
+        self.counts, self.scatter = grow(self.counts), grow(self.scatter)
+        self.means = grow(self.means)
+        return torch.tensor([self._row[key] for key in keys], device=self.means.device)
+
+    @property
+    def multiplicities(self):
+        """Multiplicities present, ascending."""
+        return sorted({int(m) for m in self.label_sets.sum(1)})
+
+    def rows(self, m):
+        """Rows of the label sets of multiplicity m, lexicographic by their labels."""
+        rows = (self.label_sets.sum(1) == m).nonzero().flatten()
+        absent = ~self.label_sets[rows].cpu().numpy()
+        order = np.lexsort(absent.T[::-1])
+        return rows[torch.from_numpy(order).to(rows.device)]
+
+    @property
+    def classes_without_singles(self):
+        """Classes of which there is no sample with that label alone."""
+        single = self.label_sets[self.label_sets.sum(1) == 1].any(0)
+        return (~single).nonzero().flatten().tolist()
+
+    @property
+    def class_means(self):
+        """M_k ``(K, d)``: mean feature of the samples labelled k alone; all must exist."""
+        missing = self.classes_without_singles
+        if missing:
+            raise checks.InputError(
+                f"class {', '.join(map(str, missing[:8]))}{', …' * (len(missing) > 8)} has no "
+                "sample with that label alone, so nc1, nc2_means, nc3, nc3_centered and the "
+                "tag-wise fit to the singles' means are undefined; with reference='weight' they "
+                "are left out as NaN, and nc2, nc2_centered, nc1_ratio, soft_iou and the fit to "
+                "the classifier rows (scale, tagwise_residual, angle) remain"
+            )
+        return self.means[self.rows(1)]
+
+
+def multi_label_metrics(
+    features, targets, weight, bias=None, *, convention="clean", reference="means"
+):
+    """All multi-label collapse metrics of features ``(N, d)``, targets ``(N, K)``, classifier
+    ``(K, d)``.
+
+    Returns a dict.  Multiplicity 1 (claims 3.L3, 3.L4, 3.L11):
+
+    ``nc1``            ``tr(Σ_W Σ_B⁺)/K`` of the single-label samples around the M_k and μ
+    ``nc2``            ``‖WWᵀ/‖·‖ - T‖`` (Frobenius, as all below), W as it is
+    ``nc2_centered``   the same with the mean row of W subtracted
+    ``nc2_means``      the same for the rows M_k - μ
+    ``nc3``            ``‖W Aᵀ/‖·‖ - T‖`` with rows M_k - μ in A, W as it is
+    ``nc3_centered``   the same with the mean row of W subtracted
+
+    and mappings over the multiplicities m present (3.L2, 3.L5):
+
+    ``nc1_ratio``         ``tr Σ_W / tr Σ_B`` over the label sets of multiplicity m
+    ``scale``             C_m of the tag-wise fit, m >= 2 (:class:`TagwiseFit`)
+    ``tagwise_residual``  its relative squared residual
+    ``angle``             :class:`Angle`, degrees and ratio
+    ``soft_iou``          softmax probability of the true label set, mean over samples
+
+    ``reference="weight"`` fits the tag-wise sums of the centred rows of W instead of the M_k - μ;
+    then classes without singles are allowed, and what needs them is NaN.
+
+    ``convention="official"`` follows the authors' published code and returns ``nc1, nc2, nc2_means,
+    nc3, angle[2], soft_iou``.  It differs in four ways, which are errors or traps there: μ is the
+    sum of the single-label features divided by the number of *all* samples, so Σ_B has a spurious
+    direction and nc1 and nc3 are biased; Σ_B is inverted in float32; nc2_means uses *uncentred*
+    means, so it stays far from 0 for ReLU features; angles are uncentred, without offset, and for
+    pairs only.  Its overwriting of the first stored feature of each class is a memory slip and is
+    not imitated.
+
+    Features that are all equal ("collapsed to zero") give NaN and a RuntimeWarning.
+    """
+    checks.choice("convention", convention, CONVENTIONS)
+    statistics = LabelSetStatistics.of(features, targets)
+    found = statistics_metrics(statistics, weight, convention=convention, reference=reference)
+    weight = checks.matrix("weight", weight).to(statistics.means)
+    logits = torch.as_tensor(features).to(weight) @ weight.T
+    if bias is not None:
+        logits = logits + checks.vector("bias", bias, len(weight)).to(weight)
+    return found | {"soft_iou": soft_iou(logits, targets)}
+
+
+def statistics_metrics(statistics, weight, *, convention="clean", reference="means"):
+    """:func:`multi_label_metrics` from :class:`LabelSetStatistics`, without ``soft_iou``."""
+    checks.choice("convention", convention, CONVENTIONS)
+    checks.choice("reference", reference, ("means", "weight"))
+    K, d = statistics.K, statistics.dim
+    weight = checks.matrix("weight", weight, rows=K, columns=d).to(statistics.means)
+    if convention == "official":
+        return _official(statistics, weight)
+
+    found = {"nc2": _gram_distance(weight @ weight.T)}
+    centred_weight = weight - weight.mean(0)
+    found["nc2_centered"] = _gram_distance(centred_weight @ centred_weight.T)
+    single = ("nc1", "nc2_means", "nc3", "nc3_centered")
+    directions = centred_weight
+    if reference == "means" or not statistics.classes_without_singles:
+        means = statistics.class_means
+        centred = _centred(means)
+        found |= {
+            "nc1": _nc1(statistics, centred),
+            "nc2_means": _gram_distance(centred @ centred.T),
+            "nc3": _gram_distance(weight @ centred.T),
+            "nc3_centered": _gram_distance(centred_weight @ centred.T),
+        }
+        directions = centred if reference == "means" else centred_weight
+    else:
+        found |= dict.fromkeys(single, float("nan"))
+    found["nc1_ratio"] = {m: _nc1_ratio(statistics, m) for m in statistics.multiplicities}
+    fits = {m: _fit(statistics, m, directions) for m in statistics.multiplicities if m > 1}
+    found["scale"] = {m: fit.scale for m, fit in fits.items()}
+    found["tagwise_residual"] = {m: fit.residual for m, fit in fits.items()}
+    found["angle"] = {m: Angle(float(f.degrees.mean()), f.ratio) for m, f in fits.items()}
+    return found
+
+
+def tagwise_fit(statistics, m, *, weight=None):
+    """The :class:`TagwiseFit` of multiplicity m >= 2 (claim 3.L5).
+
+    The directions are M_k - μ, or the centred rows of ``weight (K, d)`` if one is given.  The
+    angles per label set answer which sets, for instance rare ones, leave the tag-wise average.
+    """
+    if m < 2 or m not in statistics.multiplicities:
+        present = [p for p in statistics.multiplicities if p > 1]
+        raise checks.InputError(f"no label sets of multiplicity m={m} >= 2; present: {present}")
+    if weight is None:
+        return _fit(statistics, m, _centred(statistics.class_means))
+    weight = checks.matrix("weight", weight, rows=statistics.K, columns=statistics.dim)
+    return _fit(statistics, m, _centred(weight.to(statistics.means)))
+
+
+def soft_iou(logits, targets):
+    """``{m: mean over the samples with m labels of the softmax probability of their label set}``.
+
+    The official code prints its mean over all samples as "iou"; it is no Jaccard index.
+    """
+    logits = checks.matrix("logits", logits, dtype=torch.float64)
+    targets = checks.label_sets(targets, shape=tuple(logits.shape)).to(logits)
+    mass, sizes = (torch.softmax(logits, 1) * targets).sum(1), targets.sum(1).long()
+    return {m: float(mass[sizes == m].mean()) for m in sorted(set(sizes.tolist()))}
+
+
+def _distinct(sets):
+    """Distinct rows of a bool matrix and the index of every row among them."""
+    packed = np.packbits(sets.cpu().numpy(), axis=1)
+    codes = np.ascontiguousarray(packed).view(f"V{packed.shape[1]}").ravel()
+    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    place = lambda index: torch.from_numpy(index).to(sets.device)  # noqa: E731
+    return sets[place(first)], place(inverse)
+
+
+def _centred(rows):
+    centred = rows - rows.mean(0)
+    if centred.abs().max() <= 1e-12 * rows.abs().max():
+        warnings.warn(
+            "all class means, or all classifier rows, are equal (collapsed to zero?): metrics that "
+            "need them are NaN",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return torch.full_like(rows, float("nan"))
+    return centred
+
+
+def _gram_distance(gram):
+    """``‖gram/‖gram‖ - T‖``; NaN for a zero Gram matrix."""
+    target = frames.etf_gram(len(gram)).to(gram)
+    return float((gram / gram.norm() - target).norm())
+
+
+def _nc1(statistics, centred):
+    """``tr(Σ_W Σ_B⁺)/K`` with ``Σ_B = A Aᵀ/K``, inverted through the singular values of A (K,
+    d)."""
+    if not torch.isfinite(centred).all():
+        return float("nan")
+    K, N = statistics.K, statistics.counts[statistics.rows(1)].sum()
+    _, singular, axes = torch.linalg.svd(centred / K**0.5, full_matrices=False)
+    keep = singular.square() > 1e-10 * singular[0].square()
+    variance = ((axes @ statistics.within) * axes).sum(1) / N
+    return float((variance[keep] / singular[keep].square()).sum() / K)
+
+
+def _nc1_ratio(statistics, m):
+    rows = statistics.rows(m)
+    within = statistics.scatter[rows].sum() / statistics.counts[rows].sum()
+    means = statistics.means[rows]
+    between = (means - means.mean(0)).square().sum(1).mean()
+    if between <= 1e-24 * means.square().sum(1).max():
+        return float("nan")
+    return float(within / between)
+
+
+def _fit(statistics, m, directions):
+    rows = statistics.rows(m)
+    sets, counts, means = (
+        statistics.label_sets[rows],
+        statistics.counts[rows],
+        statistics.means[rows],
+    )
+    sums = sets.to(means) @ directions
+    x, y = sums - sums.mean(0), means - means.mean(0)
+    scale = (x * y).sum() / x.square().sum() if len(rows) > 1 else x.new_tensor(float("nan"))
+    offset = means.mean(0) - scale * sums.mean(0)
+    centred = means - offset
+    if not torch.isfinite(scale):
+        centred = torch.full_like(centred, float("nan"))
+    residual = float((centred - scale * sums).square().sum() / centred.square().sum())
+    degrees, ratio = _angles(sets, sums, centred, directions, m)
+    return TagwiseFit(float(scale), offset, residual, degrees, ratio, sets, counts)
+
+
+def _angles(sets, sums, centred, directions, m):
+    """Angle per observed set in degrees, and mean over those / mean over all pairs."""
+    unit = lambda rows: rows / rows.norm(dim=1, keepdim=True)  # noqa: E731
+    a, b = unit(sums), unit(centred)
+    # 2 atan2(‖a-b‖, ‖a+b‖) keeps its digits at small angles, where arccos has lost them all.
+    degrees = torch.rad2deg(2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1)))
+    total = parts = 0
+    for subsets in _possible_sets(sets.shape[1], m, _MAX_PAIRS // len(sets), sets.device):
+        cosines = unit(subsets.to(directions) @ directions) @ b.T
+        total = total + torch.rad2deg(cosines.clamp(-1, 1).arccos()).sum()
+        parts += cosines.numel()
+    return degrees, float(degrees.mean() / (total / parts))
+
+
+def _possible_sets(K, m, most, device, chunk=1024):
+    """Multi-hot blocks of all m-subsets of K classes, or of ``most`` drawn at random if there are
+    more."""
+    if comb(K, m) <= most:
+        subsets = torch.combinations(torch.arange(K), m)
+    else:
+        generator = torch.Generator().manual_seed(0)
+        subsets = torch.rand(most, K, generator=generator).argsort(1)[:, :m]
+    for block in subsets.split(chunk):
+        yield torch.zeros(len(block), K).scatter_(1, block, 1.0).to(device)
+
+
+def _official(statistics, weight):
+    """The metrics as the authors' code defines them; see :func:`multi_label_metrics`."""
+    K, rows = statistics.K, statistics.rows(1)
+    means, counts = statistics.class_means, statistics.counts[rows]
+    wrong_mean = (counts[:, None] * means).sum(0) / statistics.counts.sum()
+    shifted = means - wrong_mean
+    between = (shifted.T @ shifted / K).float().cpu().numpy()
+    within = (statistics.within / counts.sum()).float().cpu().numpy()
+    found = {
+        "nc1": float(np.trace(within @ scipy.linalg.pinv(between)) / K),
+        "nc2": _gram_distance(weight @ weight.T),
+        "nc2_means": _gram_distance(means @ means.T),
+        "nc3": _gram_distance(weight @ shifted.T),
+        "angle": {},
+    }
+    if 2 in statistics.multiplicities:
+        pairs = statistics.rows(2)
+        sets, pair_means = statistics.label_sets[pairs], statistics.means[pairs]
+        degrees, ratio = _angles(sets, sets.to(means) @ means, pair_means, means, 2)
+        found["angle"][2] = Angle(float(degrees.mean()), ratio)
+    return found
+
+
+__all__ = [
+    "Angle", "LabelSetStatistics", "TagwiseFit", "multi_label_metrics", "soft_iou",
+    "statistics_metrics", "tagwise_fit",
+]  # fmt: skip
