@@ -47,7 +47,7 @@ def choice(name, value, accepted):
 
 
 def tensor(name, value):
-    """``value`` as a tensor; Python numbers and lists keep float64, which torch would round away."""
+    """``value`` as a tensor; Python numbers and lists stay float64, which torch would round."""
     if not isinstance(value, torch.Tensor | np.ndarray):
         try:
             value = np.asarray(value)
