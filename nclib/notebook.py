@@ -183,6 +183,13 @@ class Run:
         print(f"{self.name}: {summary}")
 
 
+def short(value):
+    """A number as people read it in a ledger: three significant digits."""
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 _DATA_USED = {}
 
 

@@ -108,7 +108,7 @@ def fit(
         after_step: ``(net) -> None`` after every optimiser step, e.g. a projection.
         augment: ``(inputs, generator) -> inputs`` for every batch.
 
-    History columns: ``epoch``, ``lr``, ``loss`` (mean over the epoch's batches) and those of
+    History columns: ``epoch``, ``lr``, ``train_loss`` (mean over the epoch's batches) and those of
     ``measure``.
     """
     # The generators that draw the batch order live on the CPU: the order is the same on a GPU.
@@ -132,7 +132,7 @@ def fit(
             history.append({"epoch": epoch} | values | {k: float(v) for k, v in found.items()})
 
     if first == 0 and state is None:
-        record(0, lr=math.nan, loss=math.nan)
+        record(0, lr=math.nan, train_loss=math.nan)
     for epoch in _progress(range(first, recipe.epochs), label):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(epoch)
@@ -154,7 +154,7 @@ def fit(
                 with torch.no_grad():
                     after_step(net)
             total, count = total + loss.detach(), count + 1
-        record(epoch + 1, lr=recipe.rate(epoch), loss=float(total) / count)
+        record(epoch + 1, lr=recipe.rate(epoch), train_loss=float(total) / count)
         last = epoch + 1 == recipe.epochs
         if checkpoint is not None and (last or time.monotonic() - saved > SAVE_EVERY):
             saved = time.monotonic()
@@ -201,6 +201,7 @@ def grid(
     measure_at=None,
     checkpoint=None,
     together=True,
+    augment=None,
     label="grid",
 ):
     """Train a net per cell; cells may differ in loss, seed and number of epochs.
@@ -232,6 +233,7 @@ def grid(
             measure=measure and (lambda net, epoch, cell=cell: measure(net, cell, epoch)),
             measure_at=measure_at | {cell.epochs},
             checkpoint=checkpoint and Path(checkpoint).with_suffix(f".{i}.pt"),
+            augment=augment,
             label=f"{label} {i + 1}/{len(cells)}",
         )
         trained.append(Trained(cell, net, history))
@@ -276,7 +278,7 @@ def _grid_together(start, cells, data, recipe, measure, measure_at, checkpoint, 
 
     if state is None:
         for position in range(len(alive)):
-            record(position, 0, lr=math.nan, loss=math.nan)
+            record(position, 0, lr=math.nan, train_loss=math.nan)
     saved = time.monotonic()
     for epoch in _progress(range(first, max((c.epochs for c in cells), default=0)), label):
         skeleton.train()
@@ -299,7 +301,7 @@ def _grid_together(start, cells, data, recipe, measure, measure_at, checkpoint, 
             total += losses
         for position in range(len(alive)):
             rate, mean = float(rates[position]), float(total[position]) / steps
-            record(position, epoch + 1, lr=rate, loss=mean)
+            record(position, epoch + 1, lr=rate, train_loss=mean)
         stay = [p for p, i in enumerate(alive) if cells[i].epochs > epoch + 1]
         for position, i in enumerate(alive):
             if cells[i].epochs == epoch + 1:

@@ -82,6 +82,99 @@ def minimize(objective, start, *, gtol=1e-13, max_iter=20_000, memory=50, restar
     return newton_polish(objective, variables, steps=newton, iterations=iterations)
 
 
+@dataclass(frozen=True)
+class Solutions:
+    """Stationary points of one objective from many starts: everything has a leading axis B."""
+
+    variables: dict
+    values: torch.Tensor
+    gradient_norms: torch.Tensor
+    iterations: int
+
+
+def minimize_many(objective, starts, *, gtol=1e-9, max_iter=3000, memory=20):
+    """Local minima from many starts at once: L-BFGS with all starts in one program.
+
+    ``starts`` maps names to tensors with a leading axis B of starts; ``objective`` is the function
+    of *one* start, as for :func:`minimize` (it is ``torch.func.vmap``-ed).  A gradient of max-norm
+    ``gtol`` puts the value within about ``gtol²`` of the minimum.  Runs on the device of the
+    starts.  Returns :class:`Solutions`.
+    """
+    for name, tensor in starts.items():
+        checks.finite(name, tensor)
+    one = {name: tensor[0] for name, tensor in starts.items()}
+    flat, count = _Flat(one), len(next(iter(starts.values())))
+    x = torch.cat([starts[n].detach().double().reshape(count, -1) for n in flat.shapes], 1)
+    fun = torch.vmap(flat.objective(objective))
+
+    def value_and_gradient(point):
+        point = point.detach().requires_grad_()
+        values = fun(point)
+        (gradients,) = torch.autograd.grad(values.sum(), point)
+        return values.detach(), gradients
+
+    f, g = value_and_gradient(x)
+    steps, changes, weights = [], [], []  # the L-BFGS memory: s, y and 1/sᵀy of each start
+    active = g.abs().amax(1) > gtol
+    iteration = 0
+    while iteration < max_iter and bool(active.any()):
+        iteration += 1
+        d = _two_loops(g, steps, changes, weights)
+        slope = (d * g).sum(1)
+        bad = ~(slope < 0)  # not a descent direction: fall back to the gradient
+        d[bad], slope = -g[bad], torch.where(bad, -g.square().sum(1), slope)
+        d[~active] = 0.0
+        t = torch.ones_like(f)
+        if not steps:
+            t = 1 / g.norm(dim=1).clamp(min=1.0)
+        noise = 4e-16 * (1 + f.abs())  # rounding of f: an increase below it is not one
+        for _ in range(30):
+            candidate = x + t[:, None] * d
+            new_f, new_g = value_and_gradient(candidate)
+            accepted = new_f <= f + 1e-4 * t * slope + noise
+            if bool(accepted.all()):
+                break
+            t = torch.where(accepted, t, t / 2)
+        moved = (accepted & active)[:, None]
+        s = torch.where(moved, candidate - x, 0.0)
+        y = torch.where(moved, new_g - g, 0.0)
+        x, g = torch.where(moved, candidate, x), torch.where(moved, new_g, g)
+        stuck = active & ~accepted
+        f = torch.where(moved[:, 0], new_f, f)
+        curvature = (s * y).sum(1)
+        useful = curvature > 1e-12 * s.norm(dim=1) * y.norm(dim=1)
+        steps.append(torch.where(useful[:, None], s, 0.0))
+        changes.append(torch.where(useful[:, None], y, 0.0))
+        weights.append(torch.where(useful, 1 / curvature, 0.0))
+        for history in (steps, changes, weights):
+            del history[:-memory]
+        active = active & (g.abs().amax(1) > gtol) & ~stuck
+    variables = {
+        name: part.reshape(count, *shape)
+        for (name, shape), part in zip(
+            flat.shapes.items(), torch.split(x, flat.sizes, 1), strict=True
+        )
+    }
+    return Solutions(variables, f, g.abs().amax(1), iteration)
+
+
+def _two_loops(gradient, steps, changes, weights):
+    """The L-BFGS direction of every start."""
+    q, alphas = -gradient, []
+    for s, y, rho in zip(reversed(steps), reversed(changes), reversed(weights), strict=True):
+        alpha = rho * (s * q).sum(1)
+        q = q - alpha[:, None] * y
+        alphas.append(alpha)
+    if steps:
+        ratio = (steps[-1] * changes[-1]).sum(1) / changes[-1].square().sum(1)
+        q = q * torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0)[:, None]
+    else:
+        q = q.clone()
+    for s, y, rho, alpha in zip(steps, changes, weights, reversed(alphas), strict=True):
+        q = q + (alpha - rho * (y * q).sum(1))[:, None] * s
+    return q
+
+
 def newton_polish(objective, variables, *, steps=2, cut=1e-8, iterations=0):
     """Newton steps with the pseudo-inverse Hessian (eigenvalues below ``cut`` * max are dropped).
 

@@ -1,0 +1,248 @@
+"""The ``nclib`` command."""
+
+import sys
+
+import click
+
+from nclib import __version__, checks
+
+
+class _Group(click.Group):
+    """Wrong input is one line on stderr and exit code 2, never a traceback."""
+
+    def invoke(self, context):
+        try:
+            return super().invoke(context)
+        except checks.InputError as error:
+            click.echo(f"nclib: {error}", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="nclib")
+def main():
+    """The neural-collapse companion: run the notebooks, read their claims, build the report."""
+
+
+def _overrides(pairs):
+    result = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign:
+            raise checks.InputError(f"-p {pair}: write it as name=value")
+        result[name] = value
+    return result
+
+
+@main.command("list")
+@click.option("--parameters", "query", metavar="NOTEBOOK", help="Show a notebook's parameters.")
+def list_(query):
+    """Results, notebooks, profiles and what the last runs cost."""
+    from nclib import runs
+
+    if query:
+        for name, (kind, default, comment) in runs.declared(runs.find(query)).items():
+            kind = getattr(kind, "__name__", str(kind)) if not hasattr(kind, "__args__") else kind
+            click.echo(f"  {name}: {kind} = {default!r}  # {comment}")
+        return
+    for book in runs.notebooks():
+        click.echo(f"{book}: {_title(book)}")
+        for profile in runs.profiles():
+            job = runs.job(book, profile)
+            click.echo(f"    {profile:9} {_cost(job)}")
+
+
+def _title(book):
+    import json
+
+    from nclib import paths
+
+    content = json.loads((paths.NOTEBOOKS / f"{book}.ipynb").read_text(encoding="utf-8"))
+    first = "".join(content["cells"][0]["source"]).splitlines()
+    return first[0].lstrip("# ").strip() if first else ""
+
+
+def _cost(job):
+    import json
+
+    path = job.figures / "manifest.json"
+    if not path.exists():
+        return "not run here"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    return f"{manifest['seconds']:.0f} s on {manifest['device']}, {manifest['threads']} thread(s)"
+
+
+@main.command()
+@click.argument("notebooks", nargs=-1)
+@click.option("--profile", default="quick", show_default=True, help="quick, standard or paper.")
+@click.option("-p", "pairs", multiple=True, metavar="NAME=VALUE", help="Override a parameter.")
+@click.option("--jobs", default=1, show_default=True, help="Notebooks side by side.")
+@click.option("--threads", default=1, show_default=True, help="Threads of each notebook.")
+@click.option("--out", type=click.Path(file_okay=False), help="Folder for runs/ and figures/.")
+@click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster at this address.")
+@click.option("--force", is_flag=True, help="Run again even if nothing changed.")
+def run(notebooks, profile, pairs, jobs, threads, out, scheduler, force):
+    """Execute NOTEBOOKS (default: all) and write figures, claims and manifests.
+
+    Exit code: 0 if all ran and no claim fails, 1 if a notebook failed or a claim fails, 2 for
+    wrong input.
+    """
+    from nclib import runs
+
+    checks.integer("--jobs", jobs)
+    checks.integer("--threads", threads)
+    chosen = [runs.find(query) for query in notebooks] or runs.notebooks()
+    overrides = _overrides(pairs)
+    planned = [
+        runs.job(book, profile, overrides, out=out, threads=threads)
+        for book in dict.fromkeys(chosen)
+    ]
+    outcomes = runs.run_all(
+        planned,
+        parallel=jobs,
+        scheduler=scheduler,
+        force=force,
+        progress=sys.stderr.isatty(),
+        report=click.echo,
+    )
+    failed = [o for o in outcomes if o.status == "failed"]
+    wrong = sum(o.verdicts.get("fails", 0) for o in outcomes)
+    if all(o.status == "unchanged" for o in outcomes):
+        click.echo("nothing changed: all results are up to date")
+    if failed or wrong:
+        click.echo(f"{len(failed)} notebook(s) failed, {wrong} claim(s) fail", err=True)
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--profile", "name", default="quick", show_default=True, help="Name of the run.")
+@click.option("--out", type=click.Path(file_okay=False), help="Folder given to `nclib run`.")
+@click.option("--all", "everything", is_flag=True, help="Every check with its numbers.")
+def claims(name, out, everything):
+    """The ledger of the last runs; exit code 1 if a claim fails."""
+    from nclib import claims as ledger
+    from nclib import notebook, paths, runs
+
+    fails = 0
+    for book in runs.notebooks():
+        if not (paths.CLAIMS / f"{book}.yaml").exists():
+            continue
+        path = paths.figures(out) / name / book / "claims.json"
+        found = ledger.read(path) if path.exists() else []
+        click.echo(f"\n{book} [{name}]" + ("" if found else "  not run"))
+        for claim_id, row in _rows(ledger, book, found, everything):
+            verdict = row.verdict
+            fails += verdict == "fails"
+            color = {"holds": "green", "fails": "red", "counterexample": "yellow"}.get(verdict)
+            mark = click.style(f"{verdict:14}", fg=color)
+            detail = f"  {notebook.short(row.measured)} ({_bound(row)})" if everything else ""
+            note = f"  [{row.note}]" if verdict == "not run" and row.note else ""
+            click.echo(f"  {claim_id:8} {mark} {row.statement}{detail}{note}")
+    if fails:
+        click.echo(f"\n{fails} claim(s) fail", err=True)
+        sys.exit(1)
+
+
+def _bound(claim):
+    from nclib import notebook
+
+    if claim.tolerance is None or isinstance(claim.expected, bool | str):
+        return str(claim.expected)
+    return f"{notebook.short(claim.expected)} ± {claim.tolerance:g}"
+
+
+def _rows(ledger, book, found, everything):
+    if everything and found:
+        return [(claim.id, claim) for claim in found]
+    rows = []
+    number = ledger.Ledger(book).number
+    blank = ledger.Ledger(book).claims
+    for missing in blank:
+        own = [c for c in found if c.id == missing.id or c.id.startswith(missing.id + ".")]
+        if own:
+            verdict = ledger.worst(c.verdict for c in own)
+            rows.append((missing.id, next(c for c in own if c.verdict == verdict)))
+        else:
+            rows.append((missing.id, missing))
+    return rows if number else []
+
+
+@main.command()
+@click.option("--out", type=click.Path(file_okay=False), help="Folder given to `nclib run`.")
+@click.option("--to", "target", type=click.Path(dir_okay=False), help="File to write.")
+def report(out, target):
+    """One self-contained HTML page: figures, claims, parameters, versions."""
+    from nclib import report as reporting
+
+    click.echo(reporting.write(out=out, target=target))
+
+
+@main.group()
+def data():
+    """Data sets: list, fetch, check."""
+
+
+@data.command("list")
+def data_list():
+    """Known data sets and whether they are here."""
+    from nclib.deep import data as sets
+
+    for name in sets.NAMES:
+        try:
+            state = sets.check(name)
+        except checks.InputError as error:
+            state = str(error)
+        click.echo(f"{name:14} {state}")
+
+
+@data.command("fetch")
+@click.argument("name")
+@click.option("--from", "source", type=click.Path(exists=True), help="Folder with IDX files.")
+def data_fetch(name, source):
+    """Bring the data set NAME to its place."""
+    from nclib.deep import data as sets
+
+    sets.fetch(name, source=source)
+    click.echo(sets.check(name))
+
+
+@data.command("check")
+@click.argument("name")
+def data_check(name):
+    """Read the data set NAME and print its size and checksum."""
+    from nclib.deep import data as sets
+
+    click.echo(sets.check(name))
+
+
+@main.command()
+@click.argument("notebooks", nargs=-1)
+def store(notebooks):
+    """Execute NOTEBOOKS (default: all) and keep the outputs in the committed files."""
+    from nclib import runs
+
+    for query in notebooks or runs.notebooks():
+        click.echo(runs.store(query))
+
+
+@main.command()
+def doctor():
+    """Versions, device, threads and data found on this machine."""
+    import os
+
+    import torch
+
+    from nclib import notebook, paths
+
+    for name, version in notebook.versions().items():
+        click.echo(f"{name:14} {version}")
+    gpu = torch.cuda.is_available()
+    click.echo(f"{'device':14} {torch.cuda.get_device_name() if gpu else 'cpu only'}")
+    click.echo(f"{'cores':14} {os.cpu_count()}")
+    click.echo(f"{'notebooks':14} {paths.NOTEBOOKS}")
+    click.echo(f"{'data':14} {paths.data()}")
+    data_list.callback()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,525 @@
+"""Batch runs: notebooks executed by papermill, with profiles, a manifest and no work done twice.
+
+A run has a *name*: the profile, or ``<profile>-<hash>`` if parameters were changed.  Below the
+output folder (default: the checkout) it writes ::
+
+    runs/<name>/<notebook>/      executed notebook, checkpoints, record, log of a failure
+    figures/<name>/<notebook>/   figures, tables, claims.json, manifest.json
+
+Each notebook runs in its own process, so that a dead kernel or worker costs one job only.  Results
+appear in ``figures`` when the notebook came to its end; a failed one leaves earlier results alone.
+"""
+
+import ast
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import types
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from nclib import checks, claims, notebook, paths
+
+# Modules that decide nothing a notebook computes.
+_OUTSIDE = {"cli.py", "report.py", "runs.py"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook with its parameters and folders; plain values, so that it travels anywhere."""
+
+    notebook: str
+    name: str
+    parameters: dict
+    out: str | None = None
+    threads: int = 1
+    kernel: str = "python3"
+
+    @property
+    def source(self):
+        """The notebook file."""
+        return paths.NOTEBOOKS / f"{self.notebook}.ipynb"
+
+    @property
+    def folder(self):
+        """Executed notebook, checkpoints and record."""
+        return paths.runs(self.out) / self.name / self.notebook
+
+    @property
+    def figures(self):
+        """Figures, tables, claims and manifest."""
+        return paths.figures(self.out) / self.name / self.notebook
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: ``status`` is ``done``, ``unchanged`` or ``failed``."""
+
+    job: Job
+    status: str
+    seconds: float
+    message: str = ""
+    verdicts: dict = field(default_factory=dict)
+
+
+# Notebooks, parameters, profiles ------------------------------------------------------------------
+
+
+def notebooks():
+    """Names of all notebooks, in order."""
+    found = sorted(path.stem for path in paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    if not found:
+        raise checks.InputError(
+            f"no notebooks in {paths.NOTEBOOKS}; nclib runs from a checkout of the repository "
+            "installed with `pip install -e .`"
+        )
+    return found
+
+
+def find(query):
+    """The notebook meant by ``01``, ``1``, its full name or a part of it."""
+    names = notebooks()
+    text = str(query).removesuffix(".ipynb").rsplit("/", 1)[-1]
+    exact = [n for n in names if n == text or n.split("_")[0] == text.zfill(2)]
+    matches = exact or [n for n in names if text in n]
+    if len(matches) != 1:
+        problem = "is ambiguous" if matches else "is unknown"
+        raise checks.InputError(
+            f"notebook {query!r} {problem}; choose from {', '.join(matches or names)}"
+        )
+    return matches[0]
+
+
+def declared(name):
+    """Parameters of a notebook: name -> (type, default, comment), read from its tagged cell."""
+    content = json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
+    for cell in content["cells"]:
+        if "parameters" in cell.get("metadata", {}).get("tags", []):
+            source = "".join(cell["source"])
+            break
+    else:
+        raise checks.InputError(f"{name} has no cell tagged `parameters`")
+    lines = source.splitlines()
+    result = {}
+    for statement in ast.parse(source).body:
+        if not isinstance(statement, ast.AnnAssign):
+            raise checks.InputError(f"{name}: every parameter needs a type, as in `K: int = 4`")
+        kind = _kind(statement.annotation)
+        comment = lines[statement.end_lineno - 1].partition("#")[2].strip()
+        default = ast.literal_eval(statement.value)
+        result[statement.target.id] = (kind, default, comment)
+    return result
+
+
+def _kind(node):
+    """The type an annotation means: plain types, ``list[…]``, ``dict[…]`` and ``… | None``."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _kind(node.left) | _kind(node.right)
+    if isinstance(node, ast.Subscript):
+        inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        return types.GenericAlias(_kind(node.value), tuple(_kind(part) for part in inner))
+    if isinstance(node, ast.Constant) and node.value is None:
+        return types.NoneType
+    if isinstance(node, ast.Name) and node.id in _TYPES:
+        return _TYPES[node.id]
+    raise checks.InputError(f"parameter type {ast.unparse(node)} is not understood")
+
+
+_TYPES = {t.__name__: t for t in (int, float, str, bool, list, dict)}
+
+
+def profiles():
+    """Names of the profiles: quick, standard, paper and any other file beside them."""
+    order = {"quick": 0, "standard": 1, "paper": 2}
+    return sorted((p.stem for p in paths.PROFILES.glob("*.yaml")), key=lambda p: order.get(p, 9))
+
+
+def profile(name):
+    """The overrides of a profile: notebook -> parameters."""
+    checks.choice("profile", name, profiles())
+    path = paths.PROFILES / f"{name}.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    for entry in content:
+        if entry not in notebooks():
+            raise checks.InputError(f"{path.name} has a section for unknown notebook {entry}")
+    return {key: value or {} for key, value in content.items()}
+
+
+def parse_value(text, kind):
+    """A parameter given as text (``-p name=value``), read as the parameter's type says."""
+    if kind is str:
+        return text
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    wants_float = "float" in str(kind)
+    if wants_float and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)  # YAML reads 1e-3 as text
+    if str(kind).startswith("list") and not isinstance(value, list):
+        value = [parse_value(part, kind.__args__[0]) for part in text.split(",")]
+    return value
+
+
+def job(query, profile_name="quick", overrides=None, *, out=None, threads=1):
+    """The :class:`Job` of a notebook, its parameters checked before anything starts.
+
+    ``overrides``: parameter -> value; texts are read as the parameter's type says.
+    """
+    name = find(query)
+    known = declared(name)
+    types = {key: kind for key, (kind, _, _) in known.items()}
+    parameters = dict(profile(profile_name).get(name, {})) | {"profile": profile_name}
+    changed = {}
+    for key, value in (overrides or {}).items():
+        if key not in known:
+            raise notebook.unknown_parameter(key, known)
+        changed[key] = parse_value(value, types[key]) if isinstance(value, str) else value
+    parameters |= changed
+    for key in parameters:
+        if key not in known:
+            raise notebook.unknown_parameter(key, known)
+    notebook.check_types(parameters, types)
+    run_name = profile_name
+    if changed:
+        text = json.dumps(changed, sort_keys=True)
+        run_name += "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
+    # Values that equal the defaults are left out: a default run keeps the notebook's own cells.
+    parameters = {k: v for k, v in parameters.items() if v != known[k][1]}
+    return Job(name, run_name, parameters, str(out) if out else None, threads)
+
+
+# Executing one job --------------------------------------------------------------------------------
+
+
+def fingerprint(job):
+    """Hash of everything that decides the result: sources, parameters, versions, threads."""
+    content = json.loads(job.source.read_text(encoding="utf-8"))
+    cells = [[c["cell_type"], "".join(c["source"])] for c in content["cells"]]
+    package = Path(__file__).parent
+    files = sorted(p for p in package.rglob("*.py") if p.name not in _OUTSIDE)
+    catalogue = paths.CLAIMS / f"{job.notebook}.yaml"
+    parts = [
+        json.dumps([cells, job.parameters, job.threads, notebook.versions()], sort_keys=True),
+        *(f"{p.relative_to(package)}:{p.read_text(encoding='utf-8')}" for p in files),
+        catalogue.read_text(encoding="utf-8") if catalogue.exists() else "",
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def finished(job):
+    """The manifest of a finished run of this very job, or ``None``."""
+    path = job.figures / "manifest.json"
+    complete = path.exists() and (job.folder / "notebook.ipynb").exists()
+    if not complete or not (job.figures / "claims.json").exists():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return None
+    intact = all((job.figures / name).exists() for name in manifest.get("files", []))
+    return manifest if intact and manifest.get("fingerprint") == fingerprint(job) else None
+
+
+def execute(job, force=False, progress=False):
+    """Run one notebook in this process; returns an :class:`Outcome` and never raises for it."""
+    start = time.monotonic()
+
+    def failed(message):
+        return Outcome(job, "failed", time.monotonic() - start, message)
+
+    try:
+        with _lock(job.folder):
+            if not force and finished(job):
+                return Outcome(job, "unchanged", 0.0, "", _verdicts(job))
+            return _execute(job, progress, start, failed)
+    except (checks.InputError, OSError) as error:
+        return failed(f"{type(error).__name__}: {error}")
+
+
+def _execute(job, progress, start, failed):
+    import papermill
+
+    staging = job.folder / "staging"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    record = job.folder / "record.json"
+    record.unlink(missing_ok=True)
+    partial = job.folder / "notebook.partial.ipynb"
+    os.environ |= _environment(job, staging)
+    mark = fingerprint(job)
+    for attempt in (1, 2):
+        try:
+            papermill.execute_notebook(
+                str(job.source),
+                str(partial),
+                parameters=job.parameters,
+                kernel_name=job.kernel,
+                progress_bar=progress,
+                log_output=False,
+            )
+            break
+        except papermill.PapermillExecutionError as error:
+            return failed(f"cell {error.exec_count}: {error.ename}: {error.evalue}")
+        except Exception as error:
+            # Many kernels starting at once can lose a race for a port; nothing has run yet then.
+            if attempt == 1 and _cells_run(partial) == 0:
+                continue
+            kind = type(error).__name__
+            where = f"after {_cells_run(partial)} cells" if partial.exists() else "at the start"
+            return failed(f"the kernel died or timed out {where} ({kind}: {error})")
+    if not record.exists():
+        return failed("the notebook stopped before its last cell (did a cell call sys.exit?)")
+    manifest = json.loads(record.read_text(encoding="utf-8")) | {
+        "run": job.name,
+        "fingerprint": mark,
+        "seconds": round(time.monotonic() - start, 1),
+        "machine": {"system": platform.system(), "cores": os.cpu_count()},
+        "revision": revision(),
+        "files": sorted(p.name for p in staging.iterdir() if p.suffix != ".pdf"),
+    }
+    _publish(staging, job.figures)
+    os.replace(partial, job.folder / "notebook.ipynb")
+    claims.write_json(job.figures / "manifest.json", manifest)  # last: it marks the run as finished
+    (job.folder / "notebook.failed.ipynb").unlink(missing_ok=True)
+    return Outcome(job, "done", time.monotonic() - start, "", _verdicts(job))
+
+
+def _environment(job, staging):
+    threads = str(job.threads)
+    return {
+        notebook.FOLDER: str(job.folder.resolve()),
+        notebook.FIGURES: str(staging.resolve()),
+        notebook.THREADS: threads,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OMP_WAIT_POLICY": "passive",
+        "PYTHONHASHSEED": "0",
+    }
+
+
+def _publish(staging, target):
+    """Move new files over the old ones, then remove what the new run no longer makes."""
+    target.mkdir(parents=True, exist_ok=True)
+    new = {path.name for path in staging.iterdir()}
+    (target / "manifest.json").unlink(missing_ok=True)
+    for path in staging.iterdir():
+        os.replace(path, target / path.name)
+    for path in target.iterdir():
+        if path.is_file() and path.name not in new:
+            path.unlink()
+    staging.rmdir()
+
+
+def _cells_run(path):
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return 0
+    return sum(bool(cell.get("execution_count")) for cell in content["cells"])
+
+
+def _verdicts(job):
+    found = claims.read(job.figures / "claims.json")
+    return {v: sum(c.verdict == v for c in found) for v in claims.VERDICTS}
+
+
+@contextlib.contextmanager
+def _lock(folder):
+    """One process at a time per notebook and run name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise checks.InputError(
+                f"another nclib run is working in {folder}; wait for it, or choose --out DIR"
+            ) from None
+        yield
+
+
+def revision():
+    """Git revision of the checkout, with ``+`` if files differ; empty without git."""
+    command = ["git", "-C", str(paths.ROOT), "describe", "--always", "--dirty=+"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+# Executing many -----------------------------------------------------------------------------------
+
+
+def execute_apart(job, force=False, progress=False):
+    """:func:`execute` in a process of its own; this is what executors and clusters are given."""
+    request = json.dumps({"job": asdict(job), "force": force, "progress": progress})
+    start = time.monotonic()
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with open(job.folder / "log.txt", "a") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nclib.runs"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if progress else log,
+            text=True,
+            env=os.environ | {"NCLIB_PARENT": str(os.getpid())},
+        )
+        output, _ = process.communicate(request)
+    try:
+        answer = json.loads(output.splitlines()[-1])
+    except (IndexError, json.JSONDecodeError):
+        message = f"the worker process ended with code {process.returncode} before an answer"
+        return Outcome(job, "failed", time.monotonic() - start, message)
+    return Outcome(job, **answer)
+
+
+def _serve():
+    """Entry of the process started by :func:`execute_apart`: job in, outcome out, as JSON."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    # Results go through a private copy of stdout; nothing a library prints can mix with it.
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    request = json.loads(sys.stdin.read())
+    outcome = execute(Job(**request["job"]), request["force"], request["progress"])
+    answer = {k: getattr(outcome, k) for k in ("status", "seconds", "message", "verdicts")}
+    print(json.dumps(answer), file=channel, flush=True)
+
+
+def _die_with_parent():
+    parent = int(os.environ.get("NCLIB_PARENT", os.getppid()))
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)  # the kernel notices in turn
+
+
+@contextlib.contextmanager
+def engine(jobs=1, scheduler=None):
+    """``(submit, n)``: a function that runs a callable elsewhere, and how many run at once.
+
+    ``jobs`` local processes, or the Dask cluster at address ``scheduler``, through its
+    ``concurrent.futures`` interface.
+    """
+    if scheduler is None:
+        with ThreadPoolExecutor(checks.integer("jobs", jobs)) as pool:
+            yield pool.submit
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise checks.InputError("--scheduler needs Dask: pip install -e '.[cluster]'") from None
+    with Client(scheduler, timeout="20s") as client, client.get_executor(pure=False) as pool:
+        yield pool.submit
+
+
+def run_all(jobs, *, parallel=1, scheduler=None, force=False, progress=None, report=print):
+    """Execute jobs side by side; returns their :class:`Outcome` objects in the order of ``jobs``.
+
+    A failed notebook does not stop the others.  ``report`` receives one line per finished job.
+    """
+    outcomes = {}
+    single = parallel == 1 and scheduler is None and bool(progress)
+    with engine(parallel, scheduler) as submit:
+        futures = {submit(execute_apart, job, force, single): job for job in jobs}
+        for future in as_completed(futures):
+            job = futures[future]
+            try:
+                outcome = future.result()
+            except Exception as error:
+                outcome = Outcome(job, "failed", 0.0, f"{type(error).__name__}: {error}")
+            if outcome.status == "failed":
+                _keep_partial(job)
+            outcomes[job.name, job.notebook] = outcome
+            report(describe(outcome))
+    return [outcomes[job.name, job.notebook] for job in jobs]
+
+
+def _keep_partial(job):
+    partial = job.folder / "notebook.partial.ipynb"
+    with contextlib.suppress(OSError):
+        os.replace(partial, job.folder / "notebook.failed.ipynb")
+
+
+def describe(outcome):
+    """One line about an outcome."""
+    job = outcome.job
+    text = f"{job.notebook} [{job.name}] {outcome.status}"
+    if outcome.status == "failed":
+        return f"{text}: {outcome.message} (partial notebook in {job.folder})"
+    counts = ", ".join(f"{n} {v}" for v, n in outcome.verdicts.items() if n)
+    took = "" if outcome.status == "unchanged" else f" in {outcome.seconds:.0f} s"
+    return f"{text}{took}: {counts}"
+
+
+# Reading results ----------------------------------------------------------------------------------
+
+
+def load(out=None, names=None):
+    """All claims of all runs below ``out`` as one tidy table.
+
+    Columns: run, notebook, the parameters that were set (``p.<name>``), and those of the claim.
+    """
+    rows = []
+    for path in sorted(paths.figures(out).glob("*/*/claims.json")):
+        name, book = path.parts[-3], path.parts[-2]
+        if names is not None and name not in names:
+            continue
+        manifest_path = path.with_name("manifest.json")
+        manifest = json.loads(manifest_path.read_text()) if manifest_path.exists() else {}
+        extra = {f"p.{k}": v for k, v in manifest.get("parameters", {}).items()}
+        for claim in claims.read(path):
+            rows.append({"run": name, "notebook": book} | asdict(claim) | extra)
+    return pd.DataFrame(rows)
+
+
+# Storing outputs in the committed notebooks -------------------------------------------------------
+
+
+def store(query):
+    """Execute a notebook with its defaults and keep the outputs in the committed file.
+
+    Timing metadata is stripped, so that the same outputs give the same file.
+    """
+    import nbformat
+    import papermill
+
+    name = find(query)
+    source = paths.NOTEBOOKS / f"{name}.ipynb"
+    folder = paths.runs() / "store" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "figures").mkdir(parents=True)
+    probe = Job(name, "store", {})
+    os.environ |= _environment(probe, folder / "figures") | {notebook.FOLDER: str(folder)}
+    output = folder / "notebook.ipynb"
+    papermill.execute_notebook(str(source), str(output), kernel_name="python3", progress_bar=False)
+    content = nbformat.read(output, as_version=4)
+    content.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for number, cell in enumerate(content.cells):
+        cell["id"] = f"cell-{number:02d}"
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = {"tags": tags} if tags else {}
+        for result in cell.get("outputs", []):
+            result.get("metadata", {}).clear()
+    temporary = source.with_suffix(".tmp")
+    nbformat.write(content, temporary)
+    os.replace(temporary, source)
+    return source
+
+
+if __name__ == "__main__":
+    _serve()
