@@ -204,7 +204,7 @@ class BatchNormHead:
 
     Paper's units: BN output ``gamma (z - mean)/norm + alpha/sqrt(n)``, with ``mean`` and ``norm``
     of the training batch kept, so calling the head on other features applies the same network.
-    In PyTorch's units the BatchNorm1d weight is ``gamma/sqrt(n)`` and its bias ``alpha/sqrt(n)``.
+    :meth:`pytorch` converts to the parameters of torch modules.
     """
 
     hidden_weight: torch.Tensor
@@ -224,6 +224,15 @@ class BatchNormHead:
     def __call__(self, features):
         """Outputs (M, K)."""
         return self.hidden(features) @ self.weight.mT
+
+    def pytorch(self):
+        """``(bn_weight, bn_bias, weight)`` of BatchNorm1d and Linear, optimal for equal decay.
+
+        BN's unit variance turns gamma into ``gamma/sqrt(n)``; balancing equal decay on both
+        modules then moves a factor ``n^(1/4)`` between them.
+        """
+        scale = self.num_samples**-0.25
+        return scale * self.gamma, scale * self.alpha, scale * self.weight
 
 
 def batch_norm_head(features, labels, beta, *, num_classes=None):

@@ -44,9 +44,12 @@ def linear_map(inputs, targets, beta, *, tolerance=1e-13, max_iter=50_000):
     X, Y = _data(inputs, targets)
     beta = checks.real("beta", beta, above=0)
     U, S, Vh = _thin_svd(X)
+    if not len(S):  # nothing can be fitted
+        half = float((Y**2).sum() / 2)
+        return LinearMap(Y.new_zeros(Y.shape[1], X.shape[1]), half, half)
     A, B, scale = S[:, None], U.mT @ Y, float((Y**2).sum() / 2)
     # Only the part of Y inside range(X) can be fitted; the rest is a constant of the cost.
-    constant, step = scale - float((B**2).sum() / 2), 1 / float(S.max()) ** 2 if len(S) else 0.0
+    constant, step = scale - float((B**2).sum() / 2), 1 / float(S.max()) ** 2
     W = Z = torch.zeros_like(B)
     momentum, best, reference = 1.0, None, np.inf
     for iteration in range(max_iter):
