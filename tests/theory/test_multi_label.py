@@ -292,6 +292,9 @@ def test_nonnegative(reduction):
     )
     made = theory.configuration(found, d=6)
     assert (made.features >= 0).all()
+    for m in counts:
+        norm = made.features[made.targets.sum(1) == m][0].norm()
+        assert found.feature_norm(m) == pytest.approx(float(norm), rel=1e-12)
     # First-order conditions of the constrained problem, with the objective written out.
     W, H = made.weight.clone().requires_grad_(), made.features.clone().requires_grad_()
     p = made.sample_counts / made.sample_counts.sum()
@@ -371,6 +374,17 @@ def test_certificate_and_curvature_at_the_zero_saddle():
     predicted = theory.escape_curvature(gradient, lambda_w=lambda_w, lambda_h=lambda_h)
     assert second == pytest.approx(predicted, rel=1e-12)
     assert predicted == pytest.approx(-2 / K + 4 * math.sqrt(lambda_w * lambda_h), rel=1e-12)
+
+
+def test_escape_direction_leaves_the_classifier_alone():
+    weight = torch.zeros(3, 4).double()
+    weight[:, 0] = torch.tensor([1.0, -2.0, 1.0])
+    gradient = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).double()
+    d_weight, d_features = theory.escape_direction(weight, gradient, lambda_w=2.0, lambda_h=0.5)
+    assert float((weight @ d_features.T).abs().max()) < 1e-14
+    assert float((weight @ d_weight.T).abs().max()) < 1e-14
+    # The two parts weigh the same in the regularization.
+    assert 2.0 * d_weight.square().sum() == pytest.approx(0.5 * d_features.square().sum())
 
 
 def test_escape_needs_a_spare_dimension():
