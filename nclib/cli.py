@@ -36,10 +36,14 @@ def _overrides(pairs):
 
 @main.command("list")
 @click.option("--parameters", "query", metavar="NOTEBOOK", help="Show a notebook's parameters.")
-def list_(query):
+@click.option("--markdown", is_flag=True, help="The README's table of results.")
+def list_(query, markdown):
     """Results, notebooks, profiles and what the last runs cost."""
-    from nclib import runs
+    from nclib import report, runs
 
+    if markdown:
+        click.echo(report.results_table())
+        return
     if query:
         for name, (kind, default, comment) in runs.declared(runs.find(query)).items():
             kind = getattr(kind, "__name__", str(kind)) if not hasattr(kind, "__args__") else kind

@@ -10,6 +10,7 @@ figures and checkpoints go, and holds the claim ledger.  The last cell calls ``r
 record is how a batch run knows that the notebook came to its end.
 """
 
+import ast
 import hashlib
 import json
 import os
@@ -67,15 +68,14 @@ def check_types(parameters, declared):
 
 
 def _check_unknown(namespace, declared):
-    """A misspelt papermill parameter shows up as a plain value that nothing declared."""
-    shell = namespace.get("get_ipython", lambda: None)()
-    if shell is None or shell.execution_count > 4:
-        return  # a cell that is run again in a live session sees the notebook's own variables
-    plain = bool | int | float | str | list | dict | types.NoneType
-    for key, value in namespace.items():
-        hidden = key.startswith("_") or key in ("In", "Out")
-        if not hidden and key not in declared and isinstance(value, plain):
-            raise unknown_parameter(key, declared)
+    """papermill only warns about a misspelt parameter; its injected cell starts `# Parameters`."""
+    for source in namespace.get("In", []):
+        if not source.startswith("# Parameters"):
+            continue
+        for statement in ast.parse(source).body:
+            for target in getattr(statement, "targets", []):
+                if isinstance(target, ast.Name) and target.id not in declared:
+                    raise unknown_parameter(target.id, declared)
 
 
 def unknown_parameter(key, declared):

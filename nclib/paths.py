@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = ROOT / "notebooks"
+NOTEBOOKS = Path(os.environ.get("NCLIB_NOTEBOOKS", ROOT / "notebooks"))
 PROFILES = NOTEBOOKS / "profiles"
 CLAIMS = NOTEBOOKS / "claims"
 

@@ -268,6 +268,7 @@ def _execute(job, progress, start, failed):
                 str(partial),
                 parameters=job.parameters,
                 kernel_name=job.kernel,
+                language="python",
                 progress_bar=progress,
                 log_output=False,
             )

@@ -1,0 +1,99 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from nclib import claims
+
+CATALOGUE = {
+    "L1": {"statement": "one", "source": "paper"},
+    "L2": {"statement": "two", "source": "paper"},
+    "L10": {"statement": "ten", "source": "here", "needs": "paper"},
+}
+
+
+def ledger():
+    return claims.Ledger("01_some_result", CATALOGUE)
+
+
+def test_verdicts_follow_from_the_numbers():
+    one = ledger()
+    assert one.close("L1", 1.0, 1.0 + 1e-9, tolerance=1e-8).verdict == "holds"
+    assert one.close("L1.b", 1.0, 1.1, tolerance=1e-8).verdict == "fails"
+    assert one.below("L1.c", 0.5, 0.5).verdict == "holds"
+    assert one.below("L1.d", 0.51, 0.5).verdict == "fails"
+    assert one.above("L1.e", 0.5, 0.5).verdict == "holds"
+    assert one.above("L1.f", 0.49, 0.5).verdict == "fails"
+    assert one.equal("L1.g", 3, 3).verdict == "holds"
+    assert one.equal("L1.h", True, False).verdict == "fails"
+    assert one.below("L2.a", 0.0, 1.0, counterexample=True).verdict == "counterexample"
+    assert one.below("L2.b", 2.0, 1.0, counterexample=True).verdict == "fails"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", ["close", "below", "above"])
+def test_numbers_that_are_not_finite_never_pass(value, kind):
+    one = ledger()
+    extra = {"tolerance": math.inf if kind == "close" and math.isnan(value) else 1.0}
+    claim = getattr(one, kind)("L1", value, 0.0, **(extra if kind == "close" else {}))
+    assert claim.verdict == "fails"
+    json.dumps(claim.measured, allow_nan=False)
+
+
+def test_numbers_may_come_from_torch_and_numpy():
+    one = ledger()
+    assert one.below("L1", torch.tensor(0.1), 1.0).measured == pytest.approx(0.1)
+    assert one.equal("L2", np.int64(4), 4).verdict == "holds"
+    assert one.equal("L2.b", np.bool_(True), True).verdict == "holds"
+
+
+def test_exact_equality_refuses_floats():
+    with pytest.raises(ValueError, match="compare floats with close"):
+        ledger().equal("L1", 1.0, 1.0)
+    with pytest.raises(ValueError, match="exact equality"):
+        ledger().equal("L1", True, 1)
+
+
+def test_unknown_and_repeated_checks_are_errors():
+    one = ledger()
+    one.below("L1", 0, 1)
+    with pytest.raises(ValueError, match="has no row L3; it has L1, L2, L10"):
+        one.below("L3", 0, 1)
+    with pytest.raises(ValueError, match="L1 was checked twice"):
+        one.below("L1", 0, 1)
+
+
+def test_the_file_holds_every_row_and_a_forgotten_one_is_an_error(tmp_path):
+    one = ledger()
+    one.below("L1.a", 0, 1, note="why")
+    with pytest.raises(ValueError, match="rows L2 of 01_some_result were never checked"):
+        one.write(tmp_path)
+    assert not (tmp_path / "claims.json").exists()
+    one.close("L2", 3.0, 3.0, tolerance=0.0)
+    one.write(tmp_path)
+    stored = json.loads((tmp_path / "claims.json").read_text())
+    assert [entry["id"] for entry in stored] == ["1.L1.a", "1.L2", "1.L10"]
+    keys = ["id", "statement", "source", "measured", "expected", "tolerance", "verdict", "note"]
+    assert all(list(entry) == keys for entry in stored)
+    assert stored[0]["expected"] == "<= 1"
+    assert stored[2] | {"verdict": 0} == stored[2] | {"verdict": 0, "note": "needs profile paper"}
+    assert [claim.id for claim in claims.read(tmp_path / "claims.json")] == [
+        "1.L1.a",
+        "1.L2",
+        "1.L10",
+    ]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_rows_show_the_worst_of_their_checks():
+    one = ledger()
+    one.below("L1.a", 0, 1)
+    one.below("L1.b", 2, 1)
+    one.below("L2.a", 0, 1)
+    one.below("L2.b", 0, 1, counterexample=True)
+    table = one.verdicts().set_index("id")
+    assert list(table["verdict"]) == ["fails", "counterexample", "not run"]
+    assert list(table["checks"]) == [2, 2, 0]
+    assert list(table.index) == ["1.L1", "1.L2", "1.L10"]

@@ -1,0 +1,192 @@
+"""The command line on a tiny notebook: what is written, what is not redone, what survives."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+
+from nclib import runs
+
+pytestmark = pytest.mark.slow
+
+
+def figures(tiny, name="quick"):
+    return tiny.out / "figures" / name / "90_tiny"
+
+
+def contents(folder):
+    """Bytes of everything that must not depend on when and where it ran."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "manifest.json"}
+
+
+def test_a_run_writes_its_results_and_is_repeated_only_if_something_changed(tiny):
+    first = tiny("run", "--out", tiny.out)
+    assert first.returncode == 0, first.stderr
+    assert "90_tiny [quick] done" in first.stdout
+    assert "2 holds, 1 not run" in first.stdout
+    folder = figures(tiny)
+    names = {"01_loss.png", "01_loss.pdf", "01_loss.csv", "claims.json", "manifest.json"}
+    assert {p.name for p in folder.iterdir()} == names
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["parameters"]["K"] == 4  # from the profile
+    assert manifest["data"].keys() == {"digits"}
+    keys = {"fingerprint", "seconds", "versions", "device", "threads", "revision"}
+    assert keys <= manifest.keys()
+    before = contents(folder)
+
+    again = tiny("run", "--out", tiny.out)
+    assert again.returncode == 0
+    assert "nothing changed" in again.stdout
+    forced = tiny("run", "--out", tiny.out, "--force")
+    assert "done" in forced.stdout
+    assert contents(folder) == before  # byte-identical figures, tables and claims
+
+    changed = tiny("run", "90", "-p", "K=5", "--out", tiny.out)
+    assert changed.returncode == 0, changed.stderr
+    assert contents(folder) == before  # another run, in its own folder
+    table = runs.load(tiny.out)
+    assert sorted(table["p.K"].unique()) == [4, 5]
+    assert set(table["verdict"]) == {"holds", "not run"}
+    assert len(table) == 6
+
+    shown = tiny("claims", "--out", tiny.out)
+    assert shown.returncode == 0
+    assert "90.A3" in shown.stdout
+    assert "[needs profile paper]" in shown.stdout
+
+    page = tiny("report", "--out", tiny.out)
+    assert page.returncode == 0, page.stderr
+    text = (tiny.out / "runs" / "report.html").read_text()
+    assert "an &lt;i&gt;equality&lt;/i&gt;" in text  # texts from runs are escaped
+    assert "&lt;b&gt;&amp;" in text
+    assert "data:image/png;base64" in text
+    assert 'src="http' not in text
+    assert 'href="http' not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "klasses=3"], "unknown parameter klasses; this notebook accepts K, epochs, mode"),
+        (["-p", "K=abc"], "parameter K must be int, got 'abc'"),
+        (["-p", "K"], "write it as name=value"),
+        (["--profile", "huge"], "profile must be one of quick, standard; got 'huge'"),
+        (["--jobs", "0"], "--jobs must be at least 1"),
+        (["nothing"], "notebook 'nothing' is unknown; choose from 90_tiny"),
+    ],
+)
+def test_wrong_input_is_one_line_and_starts_nothing(tiny, arguments, message):
+    result = tiny("run", *arguments, "--out", tiny.out)
+    assert result.returncode == 2
+    assert result.stderr.startswith("nclib: ")
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not tiny.out.exists()
+
+
+FAILURES = {
+    "raise": "cell 5: ValueError: asked to fail",
+    "exit": "the notebook stopped before its last cell",
+    "kill": "the kernel died",
+    "forget": "rows A2 of 93_forget were never checked",
+}
+
+
+def test_failing_notebooks_leave_their_partials_and_the_others_run(tiny):
+    assert tiny("run", "90", "--out", tiny.out).returncode == 0
+    before = contents(figures(tiny))
+    sections = ["90_tiny: {K: 4, mode: fails}"]
+    for number, mode in enumerate(FAILURES, 90):
+        name = f"{number}_{mode}"
+        text = (tiny.books / "90_tiny.ipynb").read_text().replace("90_tiny", name)
+        (tiny.books / f"{name}.ipynb").write_text(text)
+        shutil.copy(tiny.books / "claims" / "90_tiny.yaml", tiny.books / f"claims/{name}.yaml")
+        sections.append(f"{name}: {{mode: {mode}}}")
+    (tiny.books / "profiles" / "quick.yaml").write_text("\n".join(sections))
+
+    result = tiny("run", "--jobs", "2", "--out", tiny.out, timeout=400)
+    assert result.returncode == 1
+    for number, (mode, message) in enumerate(FAILURES.items(), 90):
+        name = f"{number}_{mode}"
+        line = next(text for text in result.stdout.splitlines() if text.startswith(name))
+        assert message in line
+        assert not (tiny.out / "figures" / "quick" / name).exists()
+        assert "digits" in (tiny.out / f"runs/quick/{name}/notebook.failed.ipynb").read_text()
+    assert "90_tiny [quick] done" in result.stdout
+    assert "1 holds, 1 fails, 1 not run" in result.stdout
+    assert "4 notebook(s) failed, 1 claim(s) fail" in result.stderr
+
+    shown = tiny("claims", "--out", tiny.out)
+    assert shown.returncode == 1
+    assert "1 claim(s) fail" in shown.stderr
+    changed = contents(figures(tiny))
+    assert changed["01_loss.png"] == before["01_loss.png"]
+    assert changed["claims.json"] != before["claims.json"]
+
+
+def test_a_killed_run_resumes_to_the_same_result(tiny):
+    whole = tiny("run", "-p", "epochs=12", "--out", tiny.out / "whole")
+    assert whole.returncode == 0, whole.stdout
+    out = tiny.out / "killed"
+    process = tiny("run", "-p", "epochs=12", "-p", "pause=0.4", "--out", out, background=True)
+    deadline = time.monotonic() + 90
+    while not list(out.glob("runs/*/90_tiny/checkpoints/*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert not list(out.glob("figures/*/90_tiny/claims.json"))
+    time.sleep(2.5)  # the worker notices that its parent is gone and frees the folder
+    resumed = tiny("run", "-p", "epochs=12", "-p", "pause=0.4", "--out", out)
+    assert resumed.returncode == 0, resumed.stdout
+    one = next((tiny.out / "whole" / "figures").glob("*/90_tiny"))
+    two = next((out / "figures").glob("*/90_tiny"))
+    assert contents(one) == contents(two)
+
+
+def test_two_drivers_in_one_folder_do_not_mix(tiny):
+    folder = tiny.out / "runs/quick/90_tiny"
+    folder.mkdir(parents=True)
+    with open(folder / ".lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        second = tiny("run", "--out", tiny.out)
+    assert second.returncode == 1
+    assert "another nclib run is working in" in second.stdout
+
+
+def test_a_lost_figure_or_a_changed_notebook_makes_a_run_unfinished(tiny, tmp_path):
+    job = runs.job("90", out=tmp_path)
+    job.figures.mkdir(parents=True)
+    job.folder.mkdir(parents=True)
+    manifest = {"fingerprint": runs.fingerprint(job), "files": ["a.png"]}
+    (job.folder / "notebook.ipynb").write_text("{}")
+    for name, text in (("a.png", ""), ("claims.json", "[]"), ("manifest.json", "")):
+        (job.figures / name).write_text(text)
+    assert runs.finished(job) is None  # a broken manifest
+    (job.figures / "manifest.json").write_text(json.dumps(manifest))
+    assert runs.finished(job) == manifest
+    other = runs.job("90", overrides={"K": "5"}, out=tmp_path)
+    assert runs.fingerprint(other) != runs.fingerprint(job)
+    (job.figures / "a.png").unlink()
+    assert runs.finished(job) is None
+    (job.figures / "a.png").write_text("")
+    text = job.source.read_text().replace("0.05", "0.06")
+    job.source.write_text(text)
+    assert runs.finished(job) is None
+
+
+def test_parameters_are_read_as_their_types_say(tiny):
+    read = lambda **values: runs.job("90", overrides=values).parameters
+    assert read(pause="1e-3")["pause"] == pytest.approx(1e-3)
+    assert read(K="7")["K"] == 7
+    assert read(mode="no")["mode"] == "no"
+    assert runs.parse_value("2,8,32", list[int]) == [2, 8, 32]
+    assert runs.parse_value("[1, 2.5]", list[float]) == [1, 2.5]
+    assert runs.parse_value("null", int | None) is None
+    with pytest.raises(ValueError, match="parameter K must be int"):
+        read(K="1.5")

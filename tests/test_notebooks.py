@@ -1,0 +1,118 @@
+"""What every committed notebook must look like; nbval then checks that it still says the same."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from nclib import claims, environment, paths, runs
+
+BOOKS = runs.notebooks()
+
+
+def cells(book, kind="code"):
+    content = json.loads((paths.NOTEBOOKS / f"{book}.ipynb").read_text(encoding="utf-8"))
+    return [c for c in content["cells"] if c["cell_type"] == kind]
+
+
+@pytest.mark.parametrize("book", BOOKS)
+def test_outputs_are_stored_in_order_and_clean(book):
+    counts = [cell["execution_count"] for cell in cells(book)]
+    assert counts == list(range(1, len(counts) + 1)), "run `nclib store` for this notebook"
+    outputs = [output for cell in cells(book) for output in cell["outputs"]]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert all(output["output_type"] != "error" for output in outputs)
+    assert all(output.get("name") != "stderr" for output in outputs)
+    text = (paths.NOTEBOOKS / f"{book}.ipynb").read_text(encoding="utf-8")
+    assert len(text) < 1_000_000
+    for output in outputs:
+        shown = json.dumps({k: v for k, v in output.get("data", {}).items() if "image" not in k})
+        assert not re.search(r"/(root|home|tmp|work|usr)/|0x[0-9a-f]{8,}", shown)
+
+
+@pytest.mark.parametrize("book", BOOKS)
+def test_code_cells_are_short_and_end_with_the_run(book):
+    code = cells(book)
+    for cell in code:
+        lines = "".join(cell["source"]).splitlines()
+        if "parameters" not in cell["metadata"].get("tags", []):
+            assert len(lines) <= 20, "a long cell means that a function is missing in nclib"
+    assert "run.finish()" in "".join(code[-1]["source"])
+
+
+@pytest.mark.parametrize("book", BOOKS)
+def test_parameters_have_types_comments_and_valid_profiles(book):
+    known = runs.declared(book)
+    assert {"profile", "seed", "device"} <= known.keys()
+    for name, (_, _, comment) in known.items():
+        assert comment, f"parameter {name} needs a trailing comment"
+    for profile in runs.profiles():
+        runs.job(book, profile)  # raises for unknown names and wrong types
+
+
+@pytest.mark.parametrize("book", BOOKS)
+def test_every_row_of_the_claim_table_is_checked_or_says_what_it_needs(book):
+    catalogue = claims.load_catalogue(book)
+    source = "".join("".join(cell["source"]) for cell in cells(book))
+    for row, entry in catalogue.items():
+        used = re.search(rf'["\'(]{row}["\'.]', source)
+        assert used or entry.get("needs") in runs.profiles(), f"{row} is never checked"
+
+
+def test_claim_tables_are_complete():
+    sizes = {"01": 18, "02": 16, "03": 20, "04": 21, "05": 20, "06": 23}
+    for book in BOOKS:
+        number = book.split("_")[0]
+        if number in sizes:
+            assert len(claims.load_catalogue(book)) >= sizes[number], book
+
+
+def test_profiles_are_safe_yaml_with_numbers_that_are_numbers():
+    for path in paths.PROFILES.glob("*.yaml"):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert content is None or isinstance(content, dict)
+
+
+def test_environment_file_is_generated_from_the_dependency_list():
+    stored = (paths.ROOT / "environment.yml").read_text(encoding="utf-8")
+    assert stored == environment.text(), "run `make environment.yml`"
+
+
+def test_lock_satisfies_the_dependency_list():
+    from packaging.requirements import Requirement
+
+    lock = dict(
+        line.split("==")
+        for line in (paths.ROOT / "requirements.lock").read_text().splitlines()
+        if line and not line.startswith("#")
+    )
+    listed = re.findall(r'- "(.+)"', environment.text())
+    assert len(listed) > 20
+    for text in listed:
+        need = Requirement(text)
+        assert need.name in lock, f"{need.name} is missing in requirements.lock"
+        assert need.specifier.contains(lock[need.name]), text
+
+
+def test_commands_of_the_readme_exist():
+    readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    makefile = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in set(re.findall(r"^make (\w+)", readme, flags=re.MULTILINE)):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"make {target}"
+    from nclib.cli import main
+
+    for command in set(re.findall(r"^nclib (\w+)", readme, flags=re.MULTILINE)):
+        assert command in main.commands, f"nclib {command}"
+    for path in set(re.findall(r"\]\(((?:notebooks|figures|data|nclib)/[^)]+)\)", readme)):
+        assert (paths.ROOT / path).exists(), path
+
+
+def test_results_table_of_the_readme_is_that_of_the_stored_claims():
+    from nclib import report
+
+    readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    stored = re.search(r"<!-- results -->\n(.*?)\n<!-- /results -->", readme, re.DOTALL).group(1)
+    # Seconds differ from run to run; commands and verdicts must not.
+    strip = lambda table: [re.sub(r"\d+ s \|.*", "", line) for line in table.splitlines()]
+    assert strip(stored) == strip(report.results_table()), "paste `nclib list --markdown`"
