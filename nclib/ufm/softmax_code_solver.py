@@ -1,0 +1,213 @@
+"""Search for softmax codes: many random starts on one tensor, then a certified polish.
+
+The margin ``rho(W) = min_k dist_k`` is not smooth and its landscape is full of local optima, so two
+smooth energies are run from many starts at once and cooled:
+
+* ``"pair"``: ``T log sum_{k != j} exp(<w_k, w_j> / T)`` over W, which ends at a Tammes code;
+* ``"margin"``: ``T log sum_{k, j} exp(<w_j - w_k, h_k> / T)`` over W and H, cold cross-entropy;
+
+each both slowly from a high temperature ("slow") and straight from a low one ("quench").  No
+single stream finds every optimum: slow cooling finds (14, 4) or (15, 4) from most starts but never
+(13, 3) or (13, 5), where a hot minimiser of another shape catches it (claim 4.G12), and quenching
+does.  The best candidates are polished by linear programmes to about 1e-12, and the winner is the
+one with the largest *certified* margin.
+"""
+
+import numpy as np
+import torch
+from scipy.linalg import null_space
+from scipy.optimize import linprog
+from scipy.sparse import coo_array
+
+from nclib import checks
+from nclib.theory import codes
+from nclib.theory import softmax_codes as theory
+
+ENERGIES = ("pair", "margin")
+SCHEDULES = {"slow": {"hot": 0.3, "rate": 0.1}, "quench": {"hot": 0.02, "rate": 0.05}}
+POLISH_SIZE = 150  # largest K d that is polished: the linear programmes grow fast
+CONSTRUCT_SIZE = 500_000  # above this K d, a Gold code is taken without any search
+
+
+def solve(K, d, *, seed=0, starts=None, device=None):
+    """Unit rows ``(K, d)``, float64: the best softmax code known or found.
+
+    ``starts``: random starts in each of the four streams (default 64 for small codes, fewer as
+    K d grows).  Proven optima and explicitly known codes are returned without search.
+    """
+    K, d = checks.integer("K", K, 2), checks.integer("d", d)
+    explicit = construction(K, d)
+    if explicit is not None:
+        return explicit
+    gold = codes.gold_code(K, d) if codes.gold_margin(K, d) else None
+    if gold is not None and K * d > CONSTRUCT_SIZE and starts is None:
+        return gold
+    found = search(K, d, seed=seed, starts=starts, device=device)
+    if K * d <= POLISH_SIZE:
+        found = [polish(candidate) for candidate in found]
+    return max(
+        found if gold is None else [*found, gold],
+        key=lambda candidate: theory.margin(candidate, tol=1e-10).value,
+    )
+
+
+def construction(K, d):
+    """A code whose margin is proven optimal or tabulated, built without search; else None."""
+    if d >= K - 1:
+        return codes.simplex(K, d)
+    if d == 1:
+        raise checks.InputError(f"K={K} distinct classes do not fit on a line (d=1); use d >= 2")
+    if d == 2:
+        return codes.polygon(K)
+    if 2 * d >= K:
+        return codes.cross_polytope(d, K)
+    if (K, d) in ((14, 5), (15, 5)):
+        return codes.half_cube()[:K]
+    return codes.icosahedron()[:K] if (K, d) == (11, 3) else codes.sharp_code(K, d)
+
+
+def search(K, d, *, seed=0, starts=None, steps=None, energies=ENERGIES, keep=6, device=None):
+    """The ``keep`` best distinct codes of all streams, best first: a list of unit rows ``(K, d)``.
+
+    All starts of a stream are one tensor ``(starts, K, d)`` on ``device``.  Not polished.
+    """
+    K, d = checks.integer("K", K, 2), checks.integer("d", d)
+    starts = _default(starts, "starts", 3e6 / K**2, 1, 64)
+    steps = _default(steps, "steps", 3e10 / (starts * K**2 * (d + 20)), 300, 1000)
+    generator = torch.Generator().manual_seed(checks.integer("seed", seed, 0))
+    pool, estimates = [], []
+    for energy in energies:
+        for schedule in SCHEDULES.values():
+            start = torch.randn(starts, K, d, generator=generator, dtype=torch.float64)
+            weight, estimate = descend(energy, start.to(device), steps=steps, **schedule)
+            pool.append(weight.cpu())
+            estimates.append(estimate.cpu())
+    pool, estimates = torch.cat(pool), torch.cat(estimates)
+    kept = []
+    for i in estimates.argsort(descending=True).tolist():
+        # Runs that reach the same optimum differ by less than this before the polish.
+        if len(kept) < keep and all(abs(estimates[i] - estimates[j]) > 2e-5 for j in kept):
+            kept.append(i)
+    return [pool[i].clone() for i in kept]
+
+
+def _default(value, name, wanted, low, high):
+    return int(np.clip(wanted, low, high)) if value is None else checks.integer(name, value)
+
+
+def descend(energy, start, *, steps=1000, hot=0.3, cold=5e-4, rate=0.1):
+    """Cool the starts ``(S, K, d)``; returns ``(weight (S, K, d), margin estimates (S,))``.
+
+    Riemannian Adam with geometric cooling; the gradients are closed forms, so nothing larger than
+    the S x K x K logits is stored.
+    """
+    checks.choice("energy", energy, ENERGIES)
+    W = torch.nn.functional.normalize(start, dim=-1)
+    point = (W,) if energy == "pair" else (W, W.clone())
+    gradient = _pair_gradient if energy == "pair" else _margin_gradient
+    moments = [torch.zeros_like(p) for p in point]
+    scales = [torch.zeros_like(p[..., :1]) for p in point]
+    for step, temperature in enumerate(np.geomspace(hot, cold, steps), start=1):
+        pace = rate * (temperature / hot) ** 0.75
+        moved = []
+        for i, (p, g) in enumerate(zip(point, gradient(*point, temperature), strict=True)):
+            g = g - (g * p).sum(-1, keepdim=True) * p
+            moments[i] = 0.9 * moments[i] + 0.1 * g
+            scales[i] = 0.98 * scales[i] + 0.02 * (g * g).mean((-1, -2), keepdim=True)
+            size = (scales[i] / (1 - 0.98**step)).sqrt() + 1e-12
+            move = p - pace * moments[i] / (1 - 0.9**step) / size
+            moved.append(torch.nn.functional.normalize(move, dim=-1))
+        point = tuple(moved)
+    return point[0], _estimates(*point)
+
+
+def _pair_gradient(W, temperature):
+    logits = _without_diagonal(W @ W.mT) / temperature
+    share = torch.softmax(logits.flatten(1), 1).view_as(logits)
+    return (2 * share @ W,)
+
+
+def _margin_gradient(W, H, temperature):
+    logits = H @ W.mT
+    logits = _without_diagonal(logits - logits.diagonal(dim1=1, dim2=2).unsqueeze(2)) / temperature
+    share = torch.softmax(logits.flatten(1), 1).view_as(logits)
+    total = share.sum(2, keepdim=True)
+    return share.mT @ H - total * H, share @ W - total * W
+
+
+def _without_diagonal(logits):
+    K = logits.shape[-1]
+    eye = torch.eye(K, dtype=torch.bool, device=logits.device)
+    return logits.masked_fill(eye, -torch.inf)
+
+
+def _estimates(W, H=None):
+    """Hard margin of each start: at H, or ``1 - max cosine`` (that is, at H = W)."""
+    logits = (W if H is None else H) @ W.mT
+    own = logits.diagonal(dim1=1, dim2=2)
+    return (own - _without_diagonal(logits).amax(2)).amin(1)
+
+
+def polish(weight, *, steps=60, trust=0.05, tol=1e-14):
+    """Local ascent of the exact margin by linear programmes; never returns a worse code.
+
+    Each step linearises the margins ``<w_k - w_j, h_k>`` of the near-active pairs in tangent
+    moves of W and H, with H the exact optimal features of W, inside a trust region.  It stops when
+    the linear programme predicts a gain below ``tol``: a first-order certificate of local
+    optimality.
+    """
+    weight = theory.unit_rows("weight", weight)
+    found = theory.hull_projections(weight)
+    for _ in range(steps):
+        if found.duplicates:
+            return weight
+        move_w, gain = _linear_step(weight.numpy(), found.direction.numpy(), trust)
+        if gain < tol:
+            break
+        candidate = torch.nn.functional.normalize(weight + torch.from_numpy(move_w), dim=1)
+        moved = theory.hull_projections(candidate)
+        actual = float(moved.distance.min() - found.distance.min())
+        if actual > 0:
+            weight, found = candidate, moved
+        if actual < 0.25 * gain:
+            trust /= 4
+        elif actual > 0.75 * gain:
+            trust = min(2 * trust, 0.2)
+        if trust < 1e-15:
+            break
+    return weight
+
+
+def _linear_step(W, H, trust):
+    """``(moves of W (K, d), predicted gain)`` of the linearised margins in a trust region."""
+    K, d = W.shape
+    margins = (W * H).sum(1)[:, None] - H @ W.T
+    np.fill_diagonal(margins, np.inf)
+    k, j = np.nonzero(margins <= margins.min() + 8 * trust)
+    bases_w = np.stack([null_space(w[None]) for w in W])  # (K, d, d - 1)
+    bases_h = np.stack([null_space(h[None]) for h in H])
+    rows, width = np.arange(len(k)), d - 1
+    blocks = [
+        (k, np.einsum("pi,pia->pa", H[k], bases_w[k])),
+        (j, -np.einsum("pi,pia->pa", H[k], bases_w[j])),
+        (K + k, np.einsum("pi,pia->pa", W[k] - W[j], bases_h[k])),
+    ]
+    size = 2 * K * width
+    row = np.concatenate([np.repeat(rows, width)] * 3 + [rows])
+    column = [(at[:, None] * width + np.arange(width)).ravel() for at, _ in blocks]
+    column = np.concatenate([*column, np.full(len(k), size)])
+    value = np.concatenate([*(-slope.ravel() for _, slope in blocks), np.ones(len(k))])
+    constraints = coo_array((value, (row, column)), shape=(len(k), size + 1)).tocsr()
+    # In units of the trust region, so that the solver's absolute tolerances shrink with it.
+    programme = linprog(
+        np.append(np.zeros(size), -1.0),
+        A_ub=constraints,
+        b_ub=(margins[k, j] - margins.min()) / trust,
+        bounds=[(-1, 1)] * size + [(0, None)],
+        method="highs",
+        options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
+    )
+    if programme.status != 0:
+        return np.zeros_like(W), 0.0
+    moves = trust * programme.x[: K * width].reshape(K, width)
+    return np.einsum("kia,ka->ki", bases_w, moves), trust * float(programme.x[-1])
