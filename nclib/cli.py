@@ -119,6 +119,45 @@ def run(notebooks, profile, pairs, jobs, threads, out, scheduler, force):
 
 
 @main.command()
+@click.argument("notebook")
+@click.option("--profile", default="quick", show_default=True, help="Profile to start from.")
+@click.option("-p", "pairs", multiple=True, metavar="NAME=A,B,…", help="Alternatives.")
+@click.option("--seeds", metavar="0:5", help="Seeds 0 to 4, or a list such as 1,123,321.")
+@click.option("--grid", "file", type=click.Path(exists=True, dir_okay=False), help="YAML grid.")
+@click.option("--jobs", default=1, show_default=True, help="Runs side by side.")
+@click.option("--threads", default=1, show_default=True, help="Threads of each run.")
+@click.option("--out", type=click.Path(file_okay=False), help="Folder for runs/ and figures/.")
+@click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster at this address.")
+@click.option("--dry-run", is_flag=True, help="Show the runs and their cost, start nothing.")
+def sweep(notebook, profile, pairs, seeds, file, jobs, threads, out, scheduler, dry_run):
+    """Run NOTEBOOK over all combinations of parameter values; one table of all claims.
+
+    Writes sweep.csv (every claim of every run), summary.csv (mean, sd, n over seeds) and
+    sweep.png below runs/sweep-<hash>.
+    """
+    from nclib import runs, sweeps
+
+    texts = _overrides(pairs)
+    if file:
+        texts = sweeps.read_grid(file) | texts
+    planned = runs.grid(notebook, texts, profile, seeds=seeds, out=out, threads=threads)
+    cost = runs.estimate(planned, jobs)
+    took = "unknown: the notebook was not run here yet" if cost is None else f"about {cost:.0f} s"
+    click.echo(f"{len(planned)} runs of {planned[0].notebook}; time {took}")
+    if dry_run:
+        for job in planned:
+            values = ", ".join(f"{k}={v}" for k, v in job.parameters.items())
+            click.echo(f"  {job.name}: {values or 'defaults'}")
+        return
+    outcomes = runs.run_all(planned, parallel=jobs, scheduler=scheduler, report=click.echo)
+    swept = [*texts, *(["seed"] if seeds else [])]
+    click.echo(f"table, summary and figure in {sweeps.write(planned, swept, out=out)}")
+    if any(o.status == "failed" for o in outcomes):
+        click.echo(f"{sum(o.status == 'failed' for o in outcomes)} run(s) failed", err=True)
+        sys.exit(1)
+
+
+@main.command()
 @click.option("--profile", "name", default="quick", show_default=True, help="Name of the run.")
 @click.option("--out", type=click.Path(file_okay=False), help="Folder given to `nclib run`.")
 @click.option("--all", "everything", is_flag=True, help="Every check with its numbers.")

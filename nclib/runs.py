@@ -14,6 +14,7 @@ import ast
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -31,9 +32,6 @@ import pandas as pd
 import yaml
 
 from nclib import checks, claims, notebook, paths
-
-# Modules that decide nothing a notebook computes.
-_OUTSIDE = {"cli.py", "report.py", "runs.py"}
 
 
 @dataclass(frozen=True)
@@ -187,7 +185,9 @@ def job(query, profile_name="quick", overrides=None, *, out=None, threads=1):
     for key, value in (overrides or {}).items():
         if key not in known:
             raise notebook.unknown_parameter(key, known)
-        changed[key] = parse_value(value, types[key]) if isinstance(value, str) else value
+        value = parse_value(value, types[key]) if isinstance(value, str) else value
+        if value != parameters.get(key, known[key][1]):
+            changed[key] = value
     parameters |= changed
     for key in parameters:
         if key not in known:
@@ -206,11 +206,14 @@ def job(query, profile_name="quick", overrides=None, *, out=None, threads=1):
 
 
 def fingerprint(job):
-    """Hash of everything that decides the result: sources, parameters, versions, threads."""
+    """Hash of everything that decides the result: sources, parameters, versions, threads.
+
+    Of the library it takes the modules that the notebook imports, directly or not.
+    """
     content = json.loads(job.source.read_text(encoding="utf-8"))
     cells = [[c["cell_type"], "".join(c["source"])] for c in content["cells"]]
     package = Path(__file__).parent
-    files = sorted(p for p in package.rglob("*.py") if p.name not in _OUTSIDE)
+    files = library_files("\n".join(text for kind, text in cells if kind == "code"))
     catalogue = paths.CLAIMS / f"{job.notebook}.yaml"
     parts = [
         json.dumps([cells, job.parameters, job.threads, notebook.versions()], sort_keys=True),
@@ -218,6 +221,35 @@ def fingerprint(job):
         catalogue.read_text(encoding="utf-8") if catalogue.exists() else "",
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def library_files(source):
+    """Files of nclib that Python ``source`` imports, through any number of steps, sorted."""
+    package = Path(__file__).parent
+    found, waiting = set(), [source, "import nclib.notebook"]
+    while waiting:
+        for name in _imports(waiting.pop()):
+            parts = name.split(".")[1:]
+            for depth in range(len(parts) + 1):
+                stem = package.joinpath(*parts[:depth])
+                for file in (stem / "__init__.py", stem.with_suffix(".py")):
+                    if file.is_file() and file not in found:
+                        found.add(file)
+                        waiting.append(file.read_text(encoding="utf-8"))
+    return sorted(found)
+
+
+def _imports(source):
+    # IPython's magics are not Python; they import nothing of nclib.
+    lines = ("" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] == "nclib")
 
 
 def finished(job):
@@ -470,12 +502,13 @@ def describe(outcome):
 def load(out=None, names=None):
     """All claims of all runs below ``out`` as one tidy table.
 
-    Columns: run, notebook, the parameters that were set (``p.<name>``), and those of the claim.
+    ``names``: only these ``(run, notebook)`` pairs.  Columns: run, notebook, those of the claim,
+    and the run's parameters as ``p.<name>``.
     """
     rows = []
     for path in sorted(paths.figures(out).glob("*/*/claims.json")):
         name, book = path.parts[-3], path.parts[-2]
-        if names is not None and name not in names:
+        if names is not None and (name, book) not in names:
             continue
         manifest_path = path.with_name("manifest.json")
         manifest = json.loads(manifest_path.read_text()) if manifest_path.exists() else {}
@@ -483,6 +516,78 @@ def load(out=None, names=None):
         for claim in claims.read(path):
             rows.append({"run": name, "notebook": book} | asdict(claim) | extra)
     return pd.DataFrame(rows)
+
+
+# Sweeps -------------------------------------------------------------------------------------------
+
+
+def grid(query, texts, profile_name="quick", *, seeds=None, out=None, threads=1):
+    """The jobs of a cartesian product of parameter values.
+
+    ``texts``: parameter -> text of alternatives: ``"ce,ls"``, ``"2,8,32"``; for a parameter that
+    is itself a list, alternatives are separated by semicolons (``"2,8;32"``).  ``seeds``:
+    ``"0:5"`` (0 to 4) or ``"1,123,321"``, for the parameter ``seed``.
+    """
+    kinds = {key: kind for key, (kind, _, _) in declared(find(query)).items()}
+    alternatives = {}
+    for key, text in texts.items():
+        if key not in kinds:
+            raise notebook.unknown_parameter(key, kinds)
+        separator = ";" if "list" in str(kinds[key]) or "dict" in str(kinds[key]) else ","
+        alternatives[key] = [part.strip() for part in str(text).split(separator)]
+    if seeds is not None:
+        alternatives["seed"] = _seeds(seeds)
+    if not alternatives:
+        raise checks.InputError("a sweep needs -p NAME=A,B,… or --seeds 0:5")
+    settings = [
+        dict(zip(alternatives, values, strict=True))
+        for values in itertools.product(*alternatives.values())
+    ]
+    return [job(query, profile_name, setting, out=out, threads=threads) for setting in settings]
+
+
+def _seeds(text):
+    first, colon, last = str(text).partition(":")
+    try:
+        found = range(int(first), int(last)) if colon else [int(s) for s in first.split(",")]
+    except ValueError:
+        found = []
+    if not found:
+        raise checks.InputError(f"--seeds {text}: write 0:5 for 0, …, 4, or 1,123,321")
+    return [str(seed) for seed in found]
+
+
+def estimate(jobs, parallel=1):
+    """Seconds the jobs will take, from what their notebook took last; ``None`` if unknown."""
+    total = 0.0
+    for one in jobs:
+        path = paths.figures() / one.parameters.get("profile", "quick") / one.notebook
+        if not (path / "manifest.json").exists():
+            return None
+        total += json.loads((path / "manifest.json").read_text(encoding="utf-8"))["seconds"]
+    return total / parallel
+
+
+def summary(table, parameters):
+    """Mean, standard deviation and number of seeds of every measured claim.
+
+    ``table``: as :func:`load` gives it; ``parameters``: the swept ones.  One row per claim and
+    setting, seeds pooled; ``holds`` counts the runs in which the claim holds.
+    """
+    keys = ["notebook", "id", *(f"p.{name}" for name in parameters if name != "seed")]
+    numbers = table.assign(
+        measured=pd.to_numeric(table["measured"], errors="coerce"),
+        holds=table["verdict"].isin(["holds", "counterexample"]),
+        **{key: table[key].astype(str) for key in keys},
+    )
+    pooled = numbers.groupby(keys, sort=False)
+    result = pooled.agg(
+        mean=("measured", "mean"),
+        sd=("measured", "std"),
+        n=("measured", "size"),
+        holds=("holds", "sum"),
+    )
+    return result.reset_index()
 
 
 # Storing outputs in the committed notebooks -------------------------------------------------------

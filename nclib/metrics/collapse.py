@@ -193,8 +193,8 @@ def nc_metrics(features, labels, weight=None, bias=None, *, num_classes=None):
     ):
         residual = x - shift[y]
         offset += (e.T @ residual).double()
-        squares += torch.linalg.vector_norm(residual).double().square()
-        moments += (residual @ cast).square().sum(0).double()
+        squares += residual.square().sum(1).double().sum()
+        moments += (residual @ cast).double().square().sum(0)
         if weight is not None:
             predicted = (x @ head.T + head_bias).argmax(1)
             nearest = ((x - centre) @ near.T - near_bias).argmax(1)

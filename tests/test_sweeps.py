@@ -1,0 +1,77 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from nclib import checks, runs, sweeps
+
+
+def test_the_grid_is_the_cartesian_product(tiny, tmp_path):
+    jobs = runs.grid("90", {"mode": "ok,raise", "epochs": "2,3"}, seeds="0:3", out=tmp_path)
+    settings = {(j.parameters.get("mode"), j.parameters.get("epochs"), j.parameters.get("seed"))
+                for j in jobs}  # fmt: skip
+    assert len(jobs) == len(settings) == 12
+    assert len({job.name for job in jobs}) == 12
+    assert [j.parameters.get("seed", 0) for j in jobs[:3]] == [0, 1, 2]
+
+
+def test_a_value_of_the_profile_keeps_the_profiles_name(tiny):
+    jobs = runs.grid("90", {"K": "4,5"})
+    assert jobs[0].name == "quick"
+    assert jobs[1].name.startswith("quick-")
+
+
+@pytest.mark.parametrize(
+    ("texts", "seeds", "message"),
+    [
+        ({}, None, "a sweep needs"),
+        ({"klasses": "1,2"}, None, "unknown parameter klasses"),
+        ({"K": "2,x"}, None, "parameter K must be int, got 'x'"),
+        ({}, "5:2", "write 0:5"),
+        ({}, "a", "write 0:5"),
+    ],
+)
+def test_bad_grids_are_named(tiny, texts, seeds, message):
+    with pytest.raises(checks.InputError, match=message):
+        runs.grid("90", texts, seeds=seeds)
+
+
+def test_a_yaml_grid_reads_like_the_options(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("K: [2, 3]\nwidths: [[2, 8], [64]]\nmode: [ok]\n")
+    assert sweeps.read_grid(path) == {"K": "2,3", "widths": "2,8;64", "mode": "ok"}
+    path.write_text("K: 2\n")
+    with pytest.raises(checks.InputError, match="must map each parameter to a list"):
+        sweeps.read_grid(path)
+
+
+def test_the_summary_pools_seeds_by_hand():
+    rows = []
+    for width, values in ((2, [1.0, 3.0]), (8, [5.0, 9.0])):
+        for seed, value in enumerate(values):
+            verdict = "holds" if value < 6 else "fails"
+            rows.append({"run": f"{width}{seed}", "notebook": "x", "id": "1.L1", "measured": value,
+                         "verdict": verdict, "p.width": width, "p.seed": seed})  # fmt: skip
+    got = runs.summary(pd.DataFrame(rows), ["width", "seed"]).set_index("p.width")
+    assert list(got["mean"]) == [2.0, 7.0]
+    np.testing.assert_allclose(got["sd"], [2**0.5, 8**0.5])
+    assert list(got["n"]) == [2, 2]
+    assert list(got["holds"]) == [2, 1]
+
+
+@pytest.mark.slow
+def test_a_sweep_writes_one_table_and_tells_its_cost_first(tiny):
+    plan = tiny("sweep", "90", "-p", "K=2,3", "--seeds", "0:2", "--dry-run", "--out", tiny.out)
+    assert plan.returncode == 0, plan.stderr
+    assert "4 runs of 90_tiny; time unknown" in plan.stdout
+    assert not tiny.out.exists()
+    arguments = ("sweep", "90", "-p", "K=2,3", "--out", tiny.out)
+    done = tiny(*arguments, "--jobs", "2")
+    assert done.returncode == 0, done.stdout
+    folder = next((tiny.out / "runs").glob("sweep-*"))
+    first = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert first.keys() == {"sweep.csv", "summary.csv", "sweep.png", "sweep.pdf"}
+    table = pd.read_csv(folder / "sweep.csv")
+    assert sorted(table["p.K"].unique()) == [2, 3]
+    again = tiny(*arguments)
+    assert again.stdout.count("unchanged") == 2
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == first

@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+
+from nclib.ufm import solve
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def quadratic(seed=0, size=6):
+    A = torch.randn(size, size, generator=generator(seed), dtype=torch.float64)
+    A = A @ A.T + 0.1 * torch.eye(size, dtype=torch.float64)
+    b = torch.randn(size, generator=generator(seed + 1), dtype=torch.float64)
+    return (
+        A,
+        b,
+        lambda x, y: (
+            0.5 * torch.cat([x, y.flatten()]) @ A @ torch.cat([x, y.flatten()])
+            - (b @ torch.cat([x, y.flatten()]))
+        ),
+    )
+
+
+START = {"x": torch.zeros(2), "y": torch.ones(2, 2)}
+
+
+def test_a_quadratic_is_solved_and_its_hessian_is_its_matrix():
+    A, b, f = quadratic()
+    want = torch.linalg.solve(A, b)
+    found = solve.minimize(f, START)
+    assert torch.allclose(torch.cat([found.variables["x"], found.variables["y"].flatten()]), want)
+    assert found.value == pytest.approx(float(-0.5 * b @ want), abs=1e-13)
+    assert torch.allclose(solve.hessian(f, START), A)
+    np.testing.assert_allclose(solve.hessian_eigenvalues(f, START), np.linalg.eigvalsh(A))
+    d = {"x": torch.tensor([1.0, 2.0]), "y": torch.tensor([[0.0, 1.0], [-1.0, 0.5]])}
+    v = torch.tensor([1.0, 2.0, 0.0, 1.0, -1.0, 0.5], dtype=torch.float64)
+    assert solve.curvature(f, START, d) == pytest.approx(float(v @ A @ v))
+    g = solve.gradient(f, START)
+    z = torch.tensor([0.0, 0, 1, 1, 1, 1], dtype=torch.float64)
+    assert torch.allclose(torch.cat([g["x"], g["y"].flatten()]), A @ z - b)
+
+
+def test_one_newton_step_solves_a_quadratic():
+    A, b, f = quadratic()
+    found = solve.newton_polish(f, START, steps=1)
+    assert found.gradient_norm < 1e-12
+
+
+def rosenbrock(x):
+    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+
+def test_many_starts_of_rosenbrocks_valley_reach_the_minimum_together():
+    starts = 2 * torch.rand(20, 5, generator=generator(), dtype=torch.float64)
+    found = solve.minimize_many(rosenbrock, {"x": starts}, gtol=1e-8)
+    assert found.gradient_norms.max() < 1e-8
+    assert found.values.max() < 1e-12
+    assert torch.allclose(found.variables["x"], torch.ones(20, 5, dtype=torch.float64), atol=1e-6)
+    # a working quasi-Newton method needs tens of iterations here, steepest descent thousands
+    assert found.iterations < 150
+
+
+def test_many_starts_equal_single_starts():
+    A, b, f = quadratic(3)
+    starts = {
+        "x": torch.randn(7, 2, generator=generator()),
+        "y": torch.randn(7, 2, 2, generator=generator(1)),
+    }
+    many = solve.minimize_many(f, starts)
+    for i in range(7):
+        one = solve.minimize(f, {name: value[i] for name, value in starts.items()})
+        assert float(many.values[i]) == pytest.approx(one.value, abs=1e-13)
+    assert many.variables["y"].shape == (7, 2, 2)
+
+
+def test_a_start_that_is_done_does_not_move():
+    starts = torch.ones(3, 5, dtype=torch.float64)
+    starts[1:] = 0.0
+    found = solve.minimize_many(rosenbrock, {"x": starts})
+    assert torch.equal(found.variables["x"][0], starts[0])
+
+
+def test_starts_with_nan_are_named():
+    with pytest.raises(ValueError, match="x has 1 NaN"):
+        solve.minimize(rosenbrock, {"x": torch.tensor([1.0, float("nan")])})
+    with pytest.raises(ValueError, match="x has 1 NaN"):
+        solve.minimize_many(rosenbrock, {"x": torch.tensor([[1.0, float("nan")]])})
