@@ -16,7 +16,7 @@ import torch
 
 from nclib import checks, frames
 
-_ROWS = 4096  # rows per block: large enough for a fast product, small enough to stay in cache
+_ROWS = 2048  # rows per block: large enough for a fast product, small enough to stay in cache
 
 
 class ClassStatistics:
@@ -174,31 +174,29 @@ def nc_metrics(features, labels, weight=None, bias=None, *, num_classes=None):
     labels = labels.to(features.device)
     weight, bias = _classifier(weight, bias, K, d)
 
-    shift = _class_sums(features, labels, K) / counts.unsqueeze(1)
+    blocks = list(zip(features.split(_ROWS), labels.split(_ROWS), strict=True))
+    shift = _class_sums(blocks, K) / counts.unsqueeze(1)
     shift = shift.to(features.dtype)
+    centre = shift.mean(0)
+    basis = _between_basis(shift.double(), counts, torch.finfo(features.dtype).eps)[1]
+    cast = basis.to(features.dtype)
+    if weight is not None:
+        # Logits and nearest-mean scores in one product, both up to terms without the sample.
+        scores = torch.cat([weight.to(features), 2 * (shift - centre)]).T.contiguous()
+        constant = weight.to(centre) @ centre + (0.0 if bias is None else bias.to(centre))
+        constant = torch.cat([constant, -(shift - centre).square().sum(1)])
     offset = torch.zeros(K, d, dtype=torch.float64, device=features.device)
     squares = torch.zeros((), dtype=torch.float64, device=features.device)
-    centre = shift.mean(0)
-    near, disagreements = 2 * (shift - centre), 0
-    near_bias = (shift - centre).square().sum(1)
-    basis = _between_basis(shift.double(), counts, torch.finfo(features.dtype).eps)[1]
     moments = torch.zeros(basis.shape[1], dtype=torch.float64, device=features.device)
-    cast = basis.to(features.dtype)
-    one_hot = torch.nn.functional.one_hot(labels, K).to(features.dtype)
-    if weight is not None:
-        head = weight.to(features)
-        head_bias = bias.to(features) if bias is not None else 0.0
-    for x, y, e in zip(
-        features.split(_ROWS), labels.split(_ROWS), one_hot.split(_ROWS), strict=True
-    ):
+    disagreements = 0
+    for x, y in blocks:
         residual = x - shift[y]
-        offset += (e.T @ residual).double()
+        offset += torch.zeros_like(shift).index_add_(0, y, residual)
         squares += residual.square().sum(1).double().sum()
         moments += (residual @ cast).double().square().sum(0)
         if weight is not None:
-            predicted = (x @ head.T + head_bias).argmax(1)
-            nearest = ((x - centre) @ near.T - near_bias).argmax(1)
-            disagreements += int((predicted != nearest).sum())
+            predicted, nearest = torch.addmm(constant, x - centre, scores).split(K, 1)
+            disagreements += int((predicted.argmax(1) != nearest.argmax(1)).sum())
     # The shift is the class mean up to rounding; take the remaining offset out exactly.
     means = shift.double() + offset / counts.unsqueeze(1)
     scaled = offset / counts.double().sqrt().unsqueeze(1)
@@ -225,12 +223,12 @@ def _classifier(weight, bias, K, d):
     return weight, None if bias is None else checks.vector("bias", bias, K, dtype=torch.float64)
 
 
-def _class_sums(features, labels, K):
-    """Sum of the features of each class ``(K, d)`` in float64, as blocks of matrix products."""
-    sums = torch.zeros(K, features.shape[1], dtype=torch.float64, device=features.device)
-    one_hot = torch.nn.functional.one_hot(labels, K).to(features.dtype)
-    for x, e in zip(features.split(_ROWS), one_hot.split(_ROWS), strict=True):
-        sums += (e.T @ x).double()
+def _class_sums(blocks, K):
+    """Sum of the features of each class ``(K, d)`` in float64; blocks add up in their dtype."""
+    x, _ = blocks[0]
+    sums = torch.zeros(K, x.shape[1], dtype=torch.float64, device=x.device)
+    for x, y in blocks:
+        sums += torch.zeros(K, x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, y, x)
     return sums
 
 
