@@ -211,7 +211,8 @@ def threshold(loss, *, K, lambda_b=0.0, **params):
         if lambda_b is None:
             return tau * kappa * M / K
         u = tau * kappa * M / (tau * (kappa + K - 1) + K * lambda_b)
-        return max(tau * (kappa * (M - u) + u) / K, lambda_b * u)
+        # The mean component dies earlier: λ_b u = τ(κ(M - u) - (K-1)u)/K is smaller than this.
+        return tau * (kappa * (M - u) + u) / K
     return (1 - getattr(loss, "alpha", 0.0)) / K
 
 
