@@ -11,9 +11,11 @@ from pathlib import Path
 
 import torch
 
-from nclib import checks
+from nclib import checks, paths
+from nclib.deep import data as single
 
 RECIPES = ("mnist", "cifar", "grid")
+SOURCES = ("digits", "fashion_mnist", "mnist", "cifar10", "svhn")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class MultiLabelData:
     def take(self, index):
         """The samples with these indices (or this boolean mask), in this order."""
         return replace(self, inputs=self.inputs[index], labels=self.labels[index])
+
+    def keep(self, table):
+        """Only the samples whose label set is a key of ``table``."""
+        names = [tuple(row.nonzero().flatten().tolist()) for row in self.labels]
+        return self.take(torch.tensor([name in table for name in names], device=self.labels.device))
 
     def table(self):
         """``{label tuple: samples}``, ordered by size and then by labels."""
@@ -107,6 +114,49 @@ def unit_range(train, *others):
 def half_size(data):
     """The same images averaged over 2×2 blocks."""
     return replace(data, inputs=torch.nn.functional.avg_pool2d(data.inputs, 2))
+
+
+def prepare(
+    source,
+    *,
+    recipe="mnist",
+    half=False,
+    singles=100,
+    pairs=(20,),
+    test_counts=(40, 5),
+    size=32,
+    seed=0,
+):
+    """``(train, test)`` multi-label sets with single labels and pairs, from a data set by name.
+
+    ``source``: one of :data:`SOURCES`.  ``pairs``: samples per pair, one number, or one per group
+    of pairs (see :func:`label_set_table`); ``test_counts``: samples per class and per pair.
+    ``half`` averages the source images over 2×2 blocks first.  Training images come from the train
+    part of the source, test images from its test part (digits: 130 source images per class for
+    training).  "svhn" reads full house numbers of up to three digits at ``size`` pixels from the
+    data folder ``SVHN_full``, with at most ``singles`` training images per single digit.
+    """
+    checks.choice("source", source, SOURCES)
+    if source == "svhn":
+        root = paths.data() / "SVHN_full"
+        return svhn(root, "train", size=size, singles_per_class=singles, seed=seed), svhn(
+            root, "test", size=size
+        )
+    per_class = 130 if source == "digits" else None
+    parts = unit_range(*single.load(source, train_per_class=per_class, seed=seed))
+    parts = [half_size(part) if half else part for part in parts]
+    generator = torch.Generator().manual_seed(seed)
+    K = parts[0].num_classes
+    train_counts = {1: singles, 2: list(pairs)}
+    tables = [
+        label_set_table(K, train_counts, generator=generator if len(pairs) > 1 else None),
+        label_set_table(K, {1: test_counts[0], 2: test_counts[1]}),
+    ]
+    made = [
+        compose(part, table, recipe=recipe, seed=2 * seed + i)
+        for i, (part, table) in enumerate(zip(parts, tables, strict=True))
+    ]
+    return tuple(made)
 
 
 def compose(data, table, *, recipe="mnist", seed=0):

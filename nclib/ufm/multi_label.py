@@ -242,8 +242,19 @@ def hessian_eigenvalues(solution):
     return solve.hessian_eigenvalues(solution.problem._spread, solution._spread_variables())
 
 
-def descend(problem, d, *, steps, keep=(), rate, feature_rate, momentum=0.9, generator=None,
-            weight_std=0.1, feature_std=0.5):  # fmt: skip
+def descend(
+    problem,
+    d,
+    *,
+    steps,
+    keep=(),
+    rate,
+    feature_rate,
+    momentum=0.9,
+    generator=None,
+    weight_std=0.1,
+    feature_std=0.5,
+):
     """Gradient descent with momentum from a random start, as a training path to look at.
 
     ``rate`` is for W and b, ``feature_rate`` for the features.  Returns ``(snapshots, values)``:

@@ -32,8 +32,8 @@ def test_codewords_are_the_features_of_the_optimum(exact):
         multiplicities=(1, 2, 3), reduction=optimum.reduction,
     )  # fmt: skip
     assert torch.equal(book.label_sets, made.targets.bool())
-    assert torch.allclose(book.codewords, made.features + shift, atol=1e-12)
-    assert torch.allclose(book.centre, shift, atol=1e-12)
+    assert torch.allclose(book.codewords, made.features + shift, rtol=0, atol=1e-12)
+    assert torch.allclose(book.centre, shift, rtol=0, atol=1e-12)
     means = made.features[singles] + shift
     assert decoders.single_margin(means, made.weight) == pytest.approx(optimum.margins[1])
 

@@ -311,7 +311,7 @@ def test_nonnegative(reduction):
     assert (gradient_h[made.features == 0] > -1e-15).all()
     for y, h in zip(made.targets, made.features, strict=True):
         singles = made.features[:5]
-        assert torch.allclose(h, found.scales[int(y.sum())] * y @ singles, atol=1e-13)
+        assert torch.allclose(h, found.scales[int(y.sum())] * y @ singles, rtol=0, atol=1e-13)
 
 
 def test_nonnegative_threshold():
@@ -334,7 +334,7 @@ def test_balance_identity():
         rows = theory.label_sets(K, m)
         P = torch.eye(K).double() - 1 / K
         total = 3 * P @ rows.T @ rows @ P
-        assert torch.allclose(total, theory.balance_weight(K, m, 3) * P, atol=1e-12)
+        assert torch.allclose(total, theory.balance_weight(K, m, 3) * P, rtol=0, atol=1e-12)
 
 
 def test_label_sets_are_all_subsets_in_order():
