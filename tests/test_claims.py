@@ -97,3 +97,10 @@ def test_rows_show_the_worst_of_their_checks():
     assert list(table["verdict"]) == ["fails", "counterexample", "not run"]
     assert list(table["checks"]) == [2, 2, 0]
     assert list(table.index) == ["1.L1", "1.L2", "1.L10"]
+
+
+def test_one_failing_check_outweighs_any_other():
+    assert claims.worst(["holds", "counterexample", "not run", "fails"]) == "fails"
+    assert claims.worst(["holds", "counterexample", "not run"]) == "not run"
+    assert claims.worst(["holds", "counterexample"]) == "counterexample"
+    assert claims.worst(["holds"]) == "holds"

@@ -87,3 +87,25 @@ def test_starts_with_nan_are_named():
         solve.minimize(rosenbrock, {"x": torch.tensor([1.0, float("nan")])})
     with pytest.raises(ValueError, match="x has 1 NaN"):
         solve.minimize_many(rosenbrock, {"x": torch.tensor([[1.0, float("nan")]])})
+
+
+def test_steps_that_overshoot_are_cut_back():
+    # Far left the slope is almost constant: a quasi-Newton step from there is enormous.
+    steep = lambda x: (torch.exp(x) - x).sum()
+    found = solve.minimize_many(steep, {"x": torch.tensor([[-20.0], [-8.0], [3.0]])})
+    assert torch.allclose(found.variables["x"], torch.zeros(3, 1).double(), atol=1e-7)
+    assert found.values.max() == pytest.approx(1.0, abs=1e-13)
+
+
+def test_iterations_are_those_of_a_quasi_newton_method():
+    from scipy.optimize import minimize
+
+    scales = torch.logspace(0, 4, 30, dtype=torch.float64)
+    f = lambda x: (scales * x.square()).sum() / 2 + x.square().square().sum()
+    start = torch.ones(1, 30, dtype=torch.float64)
+    ours = solve.minimize_many(f, {"x": start}, gtol=1e-8).iterations
+    jac = lambda x: scales.numpy() * x + 4 * x**3
+    value = lambda x: float(f(torch.from_numpy(x)))
+    options = {"gtol": 1e-8, "ftol": 0, "maxcor": 20}
+    theirs = minimize(value, start[0].numpy(), jac=jac, method="L-BFGS-B", options=options).nit
+    assert ours < 1.25 * theirs
