@@ -26,6 +26,7 @@ from nclib.theory import softmax_codes as theory
 ENERGIES = ("pair", "margin")
 SCHEDULES = {"slow": {"hot": 0.3, "rate": 0.1}, "quench": {"hot": 0.02, "rate": 0.05}}
 POLISH_SIZE = 150  # largest K d that is polished: the linear programmes grow fast
+LOGITS = 2**24  # K x K logits that are held at once
 CONSTRUCT_SIZE = 500_000  # above this K d, a Gold code is taken without any search
 
 
@@ -36,6 +37,7 @@ def solve(K, d, *, seed=0, starts=None, device=None):
     K d grows).  Proven optima and explicitly known codes are returned without search.
     """
     K, d = checks.integer("K", K, 2), checks.integer("d", d)
+    checks.integer("seed", seed, 0)
     explicit = construction(K, d)
     if explicit is not None:
         return explicit
@@ -72,12 +74,16 @@ def search(K, d, *, seed=0, starts=None, steps=None, energies=ENERGIES, keep=6, 
     All starts of a stream are one tensor ``(starts, K, d)`` on ``device``.  Not polished.
     """
     K, d = checks.integer("K", K, 2), checks.integer("d", d)
-    starts = _default(starts, "starts", 3e6 / K**2, 1, 64)
-    steps = _default(steps, "steps", 3e10 / (starts * K**2 * (d + 20)), 300, 1000)
+    starts = _default(starts, "starts", 2e5 / K**2 if K > 50 else 64, 1, 64)
+    steps = _default(steps, "steps", 1e12 / (starts * K**2 * (d + 20)), 300, 1000)
+    if K * K > LOGITS:  # only the pair energy works in tiles, one start at a time
+        energies, starts = ("pair",), 1
+    # Quenching pays off only where a polish can repair what it leaves unfinished.
+    schedules = SCHEDULES if K * d <= POLISH_SIZE else {"slow": SCHEDULES["slow"]}
     generator = torch.Generator().manual_seed(checks.integer("seed", seed, 0))
     pool, estimates = [], []
     for energy in energies:
-        for schedule in SCHEDULES.values():
+        for schedule in schedules.values():
             start = torch.randn(starts, K, d, generator=generator, dtype=torch.float64)
             weight, estimate = descend(energy, start.to(device), steps=steps, **schedule)
             pool.append(weight.cpu())
@@ -99,7 +105,7 @@ def descend(energy, start, *, steps=1000, hot=0.3, cold=5e-4, rate=0.1):
     """Cool the starts ``(S, K, d)``; returns ``(weight (S, K, d), margin estimates (S,))``.
 
     Riemannian Adam with geometric cooling; the gradients are closed forms, so nothing larger than
-    the S x K x K logits is stored.
+    the S x K x K logits is stored, and of a single large code only tiles of them.
     """
     checks.choice("energy", energy, ENERGIES)
     W = torch.nn.functional.normalize(start, dim=-1)
@@ -122,9 +128,26 @@ def descend(energy, start, *, steps=1000, hot=0.3, cold=5e-4, rate=0.1):
 
 
 def _pair_gradient(W, temperature):
+    if W.shape[1] ** 2 > LOGITS:
+        return (_tiled_pair_gradient(W[0], temperature)[None],)
     logits = _without_diagonal(W @ W.mT) / temperature
     share = torch.softmax(logits.flatten(1), 1).view_as(logits)
     return (2 * share @ W,)
+
+
+def _tiled_pair_gradient(W, temperature):
+    """The same for one code (K, d) by an online softmax over tiles of rows."""
+    gradient, total, top = torch.zeros_like(W), 0.0, -torch.inf
+    for rows in torch.arange(len(W), device=W.device).split(max(1, LOGITS // 2 // len(W))):
+        logits = W[rows] @ W.T
+        logits[torch.arange(len(rows)), rows] = -torch.inf
+        new = max(top, float(logits.max()))
+        shrink = np.exp((top - new) / temperature)
+        share = ((logits - new) / temperature).exp_()
+        gradient *= shrink
+        gradient[rows] += share @ W
+        total, top = shrink * total + float(share.sum()), new
+    return 2 * gradient / total
 
 
 def _margin_gradient(W, H, temperature):
@@ -143,6 +166,8 @@ def _without_diagonal(logits):
 
 def _estimates(W, H=None):
     """Hard margin of each start: at H, or ``1 - max cosine`` (that is, at H = W)."""
+    if H is None and W.shape[1] ** 2 > LOGITS:
+        return torch.tensor([1 - theory.max_cosine(W[0])], dtype=W.dtype, device=W.device)
     logits = (W if H is None else H) @ W.mT
     own = logits.diagonal(dim1=1, dim2=2)
     return (own - _without_diagonal(logits).amax(2)).amin(1)

@@ -1,0 +1,305 @@
+"""Generalized neural collapse, K classes in d dimensions with K as large as you like (result 4).
+
+Features and classifier are row-normalised first: result 4 lives on the sphere.  With normalised
+features h, ``g`` their mean over all samples, class means ``mu_k``,
+
+    S_W = (1/N) sum_i (h_i - mu_{y_i})(h_i - mu_{y_i})',   S_B = (1/K) sum_k (mu_k - g)(mu_k - g)',
+
+so S_B weighs all classes alike.  Everything is float64 (collapse lies far below half precision).
+
+The released code differs in ways that change numbers: it measures with networks in train mode
+(batch norm uses batch statistics and keeps learning), prints GNC2 through an absolute value, and
+bounds GNC2 with a float32 subgradient descent from a random start, which may be too small.
+"""
+
+from functools import lru_cache
+from math import nan
+
+import numpy as np
+import torch
+
+from nclib import checks, frames
+from nclib.theory import margins, softmax_codes
+
+EXACT_CLASSES = 2048  # above this, per-class quantities are averaged over a sample of classes
+_TILE = 2**23
+
+
+def generalized_nc(
+    features,
+    labels,
+    weight,
+    bias=None,
+    *,
+    reference=None,
+    random_draws=None,
+    exact_classes=EXACT_CLASSES,
+    tol=1e-9,
+):
+    """Generalized neural-collapse metrics GNC1-GNC3 and their variants.
+
+    Args:
+        features: ``(N, d)`` last-layer features, any float dtype (half precision is upcast).
+        labels: ``(N,)`` class indices below K.
+        weight: ``(K, d)`` classifier.
+        bias: ``(K,)`` or None; only ``accuracy`` and ``agreement`` know it.
+        reference: the margin ``rho*`` to compare with; default the best known for (K, d).
+        random_draws: random classifiers behind ``gnc2_random`` (default 3 for K d <= 200 000).
+        exact_classes: with more classes than this, ``gnc2_mean`` and ``gnc3_projection`` are means
+            over that many random classes (said in ``notes``); ``gnc2`` is always over all.
+        tol: width of the certified bracket behind ``gnc2``.
+
+    Classes without samples are dropped, from the hulls and from K, and listed in
+    ``dropped_classes``.  Returns a dict; smaller is more collapsed unless said otherwise:
+
+    ======================  =====================================================================
+    ``gnc1``                ``tr(S_W S_B^+) / K`` (the paper's)
+    ``gnc1_raw``            the same without normalising the features
+    ``gnc1_ratio``          ``tr S_W / tr S_B``
+    ``cdnv``                mean over pairs of ``(v_i + v_j) / (2 |mu_i - mu_j|^2)``
+    ``gnc2``                ``rho(W) = min_k dist_k``, exact; *larger* is better
+    ``gnc2_mean``           mean of ``dist_k``
+    ``gnc2_means``          ``rho`` of the normalised class means
+    ``hard_margin``         ``min_k min_j <w_k - w_j, mu_k / |mu_k|>``, at most ``gnc2``
+    ``one_vs_one``          ``1 - max cosine`` between rows of W, at most ``gnc2``
+    ``min_angle``           smallest angle between rows of W, in degrees
+    ``gnc2_reference``      ``rho*(K, d)``, and ``reference_status`` says what it is worth
+    ``gnc2_ratio``          ``gnc2 / gnc2_reference``
+    ``gnc2_random``         mean ``rho`` of random classifiers of this size
+    ``gnc2_calibrated``     0 at ``gnc2_random``, 1 at ``gnc2_reference``
+    ``gnc3``                mean of ``1 - cos(mu_k, w_k)`` (what the theory speaks of)
+    ``gnc3_centered``       mean of ``1 - cos(mu_k - g, w_k)`` (official code)
+    ``gnc3_projection``     mean of ``1 - cos(mu_k, u_k)``, u_k the HardMax feature of W
+    ``ncc_accuracy``        accuracy of the nearest class mean on these samples
+    ``accuracy``            accuracy of ``argmax(W h + b)``, W and h as given
+    ``agreement``           share of samples on which those two agree
+    ``etf_error``           distance of the Gram matrix of W to the simplex ETF's
+    ``etf_floor``           the smallest value of ``etf_error`` for this (K, d) (claim 4.G9)
+    ``log_kernel_mean``     mean over pairs of ``log(1 / |a_i - a_j|)``, a centred normalised means
+    ``log_kernel_variance`` its variance over pairs (hyperspherical uniformity)
+    ``uniform_duality``     variance over k of ``cos(mu_k - g, w_k)``
+    ======================  =====================================================================
+
+    and ``num_classes`` (with samples), ``dropped_classes``, ``notes``.  The last three metrics are
+    those of the language-model literature (Wu & Papyan, arXiv 2405.17767).
+    """
+    notes = _notes(features=features, weight=weight)
+    raw_weight = checks.matrix("weight", weight).detach()
+    raw = checks.matrix("features", features, columns=raw_weight.shape[1]).detach()
+    labels, K = checks.labels(labels, len(raw_weight), length=len(raw))
+    labels = labels.to(raw.device)
+    if bias is not None:
+        bias = checks.vector("bias", bias, K).detach().double().to(raw.device)
+    labels, kept, dropped = _drop_empty(labels, K, notes)
+    K, d = len(kept), raw.shape[1]
+    raw_weight = raw_weight[kept].double().to(raw.device)
+    bias = None if bias is None else bias[kept]
+    W, H = margins.unit_rows("weight", raw_weight), margins.unit_rows("features", raw)
+
+    means, g, variances = class_means(H, labels, K)
+    centred = torch.nn.functional.normalize(means - g, dim=1)
+    counts = torch.bincount(labels, minlength=K).double()
+    within = float(counts @ variances / len(H))
+    between = float((means - g).square().sum() / K)
+    nearest = nearest_mean(H, means)
+    predicted = _argmax(raw.double(), raw_weight, bias)
+    result = {
+        "gnc1": _gnc1(H, labels, means, g),
+        "gnc1_raw": _gnc1(raw.double(), labels, *class_means(raw.double(), labels, K)[:2]),
+        "gnc1_ratio": within / between if between > 0 else nan,
+        "cdnv": cdnv(means, variances),
+        **_margins(W, means, notes, exact_classes=exact_classes, tol=tol),
+        "gnc3": _mean_gap(means, W),
+        "gnc3_centered": _mean_gap(means - g, W),
+        "ncc_accuracy": _share(nearest == labels),
+        "accuracy": _share(predicted == labels),
+        "agreement": _share(nearest == predicted),
+        "etf_error": etf_error(W),
+        "etf_floor": frames.nc2_floor(K, d),
+        **log_kernel(centred),
+        "uniform_duality": float((centred * W).sum(1).var(correction=0)),
+    }
+    result |= _calibrate(result["gnc2"], K, d, reference, random_draws, notes)
+    return result | {"num_classes": K, "dropped_classes": dropped, "notes": notes}
+
+
+def class_means(features, labels, K):
+    """``(means (K, d), global_mean (d,), variances (K,))``; a variance is E |h - mu_k|^2."""
+    features = features.double()
+    counts = torch.bincount(labels, minlength=K).clamp(min=1).double()
+    zeros = torch.zeros(K, features.shape[1], dtype=torch.float64, device=features.device)
+    means = zeros.index_add(0, labels, features) / counts[:, None]
+    squares = (features - means[labels]).square().sum(1)
+    variances = zeros[:, 0].index_add(0, labels, squares) / counts
+    return means, features.mean(0), variances
+
+
+def cdnv(means, variances):
+    """Class-distance normalised variance, mean over pairs; inf if two class means coincide."""
+    total, K = 0.0, len(means)
+    for rows in torch.arange(K).split(max(1, _TILE // K)):
+        squared = _squared_distances(means, rows)
+        spread = (variances[rows, None] + variances[None]) / 2
+        ratio = torch.where(spread > 0, spread / squared, 0.0)
+        ratio[torch.arange(len(rows)), rows] = 0
+        total += float(ratio.sum())
+    return total / (K * (K - 1))
+
+
+def log_kernel(directions):
+    """Mean and population variance over pairs of ``log(1 / |a_i - a_j|)`` (hyperspherical
+    uniformity) of unit rows ``(K, d)``; infinite and NaN when two coincide."""
+    first = second = 0.0
+    K = len(directions)
+    for rows in torch.arange(K).split(max(1, _TILE // K)):
+        kernel = -_squared_distances(directions, rows).log() / 2
+        kernel[torch.arange(len(rows)), rows] = 0
+        first += float(kernel.sum())
+        second += float(kernel.square().sum())
+    pairs = K * (K - 1)
+    mean = first / pairs
+    variance = max(0.0, second / pairs - mean**2) if np.isfinite(mean) else nan
+    return {"log_kernel_mean": mean, "log_kernel_variance": variance}
+
+
+def nearest_mean(features, means):
+    """Index ``(N,)`` of the class mean nearest to each row of ``features``."""
+    return _argmax(features, means, -means.square().sum(1) / 2)
+
+
+def etf_error(weight):
+    """``|G/|G| - (I - 11'/K)/sqrt(K-1)|`` (Frobenius) of ``G = W W'``, any W ``(K, d)``."""
+    K = len(weight)
+    if K <= EXACT_CLASSES:
+        gram = weight @ weight.T
+        return float(torch.linalg.norm(gram / gram.norm() - frames.etf_gram(K).to(gram)))
+    # The same through d x d matrices; loses half of the digits below 1e-8, which K > d + 1 forbids.
+    overlap = weight.square().sum() - weight.sum(0).square().sum() / K
+    cosine = overlap / (torch.linalg.norm(weight.T @ weight) * (K - 1) ** 0.5)
+    return float((2 - 2 * cosine).clamp(min=0).sqrt())
+
+
+@lru_cache(maxsize=64)
+def random_margin(K, d, draws=3, seed=0):
+    """Mean ``rho`` of ``draws`` Gaussian classifiers ``(K, d)`` with normalised rows."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = [torch.randn(K, d, generator=generator, dtype=torch.float64) for _ in range(draws)]
+    return float(np.mean([margins.margin(W, tol=1e-4).value for W in samples]))
+
+
+def _notes(**tensors):
+    half = [f"{n} ({t.dtype})" for n, t in tensors.items() if _is_half(t)]
+    return [f"upcast from half precision: {', '.join(half)}; use float32 or better"] if half else []
+
+
+def _is_half(value):
+    return getattr(value, "dtype", None) in (torch.float16, torch.bfloat16, np.dtype(np.float16))
+
+
+def _drop_empty(labels, K, notes):
+    """Labels renumbered over the classes that occur, those classes, and the ones dropped."""
+    counts = torch.bincount(labels, minlength=K)
+    kept = counts.nonzero().flatten()
+    dropped = (counts == 0).nonzero().flatten().tolist()
+    if len(kept) < 2:
+        raise checks.InputError(f"only {len(kept)} of {K} classes has samples; at least 2 must")
+    if dropped:
+        notes.append(
+            f"{len(dropped)} of {K} classes have no sample: dropped from means, hulls and K"
+        )
+    renumber = torch.full((K,), -1, dtype=torch.int64, device=labels.device)
+    renumber[kept] = torch.arange(len(kept), device=labels.device)
+    return renumber[labels], kept.cpu(), dropped
+
+
+def _gnc1(features, labels, means, g):
+    """tr(S_W S_B^+)/K through the SVD of the centred means; their rank is at most K - 1."""
+    K, d = means.shape
+    _, sizes, axes = torch.linalg.svd(means - g, full_matrices=False)
+    sizes, axes = sizes[: min(K - 1, d)], axes[: min(K - 1, d)]
+    keep = sizes > sizes[0] * max(K, d) * torch.finfo(torch.float64).eps
+    if not bool(keep.any()) or float(sizes[0]) == 0:
+        return nan  # all class means coincide
+    scores = (features - means[labels]) @ axes[keep].T
+    within = scores.square().mean(0)
+    return float((within * K / sizes[keep].square()).sum() / K)
+
+
+def _margins(W, means, notes, *, exact_classes, tol):
+    K = len(W)
+    M = torch.nn.functional.normalize(means, dim=1)
+    has_means = bool((M != 0).any(1).all())
+    if not has_means:
+        notes.append("a class mean is zero: gnc2_means and hard_margin are undefined")
+    chosen = torch.arange(K)
+    if exact_classes < K:
+        shuffled = torch.randperm(K, generator=torch.Generator().manual_seed(0))
+        chosen = shuffled[:exact_classes].sort().values
+        notes.append(f"gnc2_mean and gnc3_projection: means over {len(chosen)} random classes")
+    found = margins.hull_projections(W, tol=tol, classes=chosen)
+    if exact_classes < K:
+        rho = margins.margin(W, tol=tol).value
+    else:
+        rho = float(found.distance.min())
+    if found.duplicates:
+        classes = ", ".join(map(str, found.duplicates[:8]))
+        notes.append(f"weight has duplicate rows (classes {classes}): their margin is 0")
+    usable = ~found.direction.isnan().any(1)
+    aligned = (M[chosen].cpu() * found.direction).sum(1)[usable]
+    cosine = margins.max_cosine(W)
+    return {
+        "gnc2": rho,
+        "gnc2_mean": float(found.distance.mean()),
+        "gnc2_means": margins.margin(M, tol=tol).value if has_means else nan,
+        "hard_margin": margins.hard_margin(W, M) if has_means else nan,
+        "one_vs_one": 1 - cosine,
+        "min_angle": float(np.degrees(margins.min_angle(W))),
+        "gnc3_projection": float((1 - aligned).mean()) if bool(usable.any()) else nan,
+    }
+
+
+def _calibrate(rho, K, d, reference, draws, notes):
+    known = softmax_codes.best_known(K, d)
+    status = "given" if reference is not None else known.status if known else "unknown"
+    if reference is None:
+        reference = known.value if known else nan
+    else:
+        reference = checks.real("reference", reference, above=0, at_most=2)
+    if status == "unknown":
+        notes.append(f"no reference margin is known for K={K}, d={d}: pass reference=")
+    if draws is None:
+        draws = 3 if K * d <= 200_000 and d > 1 else 0
+    baseline = random_margin(K, d, draws) if draws else nan
+    return {
+        "gnc2_reference": reference,
+        "reference_status": status,
+        "gnc2_ratio": rho / reference if reference else nan,
+        "gnc2_random": baseline,
+        "gnc2_calibrated": (rho - baseline) / (reference - baseline),
+    }
+
+
+def _mean_gap(rows, targets):
+    """Mean of ``1 - cos`` to unit ``targets``, accurate near 0; a zero row counts as cos = 0."""
+    unit = torch.nn.functional.normalize(rows, dim=1)
+    return float(((unit - targets).square().sum(1) + 1 - unit.square().sum(1)).mean() / 2)
+
+
+def _argmax(features, weight, offset=None):
+    chunks = features.split(max(1, _TILE // len(weight)))
+    shift = 0.0 if offset is None else offset
+    return torch.cat([(h @ weight.T + shift).argmax(1) for h in chunks])
+
+
+def _squared_distances(rows, index):
+    """``|a_i - a_j|^2`` for i in ``index`` and all j; exact differences where the two are close."""
+    picked = rows[index]
+    squared = picked.square().sum(1)[:, None] + rows.square().sum(1) - 2 * picked @ rows.T
+    scale = rows.square().sum(1).max()
+    i, j = (squared < 1e-8 * scale).nonzero(as_tuple=True)
+    squared[i, j] = (picked[i] - rows[j]).square().sum(1)
+    return squared
+
+
+def _share(hits):
+    return float(hits.double().mean())
