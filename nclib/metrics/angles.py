@@ -97,8 +97,9 @@ def _gram_distance(gram):
 def truncated_nc1(features, labels, *, num_classes=None):
     """``tr(Σ_W Σ_B⁺)/K`` with the pseudo-inverse cut to directions that can carry classes.
 
-    At most ``min(d, K-1)`` eigenvalues of Σ_B, and of these only the ones above 1e-10 of the
-    largest (1e-5 for float32 features): a default cut-off keeps rounding noise, and its inverse.
+    Only eigenvalues of Σ_B above 1e-10 of the largest (1e-5 for float32 features) and above the
+    rounding of the means are inverted, never more than ``min(d, K-1)``: a default cut-off keeps
+    rounding noise, and its inverse.
     Σ_W is over samples, Σ_B over classes alike, about the mean of the samples; classes without a
     sample are left out.  NaN if all class means are equal.
     """
@@ -118,13 +119,12 @@ def truncated_nc1(features, labels, *, num_classes=None):
 
 def _between(means, centre, cut):
     """Leading eigenvalues ``(r,)`` and eigenvectors ``(d, r)`` of Σ_B, ``r <= min(d, K-1)``."""
-    K, d = means.shape
+    K = len(means)
     centred = means - centre
     _, singular, vectors = torch.linalg.svd(centred, full_matrices=False)
     # Means that differ by their own rounding only are equal.
     floor = torch.finfo(torch.float64).eps * 8 * means.abs().max() * K**0.5
     keep = (singular.square() > cut * singular[0].square()) & (singular > floor)
-    keep[min(d, K - 1) :] = False
     return singular[keep].square() / K, vectors[keep].T
 
 

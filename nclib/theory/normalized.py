@@ -15,7 +15,7 @@ Claims are rows of result 2's table, for example "2.L4".
 """
 
 from dataclasses import dataclass
-from math import comb, cos, exp, hypot, log, pi, sin, sqrt
+from math import comb, cos, exp, hypot, log, log1p, pi, sin, sqrt
 
 import numpy as np
 import torch
@@ -104,7 +104,8 @@ def code_value(code, scale):
     """
     code = unit_rows("code", code)
     gaps = _scale(scale) * (code @ code.T - code.square().sum(1, keepdim=True))
-    return float(gaps.logsumexp(1).mean())
+    others = gaps.fill_diagonal_(-torch.inf).logsumexp(1)
+    return float(F.softplus(others, threshold=50).mean())
 
 
 def polygon(K, d=2):
@@ -121,7 +122,7 @@ def polygon_value(K, scale):
     (claim 2.L14).
     """
     K, scale = checks.integer("K", K, 2), _scale(scale)
-    return log(sum(exp(-2 * scale * sin(pi * j / K) ** 2) for j in range(K)))
+    return log1p(sum(exp(-2 * scale * sin(pi * j / K) ** 2) for j in range(1, K)))
 
 
 def orthoplex(K, d=None):

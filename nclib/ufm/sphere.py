@@ -273,6 +273,20 @@ def _norm(tensors):
     return float(sum(t.square().sum() for t in tensors) ** 0.5)
 
 
+def curvature(problem, features, weight, *, cut=1e-7):
+    """``(smallest positive, largest)`` Hessian eigenvalue of the problem at one of its minima.
+
+    Riemannian where rows are constrained; eigenvalues below ``cut`` times the largest count as the
+    flat directions (rotations).
+    """
+    variables = {"features": features, "weight": weight}
+    eigenvalues = solve.hessian_eigenvalues(
+        lambda **x: problem.objective(**problem.place(x)), variables
+    )
+    positive = eigenvalues[eigenvalues > cut * eigenvalues[-1]]
+    return float(positive[0]), float(positive[-1])
+
+
 METHODS = ("trust-region", "steepest-descent", "conjugate-gradient", "lbfgs")
 
 

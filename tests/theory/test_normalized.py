@@ -160,6 +160,14 @@ class TestCodes:
         assert abs(theory.polygon_value(K, scale) - float(loss)) < 1e-13
         assert abs(theory.code_value(code, scale) - float(loss)) < 1e-13
 
+    @pytest.mark.parametrize(("K", "scale"), [(4, 60.0), (6, 300.0), (2, 200.0)])
+    def test_large_scales_keep_their_digits(self, K, scale):
+        """Two neighbours (one for K = 2) at the largest cosine decide: a sum of tiny terms."""
+        gap = scale * (1 - math.cos(2 * math.pi / K))
+        leading = (2 if K > 2 else 1) * math.exp(-gap)
+        assert abs(theory.polygon_value(K, scale) / leading - 1) < 1e-10
+        assert abs(theory.code_value(theory.polygon(K), scale) / leading - 1) < 1e-10
+
     def test_polygon_is_the_etf_up_to_three_classes(self):
         for K in (2, 3):
             difference = theory.polygon_value(K, 2.5) - theory.optimum(K, 2.5).value
