@@ -128,15 +128,17 @@ def objective(loss="pal", *, reduction="sum", feature_decay=0.0):
 
     def evaluate(net, inputs, targets):
         features = net.features(inputs)
-        logits = net.head(features)
-        if loss == "pal":
-            data_loss = pick_all_labels(logits, targets, reduction)
-        else:
-            data_loss = nn.functional.binary_cross_entropy_with_logits(logits, targets)
-            data_loss = data_loss * targets.shape[1]
-        return data_loss + feature_decay * features.square().sum(1).mean()
+        penalty = feature_decay * features.square().sum(1).mean()
+        return _data_loss(net.head(features), targets, loss, reduction) + penalty
 
     return evaluate
+
+
+def _data_loss(logits, targets, loss, reduction):
+    if loss == "pal":
+        return pick_all_labels(logits, targets, reduction)
+    mean = nn.functional.binary_cross_entropy_with_logits(logits, targets)
+    return mean * targets.shape[1]
 
 
 def measure(net, data, *, loss="pal", reduction="sum"):
@@ -150,8 +152,7 @@ def measure(net, data, *, loss="pal", reduction="sum"):
     features = collect.features(net, data.inputs)
     with collect.evaluation(net):
         logits = net.head(features)
-        data_loss = objective(loss, reduction=reduction)
-        found = {"data_loss": float(data_loss(_Given(features, logits), None, data.labels))}
+    found = {"data_loss": float(_data_loss(logits, data.labels, loss, reduction))}
     clean = multi_label_metrics(features, data.labels, net.weight, net.bias)
     official = multi_label_metrics(
         features, data.labels, net.weight, net.bias, convention="official"
@@ -164,13 +165,6 @@ def measure(net, data, *, loss="pal", reduction="sum"):
     if 2 in official["angle"]:
         found["official_angle"] = official["angle"][2].ratio
     return found | {f"margin_{m}": s for m, s in margins(logits, data.labels).items()}
-
-
-class _Given:
-    """Features and logits that are known already, in the shape of a net."""
-
-    def __init__(self, features, logits):
-        self.features, self.head = (lambda _: features), (lambda _: logits)
 
 
 def margins(logits, targets):

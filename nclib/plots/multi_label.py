@@ -314,6 +314,8 @@ def collapse(histories, predictions, floors):
     scale.set_ylim(0.65, 1.05)
     for ax in grid[-1]:
         ax.set_xlabel("epoch")
+    title = "Networks collapse, with a frozen classifier even further"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     handles, labels = scale.get_legend_handles_labels()
     handles += [plt.Line2D([], [], color="0.3", ls=":"), plt.Line2D([], [], color="0.3", ls="--")]
     labels += ["official convention", "unconstrained-features theory"]
@@ -348,6 +350,8 @@ def decoding(table):
         ax.set_yticks(range(len(names)), names)
         ax.set(xlim=(0, 1.02), xlabel="test images decoded exactly", title=NET_NAMES[net])
     axes[0][0].invert_yaxis()
+    title = "Nearest codewords name pairs that the largest gap misses"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure
