@@ -11,6 +11,7 @@ appear in ``figures`` when the notebook came to its end; a failed one leaves ear
 """
 
 import ast
+import base64
 import contextlib
 import fcntl
 import hashlib
@@ -596,10 +597,13 @@ def summary(table, parameters):
 def store(query):
     """Execute a notebook with its defaults and keep the outputs in the committed file.
 
-    Timing metadata is stripped, so that the same outputs give the same file.
+    Timing metadata is stripped, so that the same outputs give the same file; pictures are reduced
+    to a palette.
     """
     import nbformat
     import papermill
+
+    from nclib.plots import style
 
     name = find(query)
     source = paths.NOTEBOOKS / f"{name}.ipynb"
@@ -621,6 +625,9 @@ def store(query):
         cell.metadata = {"tags": tags} if tags else {}
         for result in cell.get("outputs", []):
             result.get("metadata", {}).clear()
+            if "image/png" in result.get("data", {}):
+                pixels = style.shrink(base64.b64decode(result.data["image/png"]))
+                result.data["image/png"] = base64.b64encode(pixels).decode()
     temporary = source.with_suffix(".tmp")
     nbformat.write(content, temporary)
     os.replace(temporary, source)

@@ -65,18 +65,22 @@ def reference(ax, value, text, *, axis="y", **style):
 
 
 def save(figure, stem):
-    """Write ``stem.png`` and ``stem.pdf``, without dates or versions: equal input, equal bytes.
-
-    The PNG is reduced to a palette of 256 colours, a third of the size and no visible difference.
-    """
+    """Write ``stem.png`` and ``stem.pdf``, without dates or versions: equal input, equal bytes."""
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     pixels = io.BytesIO()
     figure.savefig(pixels, format="png", metadata={"Software": None})
-    image = Image.open(pixels).convert("RGB")
-    image = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    image.save(stem.with_name(stem.name + ".png"), optimize=True)
+    stem.with_name(stem.name + ".png").write_bytes(shrink(pixels.getvalue()))
     figure.savefig(
         stem.with_name(stem.name + ".pdf"),
         metadata={"CreationDate": None, "Producer": None, "Creator": None},
     )
+
+
+def shrink(png):
+    """The same PNG picture with a palette of 256 colours: a third of the bytes, no visible loss."""
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    image = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    result = io.BytesIO()
+    image.save(result, format="png", optimize=True)
+    return result.getvalue()
