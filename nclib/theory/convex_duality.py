@@ -395,13 +395,14 @@ def cross_entropy_value(per_class, num_classes, beta):
 
 
 def pair_network(points, depth):
-    """Interpolating ReLU network on X = Y = I_K that is cheaper than collapse (claim 6.C13).
+    """Interpolating ReLU network on X = Y = I_K that can be cheaper than collapse (claim 6.C13).
 
     The K = s(s-1)/2 classes are the pairs of s = ``points`` points; the information goes through a
-    bottleneck of rank s.  Returns ``depth`` >= 4 torch-layout layers, unscaled; scale each to the
-    same Frobenius norm (:func:`balanced_layers`).
+    bottleneck of rank s.  Cheaper from depth 5 and s = 4 on (:func:`pair_ratio`); at depth 4 it is
+    a start from which descent wins for K >= 10.  Returns ``depth`` >= 3 torch-layout layers,
+    unscaled; :func:`scaled_pair_network` scales them.
     """
-    s, depth = checks.integer("points", points, 3), checks.integer("depth", depth, 4)
+    s, depth = checks.integer("points", points, 3), checks.integer("depth", depth, 3)
     pairs = torch.combinations(torch.arange(s))
     incidence = torch.zeros(len(pairs), s, dtype=torch.float64).scatter_(1, pairs, 1.0)
     middle = [torch.eye(s, dtype=torch.float64) for _ in range(depth - 3)]
@@ -418,7 +419,7 @@ def pair_value(points, depth, beta):
 
 def pair_ratio(points, depth):
     """``prod ||W_l||_F^2`` of the pair network over the collapsed ``K^L``; < 1 means cheaper."""
-    s, depth = checks.integer("points", points, 3), checks.integer("depth", depth, 4)
+    s, depth = checks.integer("points", points, 3), checks.integer("depth", depth, 3)
     return s / 2 * (2 / (s - 1)) ** (depth - 3)
 
 

@@ -19,8 +19,8 @@ from nclib.theory import lasso as solver
 class Spline:
     """``f(x) = offset + sum_i weights[i] (orientation[i] (x - knots[i]))_+`` with its certificate.
 
-    ``value`` is the optimal cost, ``dual_value`` a lower bound on it, ``residual`` = y - f(x) in
-    the order of the data given.
+    ``value`` is the optimal cost, ``dual_value`` a lower bound on it, certified by ``dual`` (n,);
+    ``residual`` = y - f(x).  Both in the order of the data given.
     """
 
     knots: np.ndarray
@@ -28,6 +28,7 @@ class Spline:
     weights: np.ndarray
     offset: float
     residual: np.ndarray
+    dual: np.ndarray
     value: float
     dual_value: float
 
@@ -87,9 +88,8 @@ def interpolation_spline(x, y):
     multipliers = multipliers - multipliers.mean()
     multipliers = multipliers / max(1.0, np.abs(ramps.T @ multipliers).max())
     fit = ramps @ weights + found.x[-1]
-    return _spline(
-        knots, orientation, weights, found.x[-1], y - fit, found.fun, float(multipliers @ y)
-    )
+    bound = float(multipliers @ y)
+    return _spline(knots, orientation, weights, found.x[-1], y - fit, multipliers, found.fun, bound)
 
 
 def fit_spline(x, y, beta):
@@ -106,6 +106,7 @@ def fit_spline(x, y, beta):
         orientation,
         found.weights,
         found.offset,
+        found.residual,
         found.residual,
         found.value,
         found.dual_value,
@@ -175,7 +176,7 @@ def _dictionary(x):
     return knots, orientation, np.maximum(orientation * (x[:, None] - knots), 0)
 
 
-def _spline(knots, orientation, weights, offset, residual, value, dual_value):
+def _spline(knots, orientation, weights, offset, residual, dual, value, dual_value):
     used = weights != 0
     return Spline(
         knots[used],
@@ -183,6 +184,7 @@ def _spline(knots, orientation, weights, offset, residual, value, dual_value):
         weights[used],
         float(offset),
         residual,
+        dual,
         float(value),
         dual_value,
     )

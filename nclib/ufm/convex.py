@@ -17,7 +17,7 @@ from nclib.ufm import solve
 
 ACTIVATIONS = ("relu", "linear")
 BIASES = ("none", "last", "all")
-OPTIMIZERS = ("adam", "sgd")
+OPTIMIZERS = ("adam", "sgd", "lbfgs")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Network:
         x = self.inputs if inputs is None else _columns(inputs).to(self.inputs)
         for number, weight in enumerate(self.layers(variables)[:-1], start=1):
             x = x @ weight.mT + variables.get(f"bias{number}", 0.0)
-            x = x.clamp(min=0) if self.activation == "relu" else x
+            x = torch.relu(x) if self.activation == "relu" else x
         return x
 
     def outputs(self, variables, inputs=None):
@@ -122,7 +122,7 @@ class BatchNormNetwork:
         centred = z - z.mean(0)
         normalised = centred / torch.linalg.vector_norm(centred, dim=0)
         shifted = variables["gamma"] * normalised + variables["alpha"] / math.sqrt(len(z))
-        return shifted.clamp(min=0)
+        return torch.relu(shifted)
 
     def outputs(self, variables):
         """Outputs (n, K)."""
@@ -131,7 +131,8 @@ class BatchNormNetwork:
     def objective(self, **variables):
         """The cost, a scalar tensor."""
         penalty = sum(variables[name].square().sum() for name in ("gamma", "alpha", "weight"))
-        return (self.outputs(variables) - self.targets).square().sum() / 2 + self.beta / 2 * penalty
+        miss = (self.outputs(variables) - self.targets).square().sum()
+        return miss / 2 + self.beta / 2 * penalty
 
     def start(self, generator, scale=1.0):
         """Random tensors; gamma and alpha of size ``scale``."""
@@ -170,34 +171,68 @@ def best_of(problem, starts, *, seed=0, scale=1.0, **options):
 
 
 def descend(
-    problem, start, *, optimizer="adam", lr=1e-2, momentum=0.9, steps=2000, measure=None, rows=100
+    problem,
+    start,
+    *,
+    optimizer="adam",
+    lr=1e-2,
+    momentum=0.9,
+    steps=2000,
+    cosine=True,
+    measure=None,
+    rows=100,
 ):
-    """Full-batch Adam or SGD on ``problem`` from ``start``, learning rate cosine to zero.
+    """Full-batch Adam or SGD on ``problem`` from ``start``, by default with a cosine to rate zero.
 
+    ``optimizer="lbfgs"`` is :func:`nclib.ufm.solve.minimize`, ``steps`` its function evaluations.
     Returns ``(variables, trace)``; ``trace`` has about ``rows`` rows ``step``, ``objective`` and
     whatever the dict ``measure(variables)`` holds, at logarithmically spaced steps.
     """
     checks.choice("optimizer", optimizer, OPTIMIZERS)
+    steps = checks.integer("steps", steps)
+    logged = {round(steps ** (i / (rows - 1))) for i in range(rows)} | {0}
+    trace = []
+
+    def log(step, point, cost):
+        if step in logged:
+            frozen = {name: tensor.detach() for name, tensor in point.items()}
+            extra = measure(frozen) if measure else {}
+            trace.append({"step": step, "objective": float(cost.detach())} | extra)
+
+    if optimizer == "lbfgs":
+        return _descend_lbfgs(problem, start, steps, log), pd.DataFrame(trace)
     variables = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
     if optimizer == "adam":
         stepper = torch.optim.Adam(variables.values(), lr=lr)
     else:
         stepper = torch.optim.SGD(variables.values(), lr=lr, momentum=momentum)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(stepper, steps)
-    logged = {round(steps ** (i / (rows - 1))) for i in range(rows)} | {0}
-    trace = []
-    for step in range(checks.integer("steps", steps) + 1):
+    for step in range(steps + 1):
+        if cosine:
+            rate = lr * (1 + math.cos(math.pi * step / steps)) / 2
+            stepper.param_groups[0]["lr"] = rate
         cost = problem.objective(**variables)
-        if step in logged:
-            frozen = {name: tensor.detach() for name, tensor in variables.items()}
-            extra = measure(frozen) if measure else {}
-            trace.append({"step": step, "objective": float(cost.detach())} | extra)
+        log(step, variables, cost)
         if step < steps:
             stepper.zero_grad()
             cost.backward()
             stepper.step()
-            schedule.step()
     return {name: tensor.detach() for name, tensor in variables.items()}, pd.DataFrame(trace)
+
+
+def _descend_lbfgs(problem, start, steps, log):
+    """L-BFGS with every function evaluation that lowers the cost reported to ``log``."""
+    evaluations, lowest = 0, math.inf
+
+    def objective(**variables):
+        nonlocal evaluations, lowest
+        cost = problem.objective(**variables)
+        if float(cost.detach()) <= lowest:
+            lowest = float(cost.detach())
+            log(evaluations, variables, cost)
+        evaluations += 1
+        return cost
+
+    return solve.minimize(objective, start, max_iter=steps, restarts=0).variables
 
 
 def _columns(values):

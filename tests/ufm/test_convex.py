@@ -61,8 +61,8 @@ def test_one_dimensional_training_reaches_the_spline():
     rng = np.random.default_rng(0)
     x = np.sort(rng.uniform(-1.5, 1.5, 7))
     y = np.sin(2.5 * x) + 0.1 * rng.standard_normal(7)
-    found = convex.best_of(convex.Network(x, y, 0.1, (40,), bias="last"), 4, max_iter=250)
-    excess = np.array(found.values) - theory.lasso_1d(x, y, 0.1)
+    found = convex.best_of(convex.Network(x, y, 0.3, (40,), bias="last"), 4, max_iter=250)
+    excess = np.array(found.values) - theory.lasso_1d(x, y, 0.3)
     assert -1e-10 < excess.min() < 1e-5
     assert found.best.value == min(found.values)
     assert found.hits(found.best.value, 0.0) >= 1 / 4 and found.hits(-1.0) == 0
