@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 BIN = $(VENV)/bin
+NBVAL = --nbval --nbval-current-env --nbval-cell-timeout 900 --nbval-sanitize-with tests/nbval.cfg
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: figures test lint env bench store clean
+.PHONY: figures test env store clean
 
 figures: $(BIN)/.installed  ## run every notebook's quick profile, write figures, claims, report
 	$(BIN)/nclib run --jobs $(JOBS)
@@ -14,7 +15,8 @@ figures: $(BIN)/.installed  ## run every notebook's quick profile, write figures
 
 test: $(BIN)/.installed  ## unit, property, notebook and end-to-end tests
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(NBVAL) notebooks
 
 env: $(BIN)/.installed
 
