@@ -71,6 +71,7 @@ def command(manifest):
     known = runs.declared(name)
     base = {key: default for key, (_, default, _) in known.items()}
     base |= runs.profile(profile).get(name, {}) | {"profile": profile}
+    base = json.loads(json.dumps(base))  # as the manifest holds it: JSON's keys are texts
     parts = ["nclib run", name.split("_")[0]]
     if profile != "quick":
         parts.append(f"--profile {profile}")

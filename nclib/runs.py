@@ -597,6 +597,8 @@ def summary(table, parameters):
 def store(query):
     """Execute a notebook with its defaults and keep the outputs in the committed file.
 
+    An up-to-date run of the quick profile without overrides is the same execution and is taken.
+
     Timing metadata is stripped, so that the same outputs give the same file; pictures are reduced
     to a palette.
     """
@@ -607,13 +609,18 @@ def store(query):
 
     name = find(query)
     source = paths.NOTEBOOKS / f"{name}.ipynb"
-    folder = paths.runs() / "store" / name
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "figures").mkdir(parents=True)
-    probe = Job(name, "store", {})
-    os.environ |= _environment(probe, folder / "figures") | {notebook.FOLDER: str(folder)}
-    output = folder / "notebook.ipynb"
-    papermill.execute_notebook(str(source), str(output), kernel_name="python3", progress_bar=False)
+    quick = job(name, "quick")
+    if not quick.parameters and finished(quick):
+        output = quick.folder / "notebook.ipynb"  # this very execution stands already
+    else:
+        folder = paths.runs() / "store" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "figures").mkdir(parents=True)
+        os.environ |= _environment(quick, folder / "figures") | {notebook.FOLDER: str(folder)}
+        output = folder / "notebook.ipynb"
+        papermill.execute_notebook(
+            str(source), str(output), kernel_name="python3", progress_bar=False
+        )
     content = nbformat.read(output, as_version=4)
     content.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

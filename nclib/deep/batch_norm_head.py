@@ -264,15 +264,15 @@ def whitened_images(data: Data, test: Data):
     )
 
 
-def closed_form_accuracy(data, test, per_class, rho, *, seed=0):
+def closed_form_accuracy(data, test, per_class, rho):
     """Test accuracy of the closed-form whitened net against the training set size (section 3.9c).
 
-    One row per entry of ``per_class``; ``beta = rho sqrt(n_k)``.  Columns n, accuracy, condition
-    (of the raw inputs).
+    One row per entry of ``per_class``, the first images of each class; ``beta = rho sqrt(n_k)``.
+    Columns n, accuracy, condition (of the raw inputs).
     """
     rows = []
     for n_k in per_class:
-        part = data.per_class(n_k, generator=torch.Generator().manual_seed(seed))
+        part = data.per_class(n_k)
         X = part.inputs.flatten(1).double()
         outputs = theory.whitened_prediction(
             X, part.labels, rho * math.sqrt(n_k), test.inputs.flatten(1).double()

@@ -16,6 +16,7 @@ from nclib import checks, frames
 from nclib.metrics.collapse import nc_metrics
 
 __all__ = [
+    "class_means",
     "effective_rank",
     "frame_distances",
     "layer_table",
@@ -102,6 +103,13 @@ def trace_ratio(features, labels, num_classes=None):
     between = float(_centred(means).square().sum()) / K
     within = float((features - means[labels.cpu()]).square().sum()) / len(features)
     return within / between if between > 0 else math.nan
+
+
+def class_means(features, labels, num_classes=None):
+    """Means of the rows of ``features`` (N, d) per class: (K, d), float64, on the CPU."""
+    features = _rows("features", features, 1)
+    labels, K = checks.labels(labels, num_classes, length=len(features))
+    return _class_means(features, labels.cpu(), K)
 
 
 def _class_means(features, labels, K):

@@ -202,6 +202,7 @@ def minority(curves, trained, network):
         )
         left.axvline(np.sqrt(count), color=PALETTE[i], ls=":", lw=1)
     left.set(xlabel=r"weight decay $\beta$", ylabel="output for the own class")
+    left.set_xlim(right=1.3 * curves["beta"].max())
     left.set_title(r"A class dies at $\beta=\sqrt{n_k}$")
     left.legend()
     counts = sorted(network["count"].unique(), reverse=True)

@@ -7,7 +7,6 @@ then moves every restart at once.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from scipy.integrate import solve_ivp
 
 from nclib import checks
 from nclib.theory import extended_ufm as theory
-from nclib.ufm.solve import minimize
+from nclib.ufm.solve import minimize, minimize_many
 
 __all__ = [
     "CentralPath",
@@ -37,7 +36,8 @@ class ExtendedUFM:
 
     ``class_counts`` n_1..n_K; ``lambdas`` one decay per layer; ``bias`` ``"none"``, ``"free"`` or
     its decay; ``relu``: activation between the layers (needs M ≥ 2); ``widths``: d, d_1, …, d_{M−1}
-    (an int: the same for all).  Samples are sorted by class.
+    (an int: the same for all).  Samples are sorted by class: ``labels`` (N,) int64, ``targets``
+    (N, K) one-hot rows, float64.
     """
 
     class_counts: tuple
@@ -60,6 +60,15 @@ class ExtendedUFM:
             ("widths", tuple(theory.check_widths(self.widths, len(lambdas)))),
         ):
             object.__setattr__(self, name, value)
+        # Plain tensors made here and now: made later, they could be trapped in a torch.func call.
+        labels = torch.arange(len(counts)).repeat_interleave(torch.as_tensor(counts).long())
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "targets", torch.eye(len(counts), dtype=torch.float64)[labels])
+        decay = {"features": self.lambda_h}
+        decay |= {f"weight_{j}": lam for j, lam in enumerate(self.lambdas, start=1)}
+        if self.bias != "none":
+            decay["bias"] = 0.0 if self.bias == "free" else float(self.bias)
+        object.__setattr__(self, "_decay", decay)
 
     @property
     def depth(self):
@@ -69,26 +78,6 @@ class ExtendedUFM:
     @property
     def num_samples(self):
         return sum(self.class_counts)
-
-    @cached_property
-    def labels(self):
-        """(N,) int64, sorted."""
-        return torch.arange(len(self.class_counts)).repeat_interleave(
-            torch.tensor(self.class_counts)
-        )
-
-    @cached_property
-    def targets(self):
-        """(N, K) one-hot rows, float64."""
-        return torch.eye(len(self.class_counts), dtype=torch.float64)[self.labels]
-
-    @cached_property
-    def _decay(self):
-        decay = {"features": self.lambda_h}
-        decay |= {f"weight_{j}": lam for j, lam in enumerate(self.lambdas, start=1)}
-        if self.bias != "none":
-            decay["bias"] = 0.0 if self.bias == "free" else float(self.bias)
-        return decay
 
     def optimum(self):
         """Closed-form global minimum (linear layers; ReLU: see the conditions there)."""
@@ -171,29 +160,39 @@ class ExtendedUFM:
 
 @dataclass(frozen=True)
 class Restarts:
-    """Local minima from several starts: ``values`` (restarts,) and the ``best`` solution."""
+    """Local minima from several starts: ``values`` (restarts,) and the refined ``best`` one."""
 
     best: object
     values: torch.Tensor
-    solutions: tuple
+    variables: dict
 
 
-def solve(problem, *, restarts=6, init_scale=0.3, seed=0, newton=0, gtol=1e-13):
-    """L-BFGS from ``restarts`` Gaussian starts; the best and all final values.
+def solve(problem, *, restarts=6, init_scale=0.5, seed=0, max_iter=None):
+    """L-BFGS from ``restarts`` Gaussian starts at once; the best one is then refined.
 
     For M ≥ 2 rank-deficient local minima exist (claim 5.E13): look at ``values``, not only at
-    ``best``.  ``init_scale`` below 0.1 tends to end at the origin.
+    ``best``.  An ``init_scale`` below 0.1 tends to end at the origin; a list of scales is cycled
+    through.  ``max_iter`` of the common phase: 2000 for linear layers, 400 for ReLU, whose kinks
+    stop quasi-Newton steps near 1e-9.  Returns :class:`Restarts` with a
+    :class:`~nclib.ufm.solve.Solution` as ``best``.
     """
-    checks.integer("restarts", restarts)
-    checks.real("init_scale", init_scale, above=0)
+    restarts = checks.integer("restarts", restarts)
+    scales = [init_scale] if not hasattr(init_scale, "__iter__") else list(init_scale)
+    scales = [checks.real("init_scale", scale, above=0) for scale in scales]
+    sizes = torch.tensor([scales[i % len(scales)] for i in range(restarts)], dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
-    starts = problem.start(init_scale, generator=generator, batch=(restarts,))
-    solutions = tuple(
-        minimize(problem.objective, {n: t[i] for n, t in starts.items()}, gtol=gtol, newton=newton)
-        for i in range(restarts)
-    )
-    values = torch.tensor([found.value for found in solutions], dtype=torch.float64)
-    return Restarts(solutions[int(values.argmin())], values, solutions)
+    starts = problem.start(1.0, generator=generator, batch=(restarts,))
+    starts = {
+        name: tensor * sizes.reshape(-1, *[1] * (tensor.ndim - 1))
+        for name, tensor in starts.items()
+    }
+    steps = max_iter or (400 if problem.relu else 2000)
+    found = minimize_many(problem.objective, starts, max_iter=steps)
+    values, index = found.values.clone(), int(found.values.argmin())
+    chosen = {name: tensor[index] for name, tensor in found.variables.items()}
+    best = minimize(problem.objective, chosen, max_iter=steps)
+    values[index] = best.value
+    return Restarts(best, values, found.variables)
 
 
 @dataclass(frozen=True)
@@ -240,9 +239,10 @@ def descend(problem, start, *, lr, steps, record=100, momentum=0.0):
     return Trajectory(tuple(record), values, tuple(snapshots))
 
 
-def sweep(problem_at, kappas, start, *, kick=1e-3, seed=0):
+def sweep(problem_at, kappas, start, *, kick=1e-3, lr=0.2, seed=0):
     """Continuation: minimise at each κ from the last solution plus a Gaussian ``kick``.
 
+    Small gradient steps come first, since a quasi-Newton step may leap into another basin.
     ``problem_at(kappa)`` gives the problem.  Returns a list of dicts with ``kappa``, ``value`` and
     ``scale``, the mean logit of the true class (u of the closed forms without a bias).  Up and down
     sweeps differ for M ≥ 2 (claim 5.E14).
@@ -252,7 +252,9 @@ def sweep(problem_at, kappas, start, *, kick=1e-3, seed=0):
     for kappa in kappas:
         problem = problem_at(kappa)
         noise = problem.start(kick, generator=generator)
-        found = minimize(problem.objective, {n: start[n] + noise[n] for n in noise})
+        start = {name: start[name] + noise[name] for name in noise}
+        followed = descend(problem, start, lr=lr, steps=200, record=[200]).final
+        found = minimize(problem.objective, followed, gtol=1e-10, restarts=0)
         start = found.variables
         logits = problem.logits(start)
         scale = float(logits.gather(1, problem.labels[:, None]).mean())

@@ -17,9 +17,14 @@ from nclib.theory import margins
 from nclib.ufm import solve
 
 
-def scaled_log_ce(temperature, labels, K):
-    """The objective ``T log CE`` of one pair ``(weight, features)``, differentiable."""
+def scaled_log_ce(temperature, labels, K, *, margin=0.0):
+    """The objective ``T log CE`` of one pair ``(weight, features)``, differentiable.
+
+    ``margin`` is CosFace's: the true cosine is lowered by it.  The loss can then only tend to zero
+    if ``margin < rho*(K, d)``; HardMax is shifted but has the same minimisers.
+    """
     temperature = checks.real("temperature", temperature, above=0)
+    shift = checks.real("margin", margin, at_least=0) / temperature
     own = torch.nn.functional.one_hot(labels, K).bool()
 
     def objective(weight, features):
@@ -27,7 +32,7 @@ def scaled_log_ce(temperature, labels, K):
         features = torch.nn.functional.normalize(features, dim=-1)
         logits = features @ weight.T / temperature
         gaps = logits - (logits * own).sum(1, keepdim=True)
-        rivals = torch.logsumexp(gaps.masked_fill(own, -torch.inf), 1)
+        rivals = torch.logsumexp(gaps.masked_fill(own, -torch.inf), 1) + shift
         return temperature * (torch.logsumexp(_log_softplus(rivals), 0) - np.log(len(labels)))
 
     return objective
@@ -79,22 +84,22 @@ class CeMinimum:
         return float((self.features - means[self.labels]).square().sum(1).mean())
 
 
-def minimize_ce(K, d, temperature, *, samples=1, starts=32, seed=0, start=None):
+def minimize_ce(K, d, temperature, *, samples=1, margin=0.0, starts=32, seed=0, start=None):
     """The lowest minimum of CE found: :class:`CeMinimum`.
 
-    ``samples``: n per class.  ``start``: unit rows (K, d) to start W and H from (with a nudge
-    when n > 1) instead of ``starts`` random pairs.
+    ``samples``: n per class.  ``margin``: CosFace's.  ``start``: unit rows (K, d) to start W and H
+    from (with a nudge when n > 1) instead of ``starts`` random pairs.
     """
     K, d = checks.integer("K", K, 2), checks.integer("d", d)
     n = checks.integer("samples", samples)
     generator = torch.Generator().manual_seed(checks.integer("seed", seed, 0))
     noise = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
     labels = torch.arange(K).repeat_interleave(n)
-    objective = scaled_log_ce(temperature, labels, K)
+    objective = scaled_log_ce(temperature, labels, K, margin=margin)
     if start is None:
         starts = checks.integer("starts", starts)
         many = {"weight": noise(starts, K, d), "features": noise(starts, K * n, d)}
-        rough = solve.minimize_many(objective, many, gtol=1e-4, max_iter=400)
+        rough = solve.minimize_many(objective, many, gtol=1e-4, max_iter=150)
         best = int(rough.values.argmin())
         begin = {name: tensor[best] for name, tensor in rough.variables.items()}
     else:
@@ -167,7 +172,9 @@ def approach_rate(weight, *, tol=1e-5, ridge=1e-7):
         (rho* - m(W_T, H_T)) / T  ->  S(y) + log max y,
         (T log CE + rho*) / T     ->  S(y) - log K.
 
-    The first is 0 exactly when y is uniform over the active pairs.  ``tol`` decides which pairs are
+    The first is 0 exactly when y is uniform over the active pairs.  This needs a rigid code: where
+    optimal codes form a continuum (d + 2 <= K < 2 d) second-order moves matter and the approach is
+    slower.  ``tol`` decides which pairs are
     active; ``ridge`` |x|^2 / 2 keeps x bounded when W carries rounding errors.
     """
     weight = margins.unit_rows("weight", weight)

@@ -173,27 +173,29 @@ def _estimates(W, H=None):
     return (own - _without_diagonal(logits).amax(2)).amin(1)
 
 
-def polish(weight, *, steps=60, trust=0.05, tol=1e-14):
-    """Local ascent of the exact margin by linear programmes; never returns a worse code.
+def polish(weight, *, goal="margin", steps=60, trust=0.05, tol=1e-14):
+    """Local ascent by linear programmes; never returns a worse code.
 
-    Each step linearises the margins ``<w_k - w_j, h_k>`` of the near-active pairs in tangent
-    moves of W and H, with H the exact optimal features of W, inside a trust region.  It stops when
+    ``goal="margin"``: the exact ``rho(W)``.  Each step linearises the margins ``<w_k - w_j, h_k>``
+    of the near-active pairs in tangent moves of W and H, with H the exact optimal features of W,
+    inside a trust region.  ``goal="angle"``: ``1 - max cosine``, the Tammes problem.  It stops when
     the linear programme predicts a gain below ``tol``: a first-order certificate of local
     optimality.
     """
+    checks.choice("goal", goal, ("margin", "angle"))
     weight = theory.unit_rows("weight", weight)
-    found = theory.hull_projections(weight)
+    value, features = _state(weight, goal)
     for _ in range(steps):
-        if found.duplicates:
+        if value <= 0:  # duplicate rows: there is no direction to go
             return weight
-        move_w, gain = _linear_step(weight.numpy(), found.direction.numpy(), trust)
+        move, gain = _linear_step(weight.numpy(), features, trust)
         if gain < tol:
             break
-        candidate = torch.nn.functional.normalize(weight + torch.from_numpy(move_w), dim=1)
-        moved = theory.hull_projections(candidate)
-        actual = float(moved.distance.min() - found.distance.min())
+        candidate = torch.nn.functional.normalize(weight + torch.from_numpy(move), dim=1)
+        reached, there = _state(candidate, goal)
+        actual = reached - value
         if actual > 0:
-            weight, found = candidate, moved
+            weight, value, features = candidate, reached, there
         if actual < 0.25 * gain:
             trust /= 4
         elif actual > 0.75 * gain:
@@ -203,22 +205,37 @@ def polish(weight, *, steps=60, trust=0.05, tol=1e-14):
     return weight
 
 
+def _state(weight, goal):
+    """The value to raise, and the optimal features (None for the angle, where h_k = w_k)."""
+    if goal == "angle":
+        return 1 - theory.max_cosine(weight), None
+    found = theory.hull_projections(weight)
+    value = 0.0 if found.duplicates else float(found.distance.min())
+    return value, found.direction.numpy()
+
+
 def _linear_step(W, H, trust):
     """``(moves of W (K, d), predicted gain)`` of the linearised margins in a trust region."""
     K, d = W.shape
-    margins = (W * H).sum(1)[:, None] - H @ W.T
+    features = W if H is None else H
+    margins = (W * features).sum(1)[:, None] - features @ W.T
     np.fill_diagonal(margins, np.inf)
     k, j = np.nonzero(margins <= margins.min() + 8 * trust)
     bases_w = np.stack([null_space(w[None]) for w in W])  # (K, d, d - 1)
-    bases_h = np.stack([null_space(h[None]) for h in H])
-    rows, width = np.arange(len(k)), d - 1
-    blocks = [
-        (k, np.einsum("pi,pia->pa", H[k], bases_w[k])),
-        (j, -np.einsum("pi,pia->pa", H[k], bases_w[j])),
-        (K + k, np.einsum("pi,pia->pa", W[k] - W[j], bases_h[k])),
-    ]
-    size = 2 * K * width
-    row = np.concatenate([np.repeat(rows, width)] * 3 + [rows])
+    along = lambda vectors, bases: np.einsum("pi,pia->pa", vectors, bases)
+    if H is None:  # the margin 1 - <w_k, w_j>
+        blocks = [(k, -along(W[j], bases_w[k])), (j, -along(W[k], bases_w[j]))]
+    else:
+        bases_h = np.stack([null_space(h[None]) for h in H])
+        blocks = [
+            (k, along(H[k], bases_w[k])),
+            (j, -along(H[k], bases_w[j])),
+            (K + k, along(W[k] - W[j], bases_h[k])),
+        ]
+    width = d - 1
+    size = (K if H is None else 2 * K) * width
+    rows = np.arange(len(k))
+    row = np.concatenate([np.repeat(rows, width)] * len(blocks) + [rows])
     column = [(at[:, None] * width + np.arange(width)).ravel() for at, _ in blocks]
     column = np.concatenate([*column, np.full(len(k), size)])
     value = np.concatenate([*(-slope.ravel() for _, slope in blocks), np.ones(len(k))])

@@ -560,6 +560,20 @@ def test_low_rank_chain_at_its_best_scale(L, r):
         assert torch.linalg.matrix_rank(hidden) == r
 
 
+@pytest.mark.parametrize(("L", "q"), [(3, 1.0817), (4, 0.9819), (5, 0.9205)])
+def test_segment_chain(L, q):
+    means, weights = theory.segment_chain(L)
+    cost = theory.chain_cost(means, weights)
+    assert cost == pytest.approx(q, abs=6e-5)
+    for change in ({"middle": 0.85}, {"middle": 0.95}, {"tilt": 0.6}, {"tilt": 0.8}):
+        assert theory.chain_cost(*theory.segment_chain(L, **change)) > cost
+    lambdas = [1e-3 * (j + 1) for j in range(L)]
+    value, made = theory.chain_point(means, weights, n=2, lambdas=lambdas, lambda_h=2e-3)
+    setting = {"class_counts": [2] * 3, "lambdas": lambdas, "lambda_h": 2e-3}
+    assert float(objective(made, **setting, relu=True)) == pytest.approx(value, abs=1e-13)
+    assert torch.linalg.matrix_rank(made["features"]) == 2
+
+
 def test_deep_collapse_is_a_chain_of_cost_one():
     identity = torch.eye(4).double()
     for L in (2, 3, 5):

@@ -52,6 +52,13 @@ def test_objective_by_hand():
     assert layers["H2"].flatten().tolist() == [6, 0]
 
 
+def test_first_use_inside_a_transform_leaves_the_problem_usable():
+    problem = ExtendedUFM([2, 1], [0.1], 0.2, widths=2)
+    variables = problem.start(0.5, generator=gen())
+    hessian_eigenvalues(problem.objective, variables)
+    minimize(problem.objective, variables)
+
+
 @pytest.mark.parametrize("bias", ["none", "free", 0.3])
 @pytest.mark.parametrize(("M", "relu"), [(1, False), (2, False), (3, False), (2, True), (4, True)])
 def test_hand_written_gradient_is_autograd(bias, M, relu):

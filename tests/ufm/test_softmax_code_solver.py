@@ -73,6 +73,14 @@ def test_polish_repairs_a_perturbed_optimum(name):
     assert margin >= theory.margin(code + 0.02 * noise).value
 
 
+def test_polish_of_the_angle_reaches_the_tammes_angle():
+    """Published optimal angles (degrees): the pairwise problem, from perturbed margin codes."""
+    for (K, d), angle in {(7, 3): 77.869542, (8, 3): 74.858492, (10, 3): 66.146821}.items():
+        code = solver.polish(solver.search(K, d, starts=16)[0], goal="angle")
+        assert np.degrees(theory.min_angle(code)) == pytest.approx(angle, abs=1e-6)
+        assert 1 - theory.max_cosine(code) == pytest.approx(theory.known_margin(K, d), abs=1e-11)
+
+
 def test_polish_leaves_optima_and_duplicates_alone():
     code = codes.icosahedron()
     torch.testing.assert_close(solver.polish(code), code, atol=1e-9, rtol=0)
