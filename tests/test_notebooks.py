@@ -81,9 +81,10 @@ def test_environment_file_is_generated_from_the_dependency_list():
 
 def test_lock_satisfies_the_dependency_list():
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     lock = dict(
-        line.split("==")
+        (canonicalize_name(line.split("==")[0]), line.split("==")[1])
         for line in (paths.ROOT / "requirements.lock").read_text().splitlines()
         if line and not line.startswith("#")
     )
@@ -91,8 +92,9 @@ def test_lock_satisfies_the_dependency_list():
     assert len(listed) > 20
     for text in listed:
         need = Requirement(text)
-        assert need.name in lock, f"{need.name} is missing in requirements.lock"
-        assert need.specifier.contains(lock[need.name]), text
+        name = canonicalize_name(need.name)
+        assert name in lock, f"{name} is missing in requirements.lock"
+        assert need.specifier.contains(lock[name]), text
 
 
 def test_commands_of_the_readme_exist():

@@ -43,7 +43,7 @@ class ClassStatistics:
 
     def update(self, features, labels):
         """Add a batch: ``features (B, d)``, ``labels (B,)``.  Returns ``self``."""
-        features = checks.matrix("features", features, columns=self.dim)
+        features = checks.matrix("features", features, columns=self.dim).detach()
         labels, _ = checks.labels(labels, self.num_classes, length=len(features))
         self._eps = max(self._eps, torch.finfo(features.dtype).eps)
         features, labels = features.to(self.shift.device), labels.to(self.shift.device)
@@ -163,7 +163,7 @@ def nc_metrics(features, labels, weight=None, bias=None, *, num_classes=None):
     Raises :class:`~nclib.checks.InputError` for NaN features, labels out of range, an empty class,
     fewer than two classes, or shapes that do not fit.
     """
-    features = checks.matrix("features", features)
+    features = checks.matrix("features", features).detach()
     N, d = features.shape
     if weight is not None and num_classes is None:
         num_classes = len(torch.as_tensor(weight))
@@ -219,8 +219,10 @@ def _classifier(weight, bias, K, d):
         if bias is not None:
             raise checks.InputError("a bias was given without a weight")
         return None, None
-    weight = checks.matrix("weight", weight, rows=K, columns=d, dtype=torch.float64)
-    return weight, None if bias is None else checks.vector("bias", bias, K, dtype=torch.float64)
+    weight = checks.matrix("weight", weight, rows=K, columns=d, dtype=torch.float64).detach()
+    if bias is not None:
+        bias = checks.vector("bias", bias, K, dtype=torch.float64).detach()
+    return weight, bias
 
 
 def _class_sums(blocks, K):

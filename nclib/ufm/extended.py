@@ -25,6 +25,7 @@ __all__ = [
     "central_path",
     "descend",
     "perturbed",
+    "settle",
     "solve",
     "sweep",
 ]
@@ -239,10 +240,20 @@ def descend(problem, start, *, lr, steps, record=100, momentum=0.0):
     return Trajectory(tuple(record), values, tuple(snapshots))
 
 
-def sweep(problem_at, kappas, start, *, kick=1e-3, lr=0.2, seed=0):
-    """Continuation: minimise at each κ from the last solution plus a Gaussian ``kick``.
+def settle(problem, start, *, lr=0.2, steps=200):
+    """The local minimum whose basin holds ``start``: ``(variables, value)``.
 
-    Small gradient steps come first, since a quasi-Newton step may leap into another basin.
+    ``steps`` gradient steps of size ``lr``, then L-BFGS that begins with a gradient step.  (The
+    first step of scipy's L-BFGS-B has length one and may leap into another basin.)
+    """
+    near = descend(problem, start, lr=lr, steps=steps, record=[steps]).final
+    found = minimize_many(problem.objective, {name: t[None] for name, t in near.items()})
+    return {name: tensor[0] for name, tensor in found.variables.items()}, float(found.values[0])
+
+
+def sweep(problem_at, kappas, start, *, kick=1e-3, lr=0.2, seed=0):
+    """Continuation: :func:`settle` at each κ from the last solution plus a Gaussian ``kick``.
+
     ``problem_at(kappa)`` gives the problem.  Returns a list of dicts with ``kappa``, ``value`` and
     ``scale``, the mean logit of the true class (u of the closed forms without a bias).  Up and down
     sweeps differ for M ≥ 2 (claim 5.E14).
@@ -253,12 +264,10 @@ def sweep(problem_at, kappas, start, *, kick=1e-3, lr=0.2, seed=0):
         problem = problem_at(kappa)
         noise = problem.start(kick, generator=generator)
         start = {name: start[name] + noise[name] for name in noise}
-        followed = descend(problem, start, lr=lr, steps=200, record=[200]).final
-        found = minimize(problem.objective, followed, gtol=1e-10, restarts=0)
-        start = found.variables
+        start, value = settle(problem, start, lr=lr)
         logits = problem.logits(start)
         scale = float(logits.gather(1, problem.labels[:, None]).mean())
-        rows.append({"kappa": float(kappa), "value": found.value, "scale": scale})
+        rows.append({"kappa": float(kappa), "value": value, "scale": scale})
     return rows
 
 

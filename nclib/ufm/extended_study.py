@@ -18,6 +18,7 @@ from nclib.ufm.extended import (
     central_path,
     descend,
     perturbed,
+    settle,
     solve,
     sweep,
 )
@@ -237,9 +238,9 @@ def threshold_table(depths, factors, *, K, n, width, seed=0):
             if kappa < theory.existence_threshold(M):
                 made = theory.realise(problem.critical_point(range(K)), widths=width)
                 start = {name: made[name] + start[name] for name in start}
-            found = minimize(problem.objective, start)
-            scale = float(class_means(problem, problem.logits(found.variables)).diagonal().mean())
-            rows.append({"M": M, "factor": factor, "value": found.value, "scale": scale})
+            end, value = settle(problem, start)
+            scale = float(class_means(problem, problem.logits(end)).diagonal().mean())
+            rows.append({"M": M, "factor": factor, "value": value, "scale": scale})
     return pd.DataFrame(rows)
 
 
@@ -329,7 +330,7 @@ def landscape_table(depths, *, kappa, K, n, width, kick=1e-3, seed=0):
             at = theory.realise(point, widths=width, generator=generator)
             spectrum = hessian_eigenvalues(problem.objective, at)
             noise = problem.start(kick, generator=generator)
-            found = minimize(problem.objective, {k: at[k] + noise[k] for k in at})
+            _, reached = settle(problem, {k: at[k] + noise[k] for k in at})
             known = theory.lowest_curvature(point) if M == 1 and r < K else math.nan
             rows.append(
                 {
@@ -342,7 +343,7 @@ def landscape_table(depths, *, kappa, K, n, width, kick=1e-3, seed=0):
                     "nullity_theory": theory.orbit_dimension(point, widths=width),
                     "lowest": float(spectrum[0]),
                     "curvature": known,
-                    "returned": found.value - point.value,
+                    "returned": reached - point.value,
                 }
             )
     return pd.DataFrame(rows)

@@ -175,7 +175,7 @@ def test_training_collapses_features():
     nc1 = lambda: nc_metrics(collect.features(net, points.inputs), points.labels)["nc1"]
     before = nc1()
     train.fit(net, points, OBJECTIVE, recipe)
-    assert nc1() < 0.05 * before
+    assert nc1() < 0.1 * before
     assert net.training  # collecting restores the mode
 
 

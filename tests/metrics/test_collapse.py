@@ -242,6 +242,14 @@ def test_undefined_metrics_warn():
     assert "all class means are equal" in said
 
 
+def test_parameters_and_tracked_features_are_taken_without_gradients():
+    F, y, W, b = spec_input(100, 4, 6, 5, 0.3)
+    leaf = lambda value: torch.nn.Parameter(torch.tensor(value))
+    assert nc_metrics(leaf(F), y, leaf(W), leaf(b)) == nc_metrics(F, y, W, b)
+    streamed = ClassStatistics(4, 6).update(leaf(F), y).metrics(leaf(W), leaf(b))
+    assert streamed == ClassStatistics(4, 6).update(F, y).metrics(W, b)
+
+
 def test_half_precision_is_upcast():
     F, y, W, b = spec_input(100, 4, 6, 5, 0.3)
     half = torch.tensor(F).half()
