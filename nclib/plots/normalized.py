@@ -254,7 +254,7 @@ def spurious(table, points, value):
         ax.set_title(f"$K=3$, $n={n}$: caught only on the circle")
         ax.legend()
     _circle(axes[2], *points, size=90)
-    axes[2].set_title(f"The false minimum, $f={value:.4f}$\ndots: features, diamonds: classifiers")
+    axes[2].set_title(f"The false minimum, $f={value:.4f}$\n(dots: features)")
     return figure
 
 
