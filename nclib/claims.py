@@ -20,7 +20,6 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import pandas as pd
 import yaml
 
 from nclib import checks, paths
@@ -137,6 +136,8 @@ class Ledger:
 
     def table(self):
         """Every check with its numbers, as a DataFrame."""
+        import pandas as pd
+
         return pd.DataFrame([asdict(claim) for claim in self.claims]).drop(columns="source")
 
     def verdicts(self):
@@ -144,6 +145,8 @@ class Ledger:
 
         Free of measured numbers, so it reads the same on every machine.
         """
+        import pandas as pd
+
         rows = []
         for row, entry in self.catalogue.items():
             prefix = f"{self.number}.{row}"
