@@ -16,13 +16,12 @@ A notebook only supplies the numbers.  The verdict is computed from them here, n
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import yaml
 
-from nclib import checks, paths
+from nclib import checks, files, paths
 
 VERDICTS = ("holds", "fails", "counterexample", "not run")
 
@@ -203,16 +202,31 @@ def load_catalogue(notebook):
 
 def read(path):
     """The claims stored in a ``claims.json``."""
-    return [Claim(**entry) for entry in json.loads(Path(path).read_text(encoding="utf-8"))]
+    return [Claim(**entry) for entry in read_json(path, list)]
+
+
+def read_json(path, kind=dict):
+    """The object or list in a JSON file that a run wrote.
+
+    Raises :class:`~nclib.checks.InputError` if the file is missing or damaged.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, kind):
+            raise ValueError(f"holds a {type(content).__name__}")
+    except (OSError, ValueError) as error:
+        raise checks.InputError(
+            f"{path} is missing or damaged ({error}); `nclib run` makes this run again"
+        ) from None
+    return content
 
 
 def write_json(path, content):
     """Write JSON atomically: a reader sees the old file or the new one, never half of one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with files.replacing(path) as temporary:
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _number(value):

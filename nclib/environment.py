@@ -5,7 +5,7 @@
 
 import tomllib
 
-from nclib import paths
+from nclib import files, paths
 
 
 def text():
@@ -28,4 +28,5 @@ def text():
 
 
 if __name__ == "__main__":
-    (paths.ROOT / "environment.yml").write_text(text(), encoding="utf-8")
+    with files.replacing(paths.ROOT / "environment.yml") as temporary:
+        temporary.write_text(text(), encoding="utf-8")

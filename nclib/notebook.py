@@ -21,7 +21,7 @@ import typing
 from functools import cache
 from pathlib import Path
 
-from nclib import checks, claims, paths
+from nclib import checks, claims, files, paths
 
 # Set by the batch runner; without them a notebook writes below runs/interactive (git-ignored).
 FOLDER, FIGURES, THREADS = "NCLIB_RUN_FOLDER", "NCLIB_RUN_FIGURES", "NCLIB_THREADS"
@@ -149,11 +149,7 @@ class Run:
 
     def table(self, data, name):
         """Save the DataFrame ``data`` as ``name.csv`` beside the figures."""
-        self.figures.mkdir(parents=True, exist_ok=True)
-        path = self.figures / f"{name}.csv"
-        temporary = path.with_suffix(".csv.tmp")
-        data.to_csv(temporary, index=False, float_format="%.10g", lineterminator="\n")
-        os.replace(temporary, path)
+        files.write_csv(self.figures / f"{name}.csv", data)
 
     def checkpoint(self, name, **config):
         """Path of the checkpoint of the training called ``name`` with this ``config``.
@@ -177,7 +173,7 @@ class Run:
             "versions": versions(),
             "data": dict(sorted(_DATA_USED.items())),
         }
-        claims.write_json(self.folder / "record.json", record)
+        claims.write_json(self.figures / "record.json", record)
         counts = self.ledger.verdicts()["verdict"].value_counts()
         summary = ", ".join(f"{counts[v]} {v}" for v in claims.VERDICTS if v in counts)
         print(f"{self.name}: {summary}")

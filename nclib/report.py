@@ -2,13 +2,12 @@
 
 import base64
 import json
-import os
 import shlex
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
-from nclib import __version__, checks, claims, notebook, paths, runs
+from nclib import __version__, checks, claims, files, notebook, paths, runs
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -34,10 +33,8 @@ def write(*, out=None, target=None):
         version=__version__,
     )
     target = Path(target) if target else paths.runs(out) / "report.html"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, target)
+    with files.replacing(target) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return target
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from nclib import checks, notebook, paths
+from nclib import checks, files, notebook, paths
 
 # name -> (torchvision class, folder below the data root, classes)
 _TORCHVISION = {
@@ -198,18 +198,18 @@ def fetch(name, *, root=None, source=None):
 
 def _copy_idx(source, target):
     stems = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images", "labels")]
-    target.mkdir(parents=True, exist_ok=True)
     for stem in stems:
         name = f"{stem}-idx{3 if 'images' in stem else 1}-ubyte"
         packed, plain = source / f"{name}.gz", source / name
         if not packed.exists() and not plain.exists():
             raise checks.InputError(f"{source} holds neither {name}.gz nor {name}")
         opener = gzip.open if packed.exists() else open
-        with opener(packed if packed.exists() else plain, "rb") as read:
-            temporary = target / f"{name}.tmp"
-            with open(temporary, "wb") as write:
-                shutil.copyfileobj(read, write)
-        temporary.replace(target / name)
+        with (
+            opener(packed if packed.exists() else plain, "rb") as read,
+            files.replacing(target / name) as temporary,
+            open(temporary, "wb") as write,
+        ):
+            shutil.copyfileobj(read, write)
 
 
 def check(name, *, root=None):

@@ -12,6 +12,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
+from nclib import files
 from nclib.plots import style
 from nclib.plots.style import MARKERS, PALETTE, THEORY
 
@@ -534,8 +535,7 @@ def _write_gif(images, path, seconds):
     palette = strip.quantize(128, **options)
     frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     durations = [int(1000 * seconds / len(frames))] * (len(frames) - 1) + [2000]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frames[0].save(
-        path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True
-    )
+    options = {"append_images": frames[1:], "duration": durations, "loop": 0, "optimize": True}
+    with files.replacing(path) as temporary:
+        frames[0].save(temporary, format="gif", save_all=True, **options)
     return path.stat().st_size

@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from PIL import Image
 
+from nclib import files
+
 PALETTE = sns.color_palette("colorblind")
 THEORY = {"color": "black", "linestyle": "--", "linewidth": 1.2, "zorder": 5}
 GUIDE = {"color": "0.6", "linestyle": ":", "linewidth": 1.0, "zorder": 1}
@@ -67,14 +69,13 @@ def reference(ax, value, text, *, axis="y", **style):
 def save(figure, stem):
     """Write ``stem.png`` and ``stem.pdf``, without dates or versions: equal input, equal bytes."""
     stem = Path(stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
     pixels = io.BytesIO()
     figure.savefig(pixels, format="png", metadata={"Software": None})
-    stem.with_name(stem.name + ".png").write_bytes(shrink(pixels.getvalue()))
-    figure.savefig(
-        stem.with_name(stem.name + ".pdf"),
-        metadata={"CreationDate": None, "Producer": None, "Creator": None},
-    )
+    with files.replacing(stem.with_name(stem.name + ".png")) as path:
+        path.write_bytes(shrink(pixels.getvalue()))
+    undated = {"CreationDate": None, "Producer": None, "Creator": None}
+    with files.replacing(stem.with_name(stem.name + ".pdf")) as path:
+        figure.savefig(path, format="pdf", metadata=undated)
 
 
 def shrink(png):
