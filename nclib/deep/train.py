@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from nclib import checks, losses
+from nclib import checks, files, losses
 from nclib.deep import nets
 
 SCHEDULES = ("constant", "steps", "cosine")
@@ -398,11 +398,9 @@ SAVE_EVERY = 10.0  # seconds between checkpoints of one training
 
 
 def _save(path, state):
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    # Through a Python file, whose errors are plain words ("No space left on device").
+    with files.replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.save(state, file)
 
 
 def _load(path):
