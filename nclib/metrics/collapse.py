@@ -6,8 +6,9 @@ Conventions (result 1): ``μ_k`` class means, ``μ_G`` the mean over *samples*,
 
 so Σ_B weighs all classes alike, also when they are imbalanced.  NC1 lives far below the rounding
 error of the features themselves; it is computed from residuals about a shift that is already close
-to the class mean, and Σ_W is only formed inside the span of the class means: N·d·K operations
-instead of N·d².
+to the class mean.  Three facts make it cheap: NC1 needs Σ_W only inside the span of the class means
+(N·d·K operations instead of N·d²); where that does not pay, Σ_W is symmetric, and five eighths of
+it are enough; and a sample nearer to its class mean than any decision boundary needs no logits.
 """
 
 import warnings
@@ -16,7 +17,10 @@ import torch
 
 from nclib import checks, frames
 
-_ROWS = 2048  # rows per block: large enough for a fast product, small enough to stay in cache
+_ROWS = 1024  # rows per block: large enough for a fast product, small enough to stay in cache
+_EXACT_ROWS = 2048  # rows whose products are summed in the dtype of the features, before float64
+_SMALL = 128  # up to this dimension products are float64: they cost little, and average little
+_PANELS = 4  # column panels of a symmetric product; 4 panels need 10/16 of its entries
 
 
 class ClassStatistics:
@@ -28,8 +32,9 @@ class ClassStatistics:
     >>> statistics.metrics(weight, bias)  # doctest: +SKIP
 
     Each class is shifted by its mean in the first batch that holds it, before anything is squared:
-    nothing cancels when the features have collapsed.  Sums are float64, products are in the dtype
-    of the features (at least float32).  Memory: d² + 2·K·d float64 numbers.
+    nothing cancels when the features have collapsed.  Sums are float64, products are in the widest
+    dtype of the features seen (at least float32; float64 for d ≤ 128).  Memory: d² + 2·K·d float64
+    numbers, and d² + K·d in the dtype of the features.
     """
 
     def __init__(self, num_classes, dim, *, device=None):
@@ -38,7 +43,8 @@ class ClassStatistics:
         zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=device)
         self.counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
         self.shift, self._offset = zeros(num_classes, dim), zeros(num_classes, dim)
-        self._scatter = zeros(dim, dim)
+        self._near = None  # the shift in the dtype of the features
+        self._scatter, self._recent, self._recent_rows = zeros(dim, dim), None, 0
         self._eps = torch.finfo(torch.float64).eps
 
     def update(self, features, labels):
@@ -47,19 +53,44 @@ class ClassStatistics:
         labels, _ = checks.labels(labels, self.num_classes, length=len(features))
         self._eps = max(self._eps, torch.finfo(features.dtype).eps)
         features, labels = features.to(self.shift.device), labels.to(self.shift.device)
+        self._use_dtype(features.dtype)
+        features = features.to(self._near.dtype)
         for x, y in zip(features.split(_ROWS), labels.split(_ROWS), strict=True):
             counts = torch.bincount(y, minlength=self.num_classes)
-            new = (self.counts == 0) & (counts > 0)
-            if new.any():
-                sums = torch.zeros_like(self.shift).index_add_(0, y, x.double())
-                first = sums / counts.clamp(min=1).unsqueeze(1)
-                # Rounded to the dtype of the features: the subtraction below is then exact.
-                self.shift[new] = first[new].to(x.dtype).double()
-            residual = x - self.shift.to(x.dtype)[y]
+            self._begin_classes(x, y, counts)
+            residual = x - self._near.index_select(0, y)
             self._offset.index_add_(0, y, residual.double())
-            self._scatter += (residual.T @ residual).double()
+            _add_products(self._recent, residual.to(self._recent.dtype))
             self.counts += counts
+            self._recent_rows += len(x)
+            if self._recent_rows >= _EXACT_ROWS:
+                self._flush()
         return self
+
+    def _use_dtype(self, dtype):
+        """Products and shifts in ``dtype``, unless wider features came before."""
+        if self._near is not None:
+            dtype = torch.promote_types(dtype, self._near.dtype)
+            if dtype == self._near.dtype:
+                return
+            self._flush()
+        self._near = self.shift.to(dtype)
+        self._recent = torch.zeros_like(self._scatter, dtype=_product_dtype(self.dim, dtype))
+
+    def _begin_classes(self, x, y, counts):
+        new = (self.counts == 0) & (counts > 0)
+        if new.any():
+            sums = torch.zeros_like(self.shift).index_add_(0, y, x.double())
+            first = sums / counts.clamp(min=1).unsqueeze(1)
+            # Rounded to the dtype of the features: subtracting it from them is then exact.
+            self._near[new] = first[new].to(x.dtype)
+            self.shift[new] = self._near[new].double()
+
+    def _flush(self):
+        if self._recent_rows:
+            self._scatter += self._recent
+            self._recent.zero_()
+            self._recent_rows = 0
 
     def merge(self, other):
         """Add the statistics of other samples (Chan's update).  Returns ``self``."""
@@ -86,6 +117,7 @@ class ClassStatistics:
         )
         self._offset = torch.where(empty, other._offset.to(device), self._offset + moved)
         self.shift = shift
+        self._near = None if self._near is None else shift.to(self._near.dtype)
         self.counts = self.counts + other.counts.to(device)
         scaled = self._offset / self.counts.clamp(min=1).double().sqrt().unsqueeze(1)
         self._scatter = within + scaled.T @ scaled
@@ -93,8 +125,9 @@ class ClassStatistics:
         return self
 
     def _centred(self):
+        self._flush()
         scaled = self._offset / self.counts.clamp(min=1).double().sqrt().unsqueeze(1)
-        return self._scatter - scaled.T @ scaled
+        return _symmetric(self._scatter) - scaled.T @ scaled
 
     @property
     def means(self):
@@ -120,15 +153,12 @@ class ClassStatistics:
     def metrics(self, weight=None, bias=None):
         """The metrics of :func:`nc_metrics` but ``ncc_disagreement``, which needs the samples."""
         _nonempty(self.counts)
-        within = self.within_covariance
-        return _metrics(
-            self.counts,
-            self.means,
-            self._eps,
-            lambda basis: ((basis.T @ within) * basis.T).sum(1),
-            float(within.trace()),
-            *_classifier(weight, bias, self.num_classes, self.dim),
-        )
+        weight, bias = _classifier(weight, bias, self.num_classes, self.dim)
+        within, means = self.within_covariance, self.means
+        spectrum, basis = _between_basis(means, self.counts, self._eps)
+        moments = ((basis.T @ within) * basis.T).sum(1)
+        trace = float(within.trace())
+        return _metrics(self.counts, means, spectrum, moments, trace, weight, bias)
 
 
 def nc_metrics(features, labels, weight=None, bias=None, *, num_classes=None):
@@ -175,39 +205,118 @@ def nc_metrics(features, labels, weight=None, bias=None, *, num_classes=None):
     weight, bias = _classifier(weight, bias, K, d)
 
     blocks = list(zip(features.split(_ROWS), labels.split(_ROWS), strict=True))
-    shift = _class_sums(blocks, K) / counts.unsqueeze(1)
-    shift = shift.to(features.dtype)
-    centre = shift.mean(0)
-    basis = _between_basis(shift.double(), counts, torch.finfo(features.dtype).eps)[1]
-    cast = basis.to(features.dtype)
-    if weight is not None:
-        # Logits and nearest-mean scores in one product, both up to terms without the sample.
-        scores = torch.cat([weight.to(features), 2 * (shift - centre)]).T.contiguous()
-        constant = weight.to(centre) @ centre + (0.0 if bias is None else bias.to(centre))
-        constant = torch.cat([constant, -(shift - centre).square().sum(1)])
-    offset = torch.zeros(K, d, dtype=torch.float64, device=features.device)
+    means = _class_sums(blocks, K) / counts.unsqueeze(1)
+    eps = torch.finfo(features.dtype).eps
+    spectrum, basis = _between_basis(means, counts, eps)
+    # Residuals about the mean rounded to the dtype of the features are exact; the rest of the mean
+    # is taken out of the sums in the end.
+    shift = means.to(features.dtype)
+    scaled = (means - shift.double()) * counts.double().sqrt().unsqueeze(1)
+    inside = 2 * basis.shape[1] < d * (1 + 1 / _PANELS)  # cheaper than d×d products?
+    exact = _product_dtype(d, features.dtype)
+    directions = (basis if inside else basis[:, :0]).T.to(exact).contiguous()
+    moments = torch.zeros(len(directions), dtype=torch.float64, device=features.device)
     squares = torch.zeros((), dtype=torch.float64, device=features.device)
-    moments = torch.zeros(basis.shape[1], dtype=torch.float64, device=features.device)
-    disagreements = 0
-    for x, y in blocks:
-        residual = x - shift[y]
-        offset += torch.zeros_like(shift).index_add_(0, y, residual)
-        squares += residual.square().sum(1).double().sum()
-        moments += (residual @ cast).double().square().sum(0)
-        if weight is not None:
-            predicted, nearest = torch.addmm(constant, x - centre, scores).split(K, 1)
-            disagreements += int((predicted.argmax(1) != nearest.argmax(1)).sum())
-    # The shift is the class mean up to rounding; take the remaining offset out exactly.
-    means = shift.double() + offset / counts.unsqueeze(1)
-    scaled = offset / counts.double().sqrt().unsqueeze(1)
-    moments -= (scaled @ cast.double()).square().sum(0)
-    trace = float(squares - scaled.square().sum()) / N
-    result = _metrics(
-        counts, means, torch.finfo(features.dtype).eps, lambda _: moments / N, trace, weight, bias
-    )
+    scatter = None if inside else torch.zeros(d, d, dtype=torch.float64, device=features.device)
+    rule = None
     if weight is not None:
-        result["ncc_disagreement"] = disagreements / N
+        whole = inside and len(spectrum) == min(K - 1, d)  # the span holds every class mean
+        span = directions if whole else None
+        rule = _Agreement(shift.to(exact), means, counts, weight, bias, span)
+    projected = None
+    for x, y in blocks:
+        residual = shift.index_select(0, y)
+        residual = torch.sub(x, residual, out=residual).to(exact)
+        norms = torch.linalg.vector_norm(residual, dim=1)
+        squares += norms.double().square().sum()
+        if inside:
+            projected = directions @ residual.T
+            moments += torch.linalg.vector_norm(projected, dim=1).double().square()
+        else:
+            _add_products(scatter, residual)
+        if rule is not None:
+            rule.update(residual, projected, y, norms)
+    if inside:
+        moments -= (scaled @ basis).square().sum(0)
+    else:
+        within = _symmetric(scatter) - scaled.T @ scaled
+        moments = ((basis.T @ within) * basis.T).sum(1)
+    trace = float(squares - scaled.square().sum()) / N
+    result = _metrics(counts, means, spectrum, moments / N, trace, weight, bias)
+    if rule is not None:
+        result["ncc_disagreement"] = rule.disagreements / N
     return result
+
+
+class _Agreement:
+    """Counts samples whose nearest class mean is not the predicted class.
+
+    Both are the largest of K affine scores of a sample.  ``reach`` is the distance from the shift
+    of a class to the nearest boundary of either rule, positive where both choose that class: a
+    sample within reach agrees and needs no scores.  ``span (r, d)``: an orthonormal basis of the
+    span of the centred means, if the projections on it are at hand.
+    """
+
+    def __init__(self, shift, means, counts, weight, bias, span):
+        dtype, shift = shift.dtype, shift.double()
+        centre = counts.double() @ means / counts.sum()
+        directions = 2 * (means - centre)
+        nearest = (shift - centre) @ directions.T - (means - centre).square().sum(1)
+        weight = weight.to(shift)
+        logits = shift @ weight.T + (0.0 if bias is None else bias.to(shift))
+        reach = torch.minimum(_boundary(logits, weight), _boundary(nearest, directions))
+        self.reach = (0.999 * reach).to(dtype)  # for the rounding of norms
+        self.by_span = span is not None
+        self.weight, self.directions = weight.to(dtype), directions.to(dtype)
+        if self.by_span:
+            self.directions = self.directions @ span.T
+        self.logits, self.nearest = logits.to(dtype), nearest.to(dtype)
+        self.disagreements = 0
+
+    def update(self, residual, projected, labels, norms):
+        """Add samples: residuals about the shift ``(B, d)``, these in the span ``(r, B)``, classes
+        and residual norms.
+        """
+        unsure = (norms >= self.reach[labels]).nonzero().flatten()
+        if len(unsure) == 0:
+            return
+        labels, residual = labels[unsure], residual[unsure].T
+        inside = projected[:, unsure] if self.by_span else residual
+        predicted = self.logits[labels].T + self.weight @ residual
+        nearest = self.nearest[labels].T + self.directions @ inside
+        self.disagreements += int((predicted.argmax(0) != nearest.argmax(0)).sum())
+
+
+def _boundary(scores, rows):
+    """Distance from point k, whose affine scores ``rows @ x + …`` are ``scores[k]``, to the nearest
+    point where class k has not the largest score; at most 0 if it has not at point k itself.
+    """
+    squares = rows.square().sum(1)
+    gaps = squares[:, None] + squares - 2 * rows @ rows.T
+    gaps += 1e-12 * (squares[:, None] + squares)  # rounding: never too small
+    margins = (scores.diagonal()[:, None] - scores) / gaps.clamp(min=1e-300).sqrt()
+    return margins.fill_diagonal_(torch.inf).amin(1)
+
+
+def _product_dtype(d, dtype):
+    return torch.float64 if d <= _SMALL else dtype
+
+
+def _add_products(total, rows):
+    """Add the upper column panels of ``rowsᵀ rows`` to ``total (d, d)``; see :func:`_symmetric`."""
+    d = len(total)
+    step = -(-d // _PANELS)
+    for i in range(0, d, step):
+        part, left, right = total[i : i + step, i:], rows[:, i : i + step].T, rows[:, i:]
+        if total.dtype == rows.dtype:
+            part.addmm_(left, right)
+        else:
+            part += left @ right
+
+
+def _symmetric(upper):
+    """The symmetric matrix with this upper triangle."""
+    return upper.triu() + upper.triu(1).T
 
 
 def _nonempty(counts):
@@ -226,11 +335,12 @@ def _classifier(weight, bias, K, d):
 
 
 def _class_sums(blocks, K):
-    """Sum of the features of each class ``(K, d)`` in float64; blocks add up in their dtype."""
+    """Sum of the features of each class ``(K, d)``, in float64 throughout."""
     x, _ = blocks[0]
+    wide = torch.empty_like(x, dtype=torch.float64)
     sums = torch.zeros(K, x.shape[1], dtype=torch.float64, device=x.device)
     for x, y in blocks:
-        sums += torch.zeros(K, x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, y, x)
+        sums.index_add_(0, y, wide[: len(x)].copy_(x))
     return sums
 
 
@@ -242,7 +352,12 @@ def _between_basis(means, counts, eps):
     """
     K, d = means.shape
     centred = means - counts.double() @ means / counts.sum()
-    _, singular, vectors = torch.linalg.svd(centred, full_matrices=False)
+    if d > K:  # a QR factorisation first: the same accuracy, half the time
+        orthogonal, centred = torch.linalg.qr(centred.T)
+        vectors, singular, _ = torch.linalg.svd(centred, full_matrices=False)
+        vectors = (orthogonal @ vectors).T
+    else:
+        _, singular, vectors = torch.linalg.svd(centred, full_matrices=False)
     spectrum = singular.square() / K
     cut = max(K, d) * max(eps**2, torch.finfo(torch.float64).eps)
     keep = spectrum > cut * spectrum[0]
@@ -259,16 +374,16 @@ def _normalised_distance(gram, what):
     return float((gram / norm - target).norm())
 
 
-def _metrics(counts, means, eps, moments_in, trace_within, weight, bias):
+def _metrics(counts, means, spectrum, moments, trace_within, weight, bias):
+    """The metrics from the spectrum of Σ_B and Σ_W's ``moments`` along its eigenvectors."""
     K = len(counts)
     global_mean = counts.double() @ means / counts.sum()
     centred = means - global_mean
-    spectrum, basis = _between_basis(means, counts, eps)
     total = float(centred.square().sum()) / K
     if len(spectrum) == 0:
         warnings.warn("all class means are equal: NC1 is undefined (NaN)", RuntimeWarning, 3)
     result = {
-        "nc1": float((moments_in(basis) / spectrum).sum()) / K if len(spectrum) else float("nan"),
+        "nc1": float((moments / spectrum).sum()) / K if len(spectrum) else float("nan"),
         "nc1_ratio": trace_within / total if total > 0 else float("nan"),
         "nc2_means": _normalised_distance(centred @ centred.T, "the Gram matrix of class means"),
     }

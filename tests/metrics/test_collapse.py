@@ -42,6 +42,22 @@ def oracle(F, y, W, b):
     }
 
 
+def wide_oracle(F, y, W, b):
+    """The definitions with means and residuals in extended precision, for features far from 0."""
+    wide, K = np.asarray(F, np.longdouble), len(W)
+    mean = np.stack([wide[y == k].mean(0) for k in range(K)])
+    g = wide.mean(0)
+    found = oracle(np.float64(wide - g), y, W, b)  # all but two metrics ignore a translation
+    distance = np.stack([((wide - m) ** 2).sum(1) for m in mean], 1)
+    logits = wide @ np.asarray(W, np.longdouble).T + b
+    residual = np.asarray(W, np.longdouble) @ g + b
+    return found | {
+        "residual": float(np.linalg.norm(np.float64(residual))),
+        "residual_centered": float(np.linalg.norm(np.float64(residual - residual.mean()))),
+        "ncc_disagreement": np.mean(distance.argmin(1) != logits.argmax(1)),
+    }
+
+
 def spec_input(seed, K, d, n, w):
     rng = np.random.default_rng(seed)
     y = np.repeat(np.arange(K), n)
@@ -128,6 +144,66 @@ def test_float32_features_keep_six_digits_when_collapsed(nc1):
     for got in (whole, stream.metrics(np.float32(W), b)):
         for name in ("nc1", "nc1_ratio", "nc2_means", "nc3"):
             assert got[name] == pytest.approx(want[name], rel=1e-6, abs=0), name
+
+
+@pytest.mark.parametrize(("K", "d"), [(5, 24), (24, 9)])  # inside the span, and by d×d products
+@pytest.mark.parametrize("width", [0.02, 1.0])
+def test_float32_features_far_from_zero_keep_six_digits(K, d, width):
+    """A mean of 10^4 is 10^7 times the rounding of the features: squares of it would be noise."""
+    rng = np.random.default_rng(7)
+    F, y, W, b = sample(rng, K, d, 150, width)
+    F, W = np.float32(F + 1e4), np.float32(W - W.mean(1, keepdims=True))  # logits without the mean
+    want = wide_oracle(F, y, W, b)
+    whole = nc_metrics(torch.tensor(F), y, torch.tensor(W), b)
+    stream = ClassStatistics(K, d)
+    for part in np.array_split(rng.permutation(len(y)), 9):
+        stream.update(torch.tensor(F[part]), y[part])
+    for got in (whole, stream.metrics(W, b)):
+        for name in got:
+            assert got[name] == pytest.approx(want[name], rel=1e-7, abs=1e-12), name
+
+
+def test_a_class_is_only_taken_for_granted_where_both_rules_choose_it():
+    """Collapsed features, far inside their classes, but the classifier swaps two classes."""
+    rng = np.random.default_rng(3)
+    F, y, W, b = sample(rng, 6, 8, 20, 1e-3)
+    own = F[[np.argmax(y == k) for k in range(6)]] - F.mean(0)
+    W, b = 2 * own, -(own**2).sum(1) - 2 * own @ F.mean(0)  # the nearest class mean, as logits
+    assert nc_metrics(F, y, W, b)["ncc_disagreement"] == 0
+    swapped = [1, 0, 2, 3, 4, 5]
+    assert nc_metrics(F, y, W[swapped], b[swapped])["ncc_disagreement"] == pytest.approx(1 / 3)
+    # Labels that are wrong for a few samples move those out of reach of their class.
+    y[:6] = (y[:6] + 1) % 6
+    want = oracle(F, y, W, b)["ncc_disagreement"]
+    assert nc_metrics(F, y, W, b)["ncc_disagreement"] == pytest.approx(want)
+
+
+def test_a_stream_may_mix_dtypes():
+    rng = np.random.default_rng(2)
+    F, y, W, b = sample(rng, 4, 7, 40, 1e-3)
+    F = np.float64(np.float32(F))
+    half = len(y) // 2
+    for kinds in ((np.float64, np.float32), (np.float32, np.float64)):
+        stream = ClassStatistics(4, 7)
+        stream.update(kinds[0](F[:half]), y[:half]).update(kinds[1](F[half:]), y[half:])
+        got, want = stream.metrics(W, b), oracle(F, y, W, b)
+        for name in got:
+            assert got[name] == pytest.approx(want[name], rel=2e-6, abs=1e-12), name
+
+
+@pytest.mark.parametrize(("K", "d"), [(4, 5), (4, 150), (150, 140)])
+def test_long_streams_keep_six_digits(K, d):
+    """More rows than are summed in the dtype of the features, in small batches."""
+    rng = np.random.default_rng(4)
+    F, y, W, b = sample(rng, K, d, 6000 // K, 0.1)
+    F = np.float32(F)
+    stream = ClassStatistics(K, d)
+    for part in np.array_split(np.arange(len(y)), 50):
+        stream.update(torch.tensor(F[part]), y[part])
+    want = oracle(F, y, W, b)
+    for got in (stream.metrics(W, b), nc_metrics(F, y, W, b)):
+        for name in got:
+            assert got[name] == pytest.approx(want[name], rel=1e-6), name
 
 
 @settings(max_examples=15, deadline=None)
