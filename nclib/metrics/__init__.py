@@ -1,10 +1,31 @@
-"""Neural-collapse metrics: collapse (NC1-NC4) and the ones of each result."""
+"""Neural-collapse metrics: collapse (NC1-NC4) and the ones of each result.
 
-from nclib.metrics.angles import sphere_metrics as sphere_metrics
-from nclib.metrics.certified import Certificate as Certificate
-from nclib.metrics.certified import certified_gap as certified_gap
-from nclib.metrics.collapse import ClassStatistics as ClassStatistics
-from nclib.metrics.collapse import nc_metrics as nc_metrics
-from nclib.metrics.frames import frame_distances as frame_distances
-from nclib.metrics.generalized import generalized_nc as generalized_nc
-from nclib.metrics.multi_label import multi_label_metrics as multi_label_metrics
+The names below come from submodules that are imported when a name is first used: measuring a model
+does not load the theory behind the other metrics.
+"""
+
+import importlib
+
+_HOMES = {
+    "sphere_metrics": "angles",
+    "Certificate": "certified",
+    "certified_gap": "certified",
+    "ClassStatistics": "collapse",
+    "nc_metrics": "collapse",
+    "frame_distances": "frames",
+    "generalized_nc": "generalized",
+    "multi_label_metrics": "multi_label",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted(globals() | _HOMES)

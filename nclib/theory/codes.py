@@ -12,7 +12,6 @@ from math import sqrt
 import numpy as np
 import torch
 from scipy.linalg import block_diag, null_space
-from scipy.signal import max_len_seq
 
 from nclib import checks, frames
 
@@ -157,6 +156,8 @@ def gold_code(K, d):
     its decimation by 3 have cosines ``(-1, -1 +- 2**((m + 1) / 2)) / (2**m - 1)``: the margin is at
     least :func:`gold_margin` without any optimisation (spec 3.6).  The largest such ``m`` is used.
     """
+    from scipy.signal import max_len_seq  # slow to import, needed for these codes only
+
     m = _gold_degree(K, d)
     if m is None:
         raise checks.InputError(

@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -371,3 +373,12 @@ def test_streaming_refuses_bad_batches_and_keeps_what_it_has():
         stats.merge(ClassStatistics(4, 4))
     with pytest.raises(ValueError, match="class 0, 1, 2 has no sample"):
         ClassStatistics(3, 4).metrics()
+
+
+def test_measuring_a_model_does_not_load_the_theory():
+    code = (
+        "import sys; from nclib.metrics import nc_metrics; from nclib.deep import collect; "
+        "print(any(m.startswith(('nclib.theory', 'scipy')) for m in sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
