@@ -176,10 +176,13 @@ def whitened_prediction(inputs, labels, beta, new_inputs, *, num_classes=None):
 def whitened_relu_value(targets, beta, depth=2):
     """Optimal cost of a ReLU net with one output on whitened inputs (claim 6.C10).
 
-    ``targets`` (n,).  Two neurons, one for the positive and one for the negative part.
+    ``targets`` (n,) or (n, 1).  Two neurons, one for the positive and one for the negative part.
+    InputError for several outputs: see `whitened_relu_bracket`.
     """
     y = checks.tensor("targets", targets)
-    y = checks.vector("targets", y.reshape(-1) if y.ndim == 2 else y, y.numel(), torch.float64)
+    if y.ndim == 2:
+        y = checks.matrix("targets", y, columns=1)[:, 0]
+    y = checks.vector("targets", y, y.numel(), torch.float64)
     return float(
         sum(depth_scalar(_norm(part), beta, depth)[0] for part in (y.clamp(min=0), y.clamp(max=0)))
     )

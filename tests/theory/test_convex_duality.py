@@ -197,6 +197,13 @@ def test_whitened_scalar_output(beta, depth):
     assert value - 1e-12 <= best <= value + (1e-7 if depth == 2 else 1e-5)
 
 
+def test_whitened_scalar_output_takes_one_column_and_no_more():
+    y = gaussian(14, 6)
+    assert theory.whitened_relu_value(y[:, None], 0.3) == theory.whitened_relu_value(y, 0.3)
+    with pytest.raises(checks.InputError, match="1 columns"):
+        theory.whitened_relu_value(gaussian(14, 6, 2), 0.3)
+
+
 def test_whitened_bracket():
     X, Y = whitened(12, 6, 8), gaussian(13, 6, 3)
     lower, upper = theory.whitened_relu_bracket(Y, 0.4)
