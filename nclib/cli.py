@@ -151,7 +151,7 @@ def sweep(notebook, profile, pairs, seeds, file, jobs, threads, out, scheduler, 
         return
     outcomes = runs.run_all(planned, parallel=jobs, scheduler=scheduler, report=click.echo)
     swept = [*texts, *(["seed"] if seeds else [])]
-    click.echo(f"table, summary and figure in {sweeps.write(planned, swept, out=out)}")
+    click.echo(f"table, summary and figure in {sweeps.write(outcomes, swept, out=out)}")
     if any(o.status == "failed" for o in outcomes):
         click.echo(f"{sum(o.status == 'failed' for o in outcomes)} run(s) failed", err=True)
         sys.exit(1)

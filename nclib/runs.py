@@ -13,6 +13,7 @@ appear in ``figures`` when the notebook came to its end; a failed one leaves ear
 import ast
 import base64
 import contextlib
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -21,19 +22,20 @@ import os
 import platform
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import pandas as pd
 import yaml
 
-from nclib import checks, claims, notebook, paths
+from nclib import checks, claims, files, notebook, paths
 
 
 @dataclass(frozen=True)
@@ -198,10 +200,11 @@ def job(query, profile_name="quick", overrides=None, *, out=None, threads=1):
     run_name = profile_name
     if changed:
         text = json.dumps(changed, sort_keys=True)
-        run_name += "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
+        run_name += "-" + hashlib.sha256(text.encode()).hexdigest()[:10]
     # Values that equal the defaults are left out: a default run keeps the notebook's own cells.
     parameters = {k: v for k, v in parameters.items() if v != known[k][1]}
-    return Job(name, run_name, parameters, str(out) if out else None, threads)
+    # A worker of a cluster has another working directory.
+    return Job(name, run_name, parameters, str(Path(out).resolve()) if out else None, threads)
 
 
 # Executing one job --------------------------------------------------------------------------------
@@ -215,11 +218,11 @@ def fingerprint(job):
     content = json.loads(job.source.read_text(encoding="utf-8"))
     cells = [[c["cell_type"], "".join(c["source"])] for c in content["cells"]]
     package = Path(__file__).parent
-    files = library_files("\n".join(text for kind, text in cells if kind == "code"))
+    library = library_files("\n".join(text for kind, text in cells if kind == "code"))
     catalogue = paths.CLAIMS / f"{job.notebook}.yaml"
     parts = [
         json.dumps([cells, job.parameters, job.threads, notebook.versions()], sort_keys=True),
-        *(f"{p.relative_to(package)}:{p.read_text(encoding='utf-8')}" for p in files),
+        *(f"{p.relative_to(package)}:{p.read_text(encoding='utf-8')}" for p in library),
         catalogue.read_text(encoding="utf-8") if catalogue.exists() else "",
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -255,82 +258,121 @@ def _imports(source):
 
 
 def finished(job):
-    """The manifest of a finished run of this very job, or ``None``."""
-    path = job.figures / "manifest.json"
-    complete = path.exists() and (job.folder / "notebook.ipynb").exists()
-    if not complete or not (job.figures / "claims.json").exists():
-        return None
+    """The manifest of a finished and undamaged run of this very job, or ``None``."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
+        manifest = claims.read_json(job.figures / "manifest.json")
+        claims.read_json(job.folder / "notebook.ipynb")
+        known = manifest["files"]
+        intact = all(known[name] == _digest(job.figures / name) for name in known)
+    except (checks.InputError, OSError, KeyError, TypeError):
         return None
-    intact = all((job.figures / name).exists() for name in manifest.get("files", []))
     return manifest if intact and manifest.get("fingerprint") == fingerprint(job) else None
 
 
+def _digest(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
 def execute(job, force=False, progress=False):
-    """Run one notebook in this process; returns an :class:`Outcome` and never raises for it."""
+    """Run one notebook in this process; returns an :class:`Outcome` and never raises for it.
+
+    While another nclib run works on the same job this one waits; what that run finished is not
+    done again.
+    """
     start = time.monotonic()
-
-    def failed(message):
-        return Outcome(job, "failed", time.monotonic() - start, message)
-
     try:
         with _lock(job.folder):
             if not force and finished(job):
                 return Outcome(job, "unchanged", 0.0, "", _verdicts(job))
-            return _execute(job, progress, start, failed)
-    except (checks.InputError, OSError) as error:
-        return failed(f"{type(error).__name__}: {error}")
+            message = _execute(job, progress, start)
+            if message:
+                _keep_partial(job)
+                return Outcome(job, "failed", time.monotonic() - start, message)
+            return Outcome(job, "done", time.monotonic() - start, "", _verdicts(job))
+    except Exception as error:
+        return Outcome(job, "failed", time.monotonic() - start, _explain(error, job))
 
 
-def _execute(job, progress, start, failed):
+def _explain(error, job):
+    """An exception as one line, with the way out where nclib knows one."""
+    text = f"{type(error).__name__}: {error}"
+    folder = paths.runs(job.out).parent
+    code = getattr(error, "errno", None)
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{text}; no space is left for {folder}: free some and run again"
+    if code in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{text}; {folder} cannot be written: choose another folder with --out DIR"
+    return text
+
+
+def _execute(job, progress, start):
+    """Execute and publish; returns what went wrong, or ``None``."""
+    _import_papermill()
     import papermill
 
-    staging = job.folder / "staging"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    record = job.folder / "record.json"
-    record.unlink(missing_ok=True)
+    # What a killed run left behind.  Its kernel may live a second longer: it writes to a staging
+    # folder of its own, and checkpoints that are the same whoever writes them.
+    for stale in job.folder.glob("staging*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    for stale in job.folder.rglob(".*.tmp"):
+        stale.unlink(missing_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix="staging-", dir=job.folder))
     partial = job.folder / "notebook.partial.ipynb"
     os.environ |= _environment(job, staging)
     mark = fingerprint(job)
     for attempt in (1, 2):
         try:
             papermill.execute_notebook(
-                str(job.source),
-                str(partial),
+                _literal(job.source),
+                _literal(partial),
                 parameters=job.parameters,
                 kernel_name=job.kernel,
                 language="python",
                 progress_bar=progress,
                 log_output=False,
+                shutdown_kernel="immediate",  # everything is written by then
             )
             break
         except papermill.PapermillExecutionError as error:
-            return failed(f"cell {error.exec_count}: {error.ename}: {error.evalue}")
+            return f"cell {error.exec_count}: {error.ename}: {error.evalue}"
+        except OSError:
+            raise
         except Exception as error:
             # Many kernels starting at once can lose a race for a port; nothing has run yet then.
             if attempt == 1 and _cells_run(partial) == 0:
                 continue
             kind = type(error).__name__
             where = f"after {_cells_run(partial)} cells" if partial.exists() else "at the start"
-            return failed(f"the kernel died or timed out {where} ({kind}: {error})")
+            return f"the kernel died or timed out {where} ({kind}: {error})"
+    record = staging / "record.json"
     if not record.exists():
-        return failed("the notebook stopped before its last cell (did a cell call sys.exit?)")
-    manifest = json.loads(record.read_text(encoding="utf-8")) | {
+        return "the notebook stopped before its last cell (did a cell call sys.exit?)"
+    manifest = claims.read_json(record) | {
         "run": job.name,
         "fingerprint": mark,
         "seconds": round(time.monotonic() - start, 1),
         "machine": {"system": platform.system(), "cores": os.cpu_count()},
         "revision": revision(),
-        "files": sorted(p.name for p in staging.iterdir() if p.suffix != ".pdf"),
     }
+    record.unlink()
+    kept = sorted(p for p in staging.iterdir() if p.suffix not in (".pdf", ".tmp"))
+    manifest["files"] = {p.name: _digest(p) for p in kept}
     _publish(staging, job.figures)
     os.replace(partial, job.folder / "notebook.ipynb")
     claims.write_json(job.figures / "manifest.json", manifest)  # last: it marks the run as finished
     (job.folder / "notebook.failed.ipynb").unlink(missing_ok=True)
-    return Outcome(job, "done", time.monotonic() - start, "", _verdicts(job))
+    return None
+
+
+def _import_papermill():
+    # jsonschema would compile a grammar of internationalised web addresses, for more than a second
+    # in every process; notebooks hold none.  A module that is None counts as not installed.
+    sys.modules.setdefault("rfc3987_syntax", None)
+
+
+def _literal(path):
+    """``path`` for papermill, which would fill parameters into braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _environment(job, staging):
@@ -374,16 +416,30 @@ def _verdicts(job):
 
 @contextlib.contextmanager
 def _lock(folder):
-    """One process at a time per notebook and run name."""
+    """One process at a time per notebook and run name; a dead process holds no lock."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as handle:
+    with open(folder / ".lock", "a+") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
             raise checks.InputError(
-                f"another nclib run is working in {folder}; wait for it, or choose --out DIR"
+                f"the file system of {folder} offers no locks ({error}); choose another folder "
+                "with --out DIR"
             ) from None
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+        handle.flush()
         yield
+
+
+def holder(job):
+    """Who works on this job at the moment: ``"process 123 on host"``, or ``None``."""
+    with contextlib.suppress(OSError), open(job.folder / ".lock") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return handle.read() or "another process"
+    return None
 
 
 def revision():
@@ -402,23 +458,34 @@ def execute_apart(job, force=False, progress=False):
     """:func:`execute` in a process of its own; this is what executors and clusters are given."""
     request = json.dumps({"job": asdict(job), "force": force, "progress": progress})
     start = time.monotonic()
-    job.folder.mkdir(parents=True, exist_ok=True)
-    with open(job.folder / "log.txt", "a") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "nclib.runs"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if progress else log,
-            text=True,
-            env=os.environ | {"NCLIB_PARENT": str(os.getpid())},
-        )
-        output, _ = process.communicate(request)
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        with open(job.folder / "log.txt", "a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "nclib.runs"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=None if progress else log,
+                text=True,
+                env=os.environ | {"NCLIB_PARENT": str(os.getpid())},
+            )
+            output, _ = process.communicate(request)
+    except OSError as error:
+        return Outcome(job, "failed", 0.0, _explain(error, job))
     try:
         answer = json.loads(output.splitlines()[-1])
     except (IndexError, json.JSONDecodeError):
         message = f"the worker process ended with code {process.returncode} before an answer"
+        with contextlib.suppress(OSError), _lock(job.folder):
+            _keep_partial(job)
         return Outcome(job, "failed", time.monotonic() - start, message)
     return Outcome(job, **answer)
+
+
+def _keep_partial(job):
+    partial = job.folder / "notebook.partial.ipynb"
+    with contextlib.suppress(OSError):
+        os.replace(partial, job.folder / "notebook.failed.ipynb")
 
 
 def _serve():
@@ -436,27 +503,42 @@ def _serve():
 def _die_with_parent():
     parent = int(os.environ.get("NCLIB_PARENT", os.getppid()))
     while os.getppid() == parent:
-        time.sleep(0.5)
+        time.sleep(0.2)
     os._exit(1)  # the kernel notices in turn
 
 
 @contextlib.contextmanager
 def engine(jobs=1, scheduler=None):
-    """``(submit, n)``: a function that runs a callable elsewhere, and how many run at once.
+    """A function that runs a callable elsewhere and returns its future.
 
     ``jobs`` local processes, or the Dask cluster at address ``scheduler``, through its
-    ``concurrent.futures`` interface.
+    ``concurrent.futures`` interface.  Raises :class:`~nclib.checks.InputError` if Dask is not
+    installed or no scheduler answers.
     """
     if scheduler is None:
-        with ThreadPoolExecutor(checks.integer("jobs", jobs)) as pool:
+        pool = ThreadPoolExecutor(checks.integer("jobs", jobs))
+        try:
             yield pool.submit
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an interrupt nothing new starts
         return
     try:
         from distributed import Client
     except ImportError:
         raise checks.InputError("--scheduler needs Dask: pip install -e '.[cluster]'") from None
-    with Client(scheduler, timeout="20s") as client, client.get_executor(pure=False) as pool:
-        yield pool.submit
+    try:
+        client = Client(scheduler, timeout=CONNECT_WITHIN, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise checks.InputError(
+            f"no Dask scheduler answers at {scheduler} ({type(error).__name__}); start one with "
+            "`dask scheduler` and give the address it prints, such as tcp://host:8786"
+        ) from None
+    with client:
+        # pure=False: equal calls are separate jobs, never one shared result.
+        yield client.get_executor(pure=False).submit
+
+
+CONNECT_WITHIN = 10.0  # seconds that a scheduler has to answer
 
 
 def run_all(jobs, *, parallel=1, scheduler=None, force=False, progress=None, report=print):
@@ -467,24 +549,45 @@ def run_all(jobs, *, parallel=1, scheduler=None, force=False, progress=None, rep
     outcomes = {}
     single = parallel == 1 and scheduler is None and bool(progress)
     with engine(parallel, scheduler) as submit:
+        for job in jobs:
+            if who := holder(job):
+                report(f"{job.notebook} [{job.name}] waits: {who} is working in {job.folder}")
         futures = {submit(execute_apart, job, force, single): job for job in jobs}
         for future in as_completed(futures):
             job = futures[future]
             try:
                 outcome = future.result()
             except Exception as error:
-                outcome = Outcome(job, "failed", 0.0, f"{type(error).__name__}: {error}")
-            if outcome.status == "failed":
-                _keep_partial(job)
+                outcome = Outcome(job, "failed", 0.0, _lost(error))
+            if scheduler and outcome.status != "failed" and not _arrived(job):
+                outcome = Outcome(job, "failed", outcome.seconds, _ELSEWHERE.format(job.figures))
             outcomes[job.name, job.notebook] = outcome
             report(describe(outcome))
     return [outcomes[job.name, job.notebook] for job in jobs]
 
 
-def _keep_partial(job):
-    partial = job.folder / "notebook.partial.ipynb"
-    with contextlib.suppress(OSError):
-        os.replace(partial, job.folder / "notebook.failed.ipynb")
+def _lost(error):
+    """One line about a job whose worker gave no answer."""
+    kind = type(error).__name__
+    if kind == "KilledWorker":
+        return "every worker that tried it died (out of memory?); see the logs of the workers"
+    if isinstance(error, CancelledError):
+        return "the connection to the scheduler was lost; run the same command again"
+    return f"{kind}: {error}"
+
+
+_ELSEWHERE = (
+    "the worker finished it, but {} here does not hold this result: driver and workers must share "
+    "that folder (--out DIR) and have the same notebooks, library and versions"
+)
+
+
+def _arrived(job, patience=10.0):
+    """Whether the result can be read here; network file systems take a moment to show new files."""
+    deadline = time.monotonic() + patience
+    while not (found := finished(job)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found is not None
 
 
 def describe(outcome):
@@ -502,20 +605,22 @@ def describe(outcome):
 
 
 def load(out=None, names=None):
-    """All claims of all runs below ``out`` as one tidy table.
+    """All claims of all finished runs below ``out`` as one tidy table (a DataFrame).
 
     ``names``: only these ``(run, notebook)`` pairs.  Columns: run, notebook, those of the claim,
-    and the run's parameters as ``p.<name>``.
+    and the run's parameters as ``p.<name>``.  Raises :class:`~nclib.checks.InputError` naming the
+    file if one is damaged.
     """
+    import pandas as pd
+
     rows = []
-    for path in sorted(paths.figures(out).glob("*/*/claims.json")):
+    for path in sorted(paths.figures(out).glob("*/*/manifest.json")):
         name, book = path.parts[-3], path.parts[-2]
         if names is not None and (name, book) not in names:
             continue
-        manifest_path = path.with_name("manifest.json")
-        manifest = json.loads(manifest_path.read_text()) if manifest_path.exists() else {}
-        extra = {f"p.{k}": v for k, v in manifest.get("parameters", {}).items()}
-        for claim in claims.read(path):
+        parameters = claims.read_json(path).get("parameters", {})
+        extra = {f"p.{key}": value for key, value in parameters.items()}
+        for claim in claims.read(path.with_name("claims.json")):
             rows.append({"run": name, "notebook": book} | asdict(claim) | extra)
     return pd.DataFrame(rows)
 
@@ -526,9 +631,9 @@ def load(out=None, names=None):
 def grid(query, texts, profile_name="quick", *, seeds=None, out=None, threads=1):
     """The jobs of a cartesian product of parameter values.
 
-    ``texts``: parameter -> text of alternatives: ``"ce,ls"``, ``"2,8,32"``; for a parameter that
-    is itself a list, alternatives are separated by semicolons (``"2,8;32"``).  ``seeds``:
-    ``"0:5"`` (0 to 4) or ``"1,123,321"``, for the parameter ``seed``.
+    ``texts``: parameter -> list of values, or text of alternatives: ``"ce,ls"``, ``"2,8,32"``; for
+    a parameter that is itself a list, alternatives are separated by semicolons (``"2,8;32"``).
+    ``seeds``: ``"0:5"`` (0 to 4) or ``"1,123,321"``, for the parameter ``seed``.
     """
     kinds = {key: kind for key, (kind, _, _) in declared(find(query)).items()}
     alternatives = {}
@@ -536,7 +641,8 @@ def grid(query, texts, profile_name="quick", *, seeds=None, out=None, threads=1)
         if key not in kinds:
             raise notebook.unknown_parameter(key, kinds)
         separator = ";" if "list" in str(kinds[key]) or "dict" in str(kinds[key]) else ","
-        alternatives[key] = [part.strip() for part in str(text).split(separator)]
+        values = text if isinstance(text, list) else map(str.strip, text.split(separator))
+        alternatives[key] = list(values)
     if seeds is not None:
         alternatives["seed"] = _seeds(seeds)
     if not alternatives:
@@ -545,7 +651,8 @@ def grid(query, texts, profile_name="quick", *, seeds=None, out=None, threads=1)
         dict(zip(alternatives, values, strict=True))
         for values in itertools.product(*alternatives.values())
     ]
-    return [job(query, profile_name, setting, out=out, threads=threads) for setting in settings]
+    found = [job(query, profile_name, setting, out=out, threads=threads) for setting in settings]
+    return list({one.name: one for one in found}.values())  # a value given twice is one run
 
 
 def _seeds(text):
@@ -564,9 +671,10 @@ def estimate(jobs, parallel=1):
     total = 0.0
     for one in jobs:
         path = paths.figures() / one.parameters.get("profile", "quick") / one.notebook
-        if not (path / "manifest.json").exists():
+        try:
+            total += claims.read_json(path / "manifest.json")["seconds"]
+        except checks.InputError:
             return None
-        total += json.loads((path / "manifest.json").read_text(encoding="utf-8"))["seconds"]
     return total / parallel
 
 
@@ -576,6 +684,8 @@ def summary(table, parameters):
     ``table``: as :func:`load` gives it; ``parameters``: the swept ones.  One row per claim and
     setting, seeds pooled; ``holds`` counts the runs in which the claim holds.
     """
+    import pandas as pd
+
     keys = ["notebook", "id", *(f"p.{name}" for name in parameters if name != "seed")]
     numbers = table.assign(
         measured=pd.to_numeric(table["measured"], errors="coerce"),
@@ -620,7 +730,7 @@ def store(query):
         os.environ |= _environment(quick, folder / "figures") | {notebook.FOLDER: str(folder)}
         output = folder / "notebook.ipynb"
         papermill.execute_notebook(
-            str(source), str(output), kernel_name="python3", progress_bar=False
+            _literal(source), _literal(output), kernel_name="python3", progress_bar=False
         )
     content = nbformat.read(output, as_version=4)
     content.metadata = {
@@ -639,9 +749,8 @@ def store(query):
             if "image/png" in result.get("data", {}):
                 pixels = style.shrink(base64.b64decode(result.data["image/png"]))
                 result.data["image/png"] = base64.b64encode(pixels).decode()
-    temporary = source.with_suffix(".tmp")
-    nbformat.write(content, temporary)
-    os.replace(temporary, source)
+    with files.replacing(source) as temporary:
+        nbformat.write(content, temporary)
     return source
 
 

@@ -1,47 +1,45 @@
 """Sweeps: many runs of one notebook, one table, one summary, one figure."""
 
 import hashlib
-import os
 
-import matplotlib.pyplot as plt
 import yaml
 
-from nclib import checks, paths, runs
+from nclib import checks, files, paths, runs
 
 
 def read_grid(path):
-    """A YAML mapping parameter -> list of alternatives, as texts for :func:`nclib.runs.grid`."""
-    with open(path, encoding="utf-8") as file:
-        content = yaml.safe_load(file)
+    """A YAML mapping parameter -> list of values, for :func:`nclib.runs.grid`."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise checks.InputError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
         raise checks.InputError(f"{path} must map each parameter to a list of values")
-    flat = lambda value: ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    join = lambda values: (";" if any(isinstance(v, list) for v in values) else ",").join(
-        flat(v) for v in values
-    )
-    return {name: join(values) for name, values in content.items()}
+    return content
 
 
-def write(jobs, parameters, *, out=None):
-    """Write ``sweep.csv``, ``summary.csv`` and ``sweep.png`` of finished jobs; returns the folder.
+def write(outcomes, parameters, *, out=None):
+    """Write ``sweep.csv``, ``summary.csv`` and ``sweep.png`` of a sweep; returns the folder.
 
-    Runs that failed are missing from the table; running the sweep again completes it.
+    ``outcomes``: as :func:`nclib.runs.run_all` returns them; ``parameters``: the swept ones.  Runs
+    that failed are missing from the table; running the sweep again completes it.
     """
-    names = {(job.name, job.notebook) for job in jobs}
-    table = runs.load(out, names)
-    mark = hashlib.sha256("\n".join(sorted(f"{a}/{b}" for a, b in names)).encode()).hexdigest()
+    every = sorted(f"{one.job.name}/{one.job.notebook}" for one in outcomes)
+    mark = hashlib.sha256("\n".join(every).encode()).hexdigest()
     folder = paths.runs(out) / f"sweep-{mark[:8]}"
-    folder.mkdir(parents=True, exist_ok=True)
+    good = {(one.job.name, one.job.notebook) for one in outcomes if one.status != "failed"}
+    table = runs.load(out, good)
     if table.empty:
         return folder
-    swept = [name for name in parameters if f"p.{name}" in table]
-    pooled = runs.summary(table, swept)
-    for name, content in (("sweep.csv", table), ("summary.csv", pooled)):
-        temporary = folder / f"{name}.tmp"
-        content.to_csv(temporary, index=False, float_format="%.10g", lineterminator="\n")
-        os.replace(temporary, folder / name)
+    import matplotlib.pyplot as plt
+
     from nclib.plots import style, sweep
 
+    swept = [name for name in parameters if f"p.{name}" in table]
+    pooled = runs.summary(table, swept)
+    files.write_csv(folder / "sweep.csv", table)
+    files.write_csv(folder / "summary.csv", pooled)
     style.use()
     figure = sweep.comparison(pooled, [name for name in swept if name != "seed"])
     style.save(figure, folder / "sweep")

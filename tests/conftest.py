@@ -1,8 +1,11 @@
 """Shared fixtures: a tiny notebook whose behaviour its parameters decide, and the command line."""
 
+import json
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 # Before torch is imported anywhere: several threads on busy cores are slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,7 +23,8 @@ from nclib import paths
 PARAMETERS = """profile: str = "quick"  # name of the profile
 seed: int = 0  # seed
 K: int = 3  # classes
-mode: str = "ok"  # ok, raise, exit, kill, fails or forget
+mode: str = "ok"  # ok, raise, exit, kill, data, fails or forget
+label: str = ""  # any text
 epochs: int = 4  # epochs of the training
 pause: float = 0.0  # seconds per epoch"""
 
@@ -33,18 +37,20 @@ from nclib.plots import style
 run = notebook.start("90_tiny", globals(), at_least={"K": 2})
 train.SAVE_EVERY = 0.0"""
 
-TRAIN = """digits, _ = data.load("digits", train_per_class=10, seed=seed)
-digits = digits.flat()
-net = nets.seeded(seed, nets.mlp, [64, 8, 4], 10)
+TRAIN = """generator = torch.Generator().manual_seed(seed)
+noise = data.Data("noise", torch.randn(100, 8, generator=generator), torch.arange(100) % 10, 10)
+notebook.note_data("noise", data.checksum(noise))
+net = nets.seeded(seed, nets.mlp, [8, 8, 4], 10)
 recipe = train.Recipe(epochs=epochs, lr=0.05, batch_size=25)
 def objective(net, x, y):
     time.sleep(pause / 4)
     return losses.get("ce")(net(x), y)
 path = run.checkpoint("net", epochs=epochs, seed=seed)
-history = train.fit(net, digits, objective, recipe, checkpoint=path, measure=lambda net, e: {})"""
+history = train.fit(net, noise, objective, recipe, checkpoint=path, measure=lambda net, e: {})"""
 
 ACT = """if mode == "raise": raise ValueError("asked to fail")
 if mode == "exit": sys.exit(0)
+if mode == "data": data.load("fashion_mnist")
 if mode == "kill": os.kill(os.getpid(), signal.SIGKILL)
 "done" """
 
@@ -52,8 +58,9 @@ FIGURE = """figure, axes = style.grid(1, 2)
 axes[0].plot(history["epoch"], history["train_loss"])
 run.figure(figure, "01_loss", history)"""
 
-CLAIMS = """run.ledger.below("A1", 2.0 if mode == "fails" else 0.0, 1.0)
-if mode != "forget": run.ledger.equal("A2", K, K, note="<b>&'\\"")
+CLAIMS = """loss = float(history["train_loss"].iloc[-1])
+run.ledger.below("A1", loss, 0.0 if mode == "fails" else 9.0)
+if mode != "forget": run.ledger.equal("A2", K, K, note="<b>&'\\"" + label)
 run.finish()"""
 
 CATALOGUE = """A1: {statement: "a bound", source: test}
@@ -62,44 +69,128 @@ A3: {statement: "a large run", source: test, needs: paper}
 """
 
 
+def eventually(read, seconds=60):
+    """What ``read`` returns as soon as it does not fail."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return read()
+        except (OSError, ValueError, LookupError, StopIteration):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+class Cluster:
+    """``dask scheduler`` and workers of one thread each, as a user starts them."""
+
+    def __init__(self, folder, environment, workers=2):
+        self.folder, self.environment = folder, environment
+        self.file = folder / "scheduler.json"
+        self.scheduler = self._start("scheduler", "--port", "0", "--host", "127.0.0.1")
+        self.workers = [self.worker() for _ in range(workers)]
+        self.address = eventually(lambda: json.loads(self.file.read_text())["address"])
+
+    def worker(self):
+        """Start another worker; no nanny, so that a dead one stays dead."""
+        return self._start("worker", "--no-nanny", "--nthreads", "1", "--host", "127.0.0.1")
+
+    def _start(self, *arguments):
+        options = ("--scheduler-file", str(self.file), "--no-dashboard")
+        with open(self.folder / "dask.log", "a") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "dask", *arguments, *options],
+                env=self.environment,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+            )
+
+    def busy(self, out):
+        """The worker whose job has saved a checkpoint below ``out``."""
+
+        def read():
+            lock = next(path.parents[1] / ".lock" for path in out.glob("runs/*/*/checkpoints/*"))
+            pid = int(lock.read_text().split()[1])
+            status = Path(f"/proc/{pid}/status").read_text()
+            parent = int(status.partition("PPid:")[2].split()[0])
+            return {worker.pid: worker for worker in self.workers}[parent]
+
+        return eventually(read)
+
+    def close(self):
+        for process in (*self.workers, self.scheduler):
+            process.kill()
+            process.wait()
+
+
+class Tiny:
+    """A folder with one notebook, ``90_tiny``, and the command line that runs it."""
+
+    def __init__(self, folder):
+        self.books, self.out = folder / "notebooks", folder / "out"
+        self.processes = []
+        self.environment = os.environ | {"NCLIB_NOTEBOOKS": str(self.books)}
+        (self.books / "claims").mkdir(parents=True)
+        (self.books / "profiles").mkdir()
+        for profile in ("quick", "standard"):
+            (self.books / "profiles" / f"{profile}.yaml").write_text("90_tiny: {K: 4}\n")
+        (self.books / "claims" / "90_tiny.yaml").write_text(CATALOGUE)
+        content = nbformat.v4.new_notebook()
+        content.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+        content.metadata["language_info"] = {"name": "python"}
+        content.cells = [nbformat.v4.new_markdown_cell("# A tiny notebook")]
+        for i, source in enumerate((PARAMETERS, SETUP, TRAIN, ACT, FIGURE, CLAIMS)):
+            cell = nbformat.v4.new_code_cell(source)
+            cell["id"] = f"cell-{i}"
+            cell.metadata["tags"] = ["parameters"] if i == 0 else []
+            content.cells.append(cell)
+        nbformat.write(content, self.books / "90_tiny.ipynb")
+
+    def __call__(self, *arguments, background=False, timeout=240, **options):
+        """Call ``nclib``; ``background`` returns the process, else the finished one."""
+        command = [sys.executable, "-m", "nclib.cli", *map(str, arguments)]
+        options = {"env": self.environment, "text": True} | options
+        if background:
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+            self.processes.append(subprocess.Popen(command, **pipes, **options))
+            return self.processes[-1]
+        return subprocess.run(command, capture_output=True, timeout=timeout, **options)
+
+    def here(self, monkeypatch):
+        """Make this folder of notebooks that of the testing process, too."""
+        monkeypatch.setattr(paths, "NOTEBOOKS", self.books)
+        monkeypatch.setattr(paths, "PROFILES", self.books / "profiles")
+        monkeypatch.setattr(paths, "CLAIMS", self.books / "claims")
+        return self
+
+    def close(self):
+        """End what a failed test left running."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+    @staticmethod
+    def results(out):
+        """Bytes of everything that must not depend on when, where and how often it ran."""
+        files = [*out.glob("figures/*/*/*"), *out.glob("runs/sweep-*/*")]
+        visible = (p for p in files if not p.name.startswith(".") and p.name != "manifest.json")
+        return {str(p.relative_to(out)): p.read_bytes() for p in visible}
+
+
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """A folder with one notebook, ``90_tiny``; returns a function that calls ``nclib`` there."""
-    books = tmp_path / "notebooks"
-    (books / "claims").mkdir(parents=True)
-    (books / "profiles").mkdir()
-    for profile in ("quick", "standard"):
-        (books / "profiles" / f"{profile}.yaml").write_text("90_tiny: {K: 4}\n")
-    (books / "claims" / "90_tiny.yaml").write_text(CATALOGUE)
-    content = nbformat.v4.new_notebook()
-    content.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
-    content.metadata["language_info"] = {"name": "python"}
-    content.cells = [nbformat.v4.new_markdown_cell("# A tiny notebook")]
-    for i, source in enumerate((PARAMETERS, SETUP, TRAIN, ACT, FIGURE, CLAIMS)):
-        cell = nbformat.v4.new_code_cell(source)
-        cell["id"] = f"cell-{i}"
-        cell.metadata["tags"] = ["parameters"] if i == 0 else []
-        content.cells.append(cell)
-    nbformat.write(content, books / "90_tiny.ipynb")
-    environment = os.environ | {"NCLIB_NOTEBOOKS": str(books)}
+    """A :class:`Tiny` of its own; call it as ``tiny("run", "--out", tiny.out)``."""
+    found = Tiny(tmp_path).here(monkeypatch)
+    yield found
+    found.close()
 
-    def call(*arguments, background=False, timeout=240):
-        command = [sys.executable, "-m", "nclib.cli", *map(str, arguments)]
-        if background:
-            return subprocess.Popen(
-                command,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=timeout
-        )
 
-    call.out = tmp_path / "out"
-    call.books = books
-    monkeypatch.setattr(paths, "NOTEBOOKS", books)
-    monkeypatch.setattr(paths, "PROFILES", books / "profiles")
-    monkeypatch.setattr(paths, "CLAIMS", books / "claims")
-    return call
+@pytest.fixture(scope="module")
+def shared_tiny(tmp_path_factory):
+    """A :class:`Tiny` that the tests of a file share."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        found = Tiny(tmp_path_factory.mktemp("tiny")).here(monkeypatch)
+        yield found
+        found.close()

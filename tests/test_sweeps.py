@@ -35,13 +35,22 @@ def test_bad_grids_are_named(tiny, texts, seeds, message):
         runs.grid("90", texts, seeds=seeds)
 
 
-def test_a_yaml_grid_reads_like_the_options(tmp_path):
+def test_a_yaml_grid_reads_like_the_options(tiny, tmp_path):
     path = tmp_path / "grid.yaml"
-    path.write_text("K: [2, 3]\nwidths: [[2, 8], [64]]\nmode: [ok]\n")
-    assert sweeps.read_grid(path) == {"K": "2,3", "widths": "2,8;64", "mode": "ok"}
+    path.write_text("K: [2, 5]\nmode: [ok, 'a, b']\n")
+    jobs = runs.grid("90", sweeps.read_grid(path))
+    settings = [(job.parameters["K"], job.parameters.get("mode")) for job in jobs]
+    assert settings == [(2, None), (2, "a, b"), (5, None), (5, "a, b")]
     path.write_text("K: 2\n")
     with pytest.raises(checks.InputError, match="must map each parameter to a list"):
         sweeps.read_grid(path)
+    path.write_text("K: [2\n")
+    with pytest.raises(checks.InputError, match="is no YAML file: while parsing"):
+        sweeps.read_grid(path)
+
+
+def test_a_value_given_twice_is_one_run(tiny):
+    assert len(runs.grid("90", {"K": "5,5,4"})) == 2
 
 
 def test_the_summary_pools_seeds_by_hand():
