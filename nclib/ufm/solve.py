@@ -114,33 +114,30 @@ def minimize_many(objective, starts, *, gtol=1e-9, max_iter=3000, memory=20):
         return values.detach(), gradients
 
     f, g = value_and_gradient(x)
-    steps, changes, weights = [], [], []  # the L-BFGS memory: s, y and 1/sᵀy of each start
-    active = g.abs().amax(1) > gtol
+    result = [x.clone(), f.clone(), g.abs().amax(1)]
+    live = torch.arange(count, device=x.device)  # the starts still moving; others leave the batch
+    steps, changes, weights = [], [], []  # the L-BFGS memory: s, y and 1/sᵀy of each live start
+    going = g.abs().amax(1) > gtol
     iteration = 0
-    while iteration < max_iter and bool(active.any()):
+    while True:
+        if not bool(going.all()):
+            live, x, f, g = (t[going] for t in (live, x, f, g))
+            for history in (steps, changes, weights):
+                history[:] = [t[going] for t in history]
+        if len(live) == 0 or iteration == max_iter:
+            break
         iteration += 1
         d = _two_loops(g, steps, changes, weights)
         slope = (d * g).sum(1)
         bad = ~(slope < 0)  # not a descent direction: fall back to the gradient
         d[bad], slope = -g[bad], torch.where(bad, -g.square().sum(1), slope)
-        d[~active] = 0.0
-        t = torch.ones_like(f)
-        if not steps:
-            t = 1 / g.norm(dim=1).clamp(min=1.0)
-        noise = 4e-16 * (1 + f.abs())  # rounding of f: an increase below it is not one
-        for _ in range(30):
-            candidate = x + t[:, None] * d
-            new_f, new_g = value_and_gradient(candidate)
-            accepted = new_f <= f + 1e-4 * t * slope + noise
-            if bool(accepted.all()):
-                break
-            t = torch.where(accepted, t, t / 2)
-        moved = (accepted & active)[:, None]
-        s = torch.where(moved, candidate - x, 0.0)
-        y = torch.where(moved, new_g - g, 0.0)
-        x, g = torch.where(moved, candidate, x), torch.where(moved, new_g, g)
-        stuck = active & ~accepted
-        f = torch.where(moved[:, 0], new_f, f)
+        t = torch.ones_like(f) if steps else 1 / g.norm(dim=1).clamp(min=1.0)
+        new_x, new_f, new_g, stuck = _line_search(value_and_gradient, x, f, d, slope, t)
+        new_x[stuck], new_f[stuck], new_g[stuck] = x[stuck], f[stuck], g[stuck]
+        s, y = new_x - x, new_g - g
+        x, f, g = new_x, new_f, new_g
+        for whole, part in zip(result, (x, f, g.abs().amax(1)), strict=True):
+            whole[live] = part
         curvature = (s * y).sum(1)
         useful = curvature > 1e-12 * s.norm(dim=1) * y.norm(dim=1)
         steps.append(torch.where(useful[:, None], s, 0.0))
@@ -148,14 +145,35 @@ def minimize_many(objective, starts, *, gtol=1e-9, max_iter=3000, memory=20):
         weights.append(torch.where(useful, 1 / curvature, 0.0))
         for history in (steps, changes, weights):
             del history[:-memory]
-        active = active & (g.abs().amax(1) > gtol) & ~stuck
+        going = g.abs().amax(1) > gtol
+        going[stuck] = False
+    x, f, gradient_norms = result
     variables = {
         name: part.reshape(count, *shape)
         for (name, shape), part in zip(
             flat.shapes.items(), torch.split(x, flat.sizes, 1), strict=True
         )
     }
-    return Solutions(variables, f, g.abs().amax(1), iteration)
+    return Solutions(variables, f, gradient_norms, iteration)
+
+
+def _line_search(value_and_gradient, x, f, d, slope, t):
+    """Halve the steps ``t`` until each start descends enough; only those that do not are evaluated
+    again.  Returns points, values, gradients, and the indices of the starts that found no step.
+    """
+    limit = f + 4e-16 * (1 + f.abs())  # rounding of f: an increase below it is not one
+    new_x = x + t[:, None] * d
+    new_f, new_g = value_and_gradient(new_x)
+    waiting = (~(new_f <= limit + 1e-4 * t * slope)).nonzero().flatten()
+    for _ in range(29):
+        if len(waiting) == 0:
+            break
+        t[waiting] /= 2
+        new_x[waiting] = x[waiting] + t[waiting, None] * d[waiting]
+        new_f[waiting], new_g[waiting] = value_and_gradient(new_x[waiting])
+        enough = new_f[waiting] <= (limit + 1e-4 * t * slope)[waiting]
+        waiting = waiting[~enough]
+    return new_x, new_f, new_g, waiting
 
 
 def _two_loops(gradient, steps, changes, weights):
