@@ -6,6 +6,7 @@ Pictures of the sphere are orthographic projections: quick enough to be frames o
 from pathlib import Path
 
 import numpy as np
+import seaborn as sns
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm
@@ -282,7 +283,7 @@ def imbalance(grams, table):
 
 
 def _cell_style(row):
-    """Colour by mode; matched penalties dash-dotted; other scales lighter."""
+    """Colour by mode; matched penalties dash-dotted."""
     look = {"color": MODE_COLORS[row["name"]], "lw": 1.5, "linestyle": "-"}
     if "matched" in row["label"]:
         look["linestyle"] = "-."
@@ -293,7 +294,7 @@ def network_curves(curves, floors, *, strong):
     """Figure 7: collapse, loss, effective scale and accuracy against epochs, per way of training.
 
     ``curves``: cell, name, label, scale, epoch and metrics; ``floors``: scale -> name -> value of
-    the loss; ``strong``: the scale drawn with a full line, others are dotted.
+    the loss; ``strong``: the scale drawn with a full line, others are dotted, each in its tint.
     """
     figure, axes = style.grid(2, 3, width=9, height=2.4, sharex=True)
     axes = axes.ravel()
@@ -303,11 +304,14 @@ def network_curves(curves, floors, *, strong):
         ("effective_scale", r"scale $\|w\|\|h\|$"),
     ]
     panels.append(("test_accuracy", "test accuracy [%]"))
+    others = sorted(set(curves.query("name == 'normalized'")["scale"]) - {strong})
+    shades = sns.light_palette(MODE_COLORS["normalized"], len(others) + 2)[:1:-1]
+    tints = dict(zip(others, shades, strict=True))
     for _, part in curves.groupby("cell"):
         row = part.iloc[0]
         look = _cell_style(row)
         if row["name"] == "normalized" and row["scale"] != strong:
-            look |= {"linestyle": ":", "lw": 1.8}
+            look |= {"linestyle": ":", "lw": 1.8, "color": tints[row["scale"]]}
         label = row["label"].replace("τ", r"$\tau$")
         part = part[part["epoch"] > 0]
         for ax, (column, _) in zip(axes, panels, strict=True):

@@ -1,21 +1,13 @@
 """Every figure of result 5 draws what its tables hold."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import pytest
 import torch
 
 from nclib.plots import extended_ufm as plots
 from nclib.theory import extended_ufm as theory
 from nclib.ufm import extended_study as study
 from nclib.ufm.extended import ExtendedUFM
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
 
 
 def drawn(ax):

@@ -1,7 +1,6 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import pytest
 
 from nclib import losses
 from nclib.plots import multi_loss as plots
@@ -9,13 +8,6 @@ from nclib.plots import style
 from nclib.ufm import multi_loss as ufm
 
 LOSSES = {"ce": losses.get("ce"), "mse": losses.get("mse")}
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    style.use()
-    yield
-    plt.close("all")
 
 
 def drawn(ax):
