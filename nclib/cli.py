@@ -1,5 +1,6 @@
 """The ``nclib`` command."""
 
+import os
 import sys
 
 import click
@@ -16,6 +17,10 @@ class _Group(click.Group):
         except checks.InputError as error:
             click.echo(f"nclib: {error}", err=True)
             sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("interrupted; the same command goes on where it stopped", err=True)
+            sys.stdout.flush()
+            os._exit(130)  # at once: worker processes notice, and their kernels
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -271,8 +276,6 @@ def store(notebooks):
 @main.command()
 def doctor():
     """Versions, device, threads and data found on this machine."""
-    import os
-
     import torch
 
     from nclib import notebook, paths

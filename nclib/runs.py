@@ -520,7 +520,7 @@ def engine(jobs=1, scheduler=None):
         try:
             yield pool.submit
         finally:
-            pool.shutdown(cancel_futures=True)  # after an interrupt nothing new starts
+            pool.shutdown(wait=False, cancel_futures=True)  # after an interrupt nothing new starts
         return
     try:
         from distributed import Client

@@ -17,8 +17,9 @@ matplotlib.use("agg")
 
 import nbformat
 import pytest
+from PIL import Image
 
-from nclib import paths
+from nclib import claims, paths
 
 PARAMETERS = """profile: str = "quick"  # name of the profile
 seed: int = 0  # seed
@@ -156,6 +157,33 @@ class Tiny:
             self.processes.append(subprocess.Popen(command, **pipes, **options))
             return self.processes[-1]
         return subprocess.run(command, capture_output=True, timeout=timeout, **options)
+
+    def fake(self, name, parameters, verdicts, *, out=None, note=""):
+        """Write the results of a run that never was: two pictures and claims A1, A2, …."""
+        folder = (out or self.out) / "figures" / name / "90_tiny"
+        folder.mkdir(parents=True)
+        for i, picture in enumerate(("01_first", "02_second")):
+            Image.new("RGB", (300, 200), (40 * i, 90, 200)).save(folder / f"{picture}.png")
+        common = {"source": "test", "expected": "<= 1", "tolerance": None, "note": note}
+        measured = (2e-5, 3e-4, 0.5, 10.0)
+        found = [
+            {"id": f"90.A{i + 1}", "statement": f"statement {i + 1}", "measured": measured[i]}
+            | common
+            | {"verdict": verdict}
+            for i, verdict in enumerate(verdicts)
+        ]
+        claims.write_json(folder / "claims.json", found)
+        known = {"profile": "quick", "seed": 0, "K": 4, "mode": "ok", "label": "", "epochs": 4}
+        manifest = {
+            "parameters": known | {"pause": 0.0} | parameters,
+            "device": "cpu",
+            "threads": 1,
+            "seconds": 1.5,
+            "revision": "abc",
+            "versions": {"torch": "2"},
+            "data": {},
+        }
+        claims.write_json(folder / "manifest.json", manifest)
 
     def here(self, monkeypatch):
         """Make this folder of notebooks that of the testing process, too."""

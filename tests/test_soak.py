@@ -1,0 +1,152 @@
+"""Kill -9 at random moments, rerun, again and again: nothing is lost, nothing differs.
+
+The short form runs in ``make test``.  ``make soak`` is the long one; ``NCLIB_SOAK_KILLS`` and
+``NCLIB_SOAK_SEED`` set the number of kills and the schedule.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import time
+
+import psutil
+import pytest
+
+from nclib import runs
+from tests.conftest import Cluster
+
+pytestmark = pytest.mark.slow
+KILLS = int(os.environ.get("NCLIB_SOAK_KILLS", "4"))
+SEED = int(os.environ.get("NCLIB_SOAK_SEED", "20260"))
+SWEEP = ("sweep", "90", "-p", "K=2,3", "-p", "pause=0.25", "--seeds", "0:2")
+NAMES = {"worker": "nclib.runs", "kernel": "ipykernel"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shared_tiny):
+    done = shared_tiny(*SWEEP, "--jobs", "2", "--out", shared_tiny.out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return shared_tiny.results(shared_tiny.out)
+
+
+def family(process):
+    """``(name, process)`` of all nclib processes and kernels below ``process``."""
+    found = []
+    with contextlib.suppress(psutil.Error):  # it has just ended
+        for child in psutil.Process(process.pid).children(recursive=True):
+            line = " ".join(child.cmdline())
+            found += [(name, child) for name, part in NAMES.items() if part in line]
+    return found
+
+
+def kill(process):
+    try:
+        os.kill(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def finished_runs_are_whole(out):
+    for path in out.glob("figures/*/*/manifest.json"):
+        manifest = runs.claims.read_json(path)
+        for name, digest in manifest["files"].items():
+            assert runs._digest(path.with_name(name)) == digest
+
+
+class Local:
+    """Victims of a sweep with local processes: the driver, a worker process, a kernel."""
+
+    victims = ("driver", "worker", "kernel")
+    options = ("--jobs", "2")
+
+    def __init__(self, *_):
+        pass
+
+    def hit(self, driver, victim, chance):
+        """Kill one; returns whether there was one."""
+        if victim == "driver":
+            orphans = family(driver)
+            hit = kill(driver)
+            driver.wait()
+            # Workers look for their driver five times a second, kernels for their worker once.
+            _, alive = psutil.wait_procs([process for _, process in orphans], timeout=15)
+            assert not alive, "processes outlive their driver"
+            return hit
+        found = [process for name, process in family(driver) if name == victim]
+        return bool(found) and kill(chance.choice(found))
+
+    def close(self):
+        pass
+
+
+class Dask:
+    """Victims of a sweep on a cluster: the driver, a cluster's worker, a kernel.
+
+    Jobs outlive their driver here: they end on their workers, and a rerun takes their results.
+    """
+
+    victims = ("driver", "cluster worker", "kernel")
+
+    def __init__(self, tiny, folder):
+        folder.mkdir()
+        self.cluster = Cluster(folder, tiny.environment)
+        self.options = ("--scheduler", self.cluster.address)
+
+    def hit(self, driver, victim, chance):
+        if victim == "driver":
+            hit = kill(driver)
+            driver.wait()
+            return hit
+        if victim == "kernel":
+            found = [p for w in self.cluster.workers for n, p in family(w) if n == victim]
+            return bool(found) and kill(chance.choice(found))
+        place = chance.randrange(len(self.cluster.workers))
+        worker = self.cluster.workers[place]
+        kill(worker)
+        worker.wait()
+        self.cluster.workers[place] = self.cluster.worker()
+        return True
+
+    def close(self):
+        self.cluster.close()
+
+
+@pytest.mark.parametrize("kind", [Local, Dask])
+def test_random_kills_lose_nothing(shared_tiny, undisturbed, tmp_path, kind):
+    chance = random.Random(SEED)
+    engine = kind(shared_tiny, tmp_path / "cluster")
+    kills, whole = dict.fromkeys(kind.victims, 0), 0
+
+    def start(out):
+        return shared_tiny(*SWEEP, *engine.options, "--out", out, background=True)
+
+    def complete(driver, out):
+        output, _ = driver.communicate(timeout=240)
+        if driver.returncode == 0:
+            assert shared_tiny.results(out) == undisturbed
+            return True
+        assert driver.returncode == 1, output
+        assert "Traceback" not in output
+        return False
+
+    try:
+        while sum(kills.values()) < KILLS:
+            out = tmp_path / f"out{whole}"
+            driver = start(out)
+            # Every victim has its turn; the moment is anywhere from the start to the last figure.
+            victim = min(kind.victims, key=lambda name: (kills[name], chance.random()))
+            time.sleep(chance.uniform(0.3, 12.0 if kills[victim] else 5.0))
+            if driver.poll() is None:
+                kills[victim] += engine.hit(driver, victim, chance)
+                finished_runs_are_whole(out)
+            if driver.poll() is None or driver.returncode >= 0:
+                whole += complete(driver, out)
+            else:
+                driver.stdout.close()
+        out = tmp_path / f"out{whole}"
+        assert complete(start(out), out)
+        print(f"{kind.__name__}: kills {kills}, {whole + 1} sweeps completed")
+    finally:
+        engine.close()
