@@ -19,8 +19,6 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import yaml
-
 from nclib import checks, files, paths
 
 VERDICTS = ("holds", "fails", "counterexample", "not run")
@@ -190,7 +188,7 @@ def load_catalogue(notebook):
     path = paths.CLAIMS / f"{notebook}.yaml"
     if not path.exists():
         raise checks.InputError(f"no claim catalogue for {notebook}: expected {path}")
-    catalogue = yaml.safe_load(path.read_text(encoding="utf-8"))
+    catalogue = files.read_yaml(path)
     for row, entry in catalogue.items():
         missing = {"statement", "source"} - entry.keys()
         unknown = entry.keys() - {"statement", "source", "needs"}

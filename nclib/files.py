@@ -1,9 +1,13 @@
-"""Files that appear whole or not at all."""
+"""Files: written whole or not at all, YAML read without running anything."""
 
 import contextlib
 import os
 import secrets
 from pathlib import Path
+
+import yaml
+
+from nclib import checks
 
 
 @contextlib.contextmanager
@@ -27,3 +31,23 @@ def write_csv(path, table):
     """Write the DataFrame ``table``: equal tables give equal bytes, on every system."""
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.10g", lineterminator="\n")
+
+
+def read_yaml(path):
+    """The content of a YAML file; plain values only, a tag that names Python objects is refused.
+
+    Raises :class:`~nclib.checks.InputError`, one line with the place, if it cannot be read.
+    """
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        message = " ".join(str(error).split())
+        raise checks.InputError(f"{path} cannot be read as YAML: {message}") from None
+
+
+def inside(folder, name):
+    """``folder / name``; raises :class:`~nclib.checks.InputError` if that lies elsewhere."""
+    path = Path(folder) / name
+    if path.parent != Path(folder) or name in ("", ".", ".."):
+        raise checks.InputError(f"{name!r} must be a plain file name, without folders")
+    return path

@@ -143,13 +143,13 @@ class Run:
         """
         from nclib.plots import style
 
-        style.save(figure, self.figures / name)
+        style.save(figure, files.inside(self.figures, name))
         if data is not None:
             self.table(data, name)
 
     def table(self, data, name):
         """Save the DataFrame ``data`` as ``name.csv`` beside the figures."""
-        files.write_csv(self.figures / f"{name}.csv", data)
+        files.write_csv(files.inside(self.figures, f"{name}.csv"), data)
 
     def checkpoint(self, name, **config):
         """Path of the checkpoint of the training called ``name`` with this ``config``.
@@ -160,7 +160,7 @@ class Run:
         text = json.dumps(config, sort_keys=True, default=str)
         text += code_digest("deep", "metrics", "losses.py", "frames.py") + str(self.threads)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return self.folder / "checkpoints" / f"{name}-{digest}.pt"
+        return files.inside(self.folder / "checkpoints", f"{name}-{digest}.pt")
 
     def finish(self):
         """Write ``claims.json`` and the run record; must be the notebook's last call."""

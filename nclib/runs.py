@@ -152,7 +152,7 @@ def profile(name):
     """The overrides of a profile: notebook -> parameters."""
     checks.choice("profile", name, profiles())
     path = paths.PROFILES / f"{name}.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    content = files.read_yaml(path) or {}
     for entry in content:
         if entry not in notebooks():
             raise checks.InputError(f"{path.name} has a section for unknown notebook {entry}")

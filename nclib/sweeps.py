@@ -2,18 +2,12 @@
 
 import hashlib
 
-import yaml
-
 from nclib import checks, files, paths, runs
 
 
 def read_grid(path):
     """A YAML mapping parameter -> list of values, for :func:`nclib.runs.grid`."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.safe_load(file)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise checks.InputError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
+    content = files.read_yaml(path)
     if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
         raise checks.InputError(f"{path} must map each parameter to a list of values")
     return content
