@@ -11,7 +11,11 @@ from nclib import checks
 
 
 class Classifier(nn.Module):
-    """``head(backbone(x))``; ``features(x)`` ``(N, d)`` are the head's inputs."""
+    """``head(backbone(x))``; ``features(x)`` ``(N, d)`` are the head's inputs.
+
+    Under autocast the backbone runs in half precision; features are float32 and so is the head:
+    collapse lives below the rounding error of bfloat16.
+    """
 
     def __init__(self, backbone, head):
         super().__init__()
@@ -19,11 +23,14 @@ class Classifier(nn.Module):
 
     def features(self, inputs):
         """Last-layer features ``(N, d)``."""
-        return self.backbone(inputs)
+        found = self.backbone(inputs)
+        return found.float() if found.dtype in (torch.bfloat16, torch.float16) else found
 
     def forward(self, inputs):
         """Logits ``(N, K)``."""
-        return self.head(self.features(inputs))
+        features = self.features(inputs)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(features)
 
     @property
     def weight(self):
