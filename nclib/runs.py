@@ -181,6 +181,11 @@ def job(query, profile_name="quick", overrides=None, *, out=None, threads=1):
 
     ``overrides``: parameter -> value; texts are read as the parameter's type says.
     """
+    if "://" in str(out or ""):
+        raise checks.InputError(
+            f"--out {out} is no folder: runs need one that drivers and workers share; papermill "
+            "alone writes executed notebooks to such addresses"
+        )
     name = find(query)
     known = declared(name)
     types = {key: kind for key, (kind, _, _) in known.items()}

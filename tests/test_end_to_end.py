@@ -76,10 +76,11 @@ def test_a_run_writes_its_results_and_is_repeated_only_if_something_changed(tiny
         (["--profile", "huge"], "profile must be one of quick, standard; got 'huge'"),
         (["--jobs", "0"], "--jobs must be at least 1"),
         (["nothing"], "notebook 'nothing' is unknown; choose from 90_tiny"),
+        (["--out", "s3://bucket/x"], "is no folder: runs need one that drivers and workers share"),
     ],
 )
 def test_wrong_input_is_one_line_and_starts_nothing(tiny, arguments, message):
-    result = tiny("run", *arguments, "--out", tiny.out)
+    result = tiny("run", "--out", tiny.out, *arguments)
     assert result.returncode == 2
     assert result.stderr.startswith("nclib: ")
     assert message in result.stderr
@@ -189,3 +190,40 @@ def test_parameters_are_read_as_their_types_say(tiny):
     assert runs.parse_value("null", int | None) is None
     with pytest.raises(ValueError, match="parameter K must be int"):
         read(K="1.5")
+
+
+def test_papermill_alone_writes_to_remote_addresses(tiny, monkeypatch, tmp_path):
+    """With a stand-in of the interface that papermill has for S3 and friends."""
+    import papermill
+    from papermill import iorw
+
+    class Store:
+        texts = {}
+
+        def read(self, path):
+            return self.texts[path]
+
+        def write(self, text, path):
+            self.texts[path] = text
+
+        def listdir(self, path):
+            return list(self.texts)
+
+        def pretty_path(self, path):
+            return path
+
+    handlers = iorw.PapermillIO()
+    handlers._handlers = [("store://", Store()), *iorw.papermill_io._handlers]
+    monkeypatch.setattr(iorw, "papermill_io", handlers)
+    monkeypatch.setenv("NCLIB_NOTEBOOKS", str(tiny.books))
+    monkeypatch.setenv(runs.notebook.FOLDER, str(tmp_path / "run"))
+    monkeypatch.setenv(runs.notebook.FIGURES, str(tmp_path / "figures"))
+    papermill.execute_notebook(
+        str(tiny.books / "90_tiny.ipynb"),
+        "store://bucket/K5.ipynb",
+        parameters={"K": 5},
+        progress_bar=False,
+    )
+    text = Store.texts["store://bucket/K5.ipynb"]
+    assert "90_tiny: 2 holds, 1 not run" in text
+    assert (tmp_path / "figures" / "claims.json").exists()

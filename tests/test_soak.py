@@ -17,9 +17,9 @@ from nclib import runs
 from tests.conftest import Cluster
 
 pytestmark = pytest.mark.slow
-KILLS = int(os.environ.get("NCLIB_SOAK_KILLS", "4"))
+KILLS = int(os.environ.get("NCLIB_SOAK_KILLS", "3"))
 SEED = int(os.environ.get("NCLIB_SOAK_SEED", "20260"))
-SWEEP = ("sweep", "90", "-p", "K=2,3", "-p", "pause=0.25", "--seeds", "0:2")
+SWEEP = ("sweep", "90", "-p", "K=2,3", "-p", "pause=0.4")
 NAMES = {"worker": "nclib.runs", "kernel": "ipykernel"}
 
 

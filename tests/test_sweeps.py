@@ -45,7 +45,7 @@ def test_a_yaml_grid_reads_like_the_options(tiny, tmp_path):
     with pytest.raises(checks.InputError, match="must map each parameter to a list"):
         sweeps.read_grid(path)
     path.write_text("K: [2\n")
-    with pytest.raises(checks.InputError, match="is no YAML file: while parsing"):
+    with pytest.raises(checks.InputError, match="cannot be read as YAML: while parsing"):
         sweeps.read_grid(path)
 
 
@@ -68,19 +68,48 @@ def test_the_summary_pools_seeds_by_hand():
 
 
 @pytest.mark.slow
-def test_a_sweep_writes_one_table_and_tells_its_cost_first(tiny):
+def test_a_sweep_writes_one_table_and_gives_equal_bytes_one_by_one_and_two_at_once(tiny):
     plan = tiny("sweep", "90", "-p", "K=2,3", "--seeds", "0:2", "--dry-run", "--out", tiny.out)
     assert plan.returncode == 0, plan.stderr
     assert "4 runs of 90_tiny; time unknown" in plan.stdout
     assert not tiny.out.exists()
-    arguments = ("sweep", "90", "-p", "K=2,3", "--out", tiny.out)
-    done = tiny(*arguments, "--jobs", "2")
+    sweep = lambda folder, jobs: tiny(
+        *("sweep", "90", "-p", "K=2,5", "--out", tiny.out / folder, "--jobs", jobs)
+    )
+    done = sweep("one", 1)
     assert done.returncode == 0, done.stdout
-    folder = next((tiny.out / "runs").glob("sweep-*"))
-    first = {p.name: p.read_bytes() for p in folder.iterdir()}
-    assert first.keys() == {"sweep.csv", "summary.csv", "sweep.png", "sweep.pdf"}
+    folder = next((tiny.out / "one" / "runs").glob("sweep-*"))
+    names = {p.name for p in folder.iterdir()}
+    assert names == {"sweep.csv", "summary.csv", "sweep.png", "sweep.pdf"}
     table = pd.read_csv(folder / "sweep.csv")
-    assert sorted(table["p.K"].unique()) == [2, 3]
-    again = tiny(*arguments)
+    assert sorted(table["p.K"].unique()) == [2, 5]
+    assert set(table["id"]) == {"90.A1", "90.A2", "90.A3"}
+    assert sweep("two", 2).returncode == 0
+    one = tiny.results(tiny.out / "one")
+    assert one == tiny.results(tiny.out / "two")
+    suffixes = [name.rsplit(".", 1)[1] for name in one]
+    assert {s: suffixes.count(s) for s in ("png", "csv", "json", "pdf")} == {
+        "png": 3,
+        "csv": 4,
+        "json": 2,
+        "pdf": 3,
+    }
+    again = sweep("one", 2)
     assert again.stdout.count("unchanged") == 2
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == first
+    assert tiny.results(tiny.out / "one") == one
+
+
+@pytest.mark.slow
+def test_a_failed_run_is_missing_in_the_table_until_the_sweep_is_completed(tiny):
+    first = tiny("sweep", "90", "-p", "mode=ok,raise", "--out", tiny.out)
+    assert first.returncode == 1
+    assert "1 run(s) failed" in first.stderr
+    path = next((tiny.out / "runs").glob("sweep-*/sweep.csv"))
+    assert set(pd.read_csv(path)["p.mode"]) == {"ok"}
+    source = (tiny.books / "90_tiny.ipynb").read_text()
+    (tiny.books / "90_tiny.ipynb").write_text(source.replace("asked to fail", "x").replace(
+        r"if mode == \"raise\": raise", r"if mode == \"never\": raise"
+    ))  # fmt: skip
+    second = tiny("sweep", "90", "-p", "mode=ok,raise", "--out", tiny.out)
+    assert second.returncode == 0, second.stdout
+    assert set(pd.read_csv(path)["p.mode"]) == {"ok", "raise"}
