@@ -39,6 +39,17 @@ def _overrides(pairs):
     return result
 
 
+def _check_cores(jobs, threads, scheduler):
+    checks.integer("--jobs", jobs)
+    checks.integer("--threads", threads)
+    cores = os.cpu_count() or 1
+    if scheduler is None and jobs > 1 and jobs * threads > cores:
+        click.echo(
+            f"note: {jobs} processes of {threads} threads share {cores} cores; fewer may be faster",
+            err=True,
+        )
+
+
 @main.command("list")
 @click.option("--parameters", "query", metavar="NOTEBOOK", help="Show a notebook's parameters.")
 @click.option("--markdown", is_flag=True, help="The README's table of results.")
@@ -98,8 +109,7 @@ def run(notebooks, profile, pairs, jobs, threads, out, scheduler, force):
     """
     from nclib import runs
 
-    checks.integer("--jobs", jobs)
-    checks.integer("--threads", threads)
+    _check_cores(jobs, threads, scheduler)
     chosen = [runs.find(query) for query in notebooks] or runs.notebooks()
     overrides = _overrides(pairs)
     planned = [
@@ -142,6 +152,7 @@ def sweep(notebook, profile, pairs, seeds, file, jobs, threads, out, scheduler, 
     """
     from nclib import runs, sweeps
 
+    _check_cores(jobs, threads, scheduler)
     texts = _overrides(pairs)
     if file:
         texts = sweeps.read_grid(file) | texts

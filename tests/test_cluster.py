@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from concurrent.futures import CancelledError
 from pathlib import Path
 
@@ -50,6 +51,12 @@ def test_the_cluster_gives_the_bytes_of_the_serial_sweep_and_repeats_nothing(
     )
     assert failing.returncode == 1
     assert "cell 5: ValueError: asked to fail" in failing.stdout
+
+
+def test_equal_calls_are_separate_jobs(cluster):
+    with runs.engine(scheduler=cluster.address) as submit:
+        first, second = (submit(time.monotonic_ns) for _ in range(2))
+        assert first.result(60) != second.result(60)
 
 
 def test_the_job_of_a_dead_worker_ends_on_another_one(cluster, serial, shared_tiny, tmp_path):

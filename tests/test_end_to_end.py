@@ -227,3 +227,52 @@ def test_papermill_alone_writes_to_remote_addresses(tiny, monkeypatch, tmp_path)
     text = Store.texts["store://bucket/K5.ipynb"]
     assert "90_tiny: 2 holds, 1 not run" in text
     assert (tmp_path / "figures" / "claims.json").exists()
+
+
+def test_a_kernel_that_does_not_start_is_tried_once_more(tiny, monkeypatch):
+    """Many kernels starting at once lose races for ports; nothing has run yet then."""
+    import papermill
+
+    calls = []
+
+    def execute(source, target, **_):
+        calls.append(target)
+        if len(calls) < 2:
+            raise RuntimeError("address already in use")
+        shutil.copy(source, target)
+        staging = os.environ[runs.notebook.FIGURES]
+        runs.claims.write_json(f"{staging}/record.json", {"parameters": {}})
+        runs.claims.write_json(f"{staging}/claims.json", [])
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    outcome = runs.execute(runs.job("90", out=tiny.out, threads=2))
+    assert (outcome.status, len(calls)) == ("done", 2), outcome.message
+    assert os.environ["OMP_NUM_THREADS"] == os.environ[runs.notebook.THREADS] == "2"
+    calls[:] = []
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: calls.append(1) or 1 / 0)
+    again = runs.execute(runs.job("90", out=tiny.out), force=True)
+    assert (again.status, len(calls)) == ("failed", 2)
+    assert "the kernel died or timed out" in again.message
+    assert "ZeroDivisionError" in again.message
+
+
+def test_results_without_a_manifest_are_unfinished(tiny):
+    tiny.fake("quick", {}, ["holds"])
+    tiny.fake("quick-0123456789", {"K": 5}, ["holds"])
+    assert list(runs.load(tiny.out)["p.K"]) == [4, 5]
+    (tiny.out / "figures/quick/90_tiny/manifest.json").unlink()
+    assert list(runs.load(tiny.out)["p.K"]) == [5]
+
+
+def test_more_threads_than_cores_are_mentioned(tiny, monkeypatch):
+    from click.testing import CliRunner
+
+    from nclib.cli import main
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(runs, "run_all", lambda jobs, **_: [runs.Outcome(jobs[0], "unchanged", 0)])
+    for options, mentioned in ((["--jobs", "4"], False), (["--jobs", "3", "--threads", "2"], True)):
+        result = CliRunner().invoke(main, ["run", "90", "--out", str(tiny.out), *options])
+        assert result.exit_code == 0, result.output
+        assert ("note: 3 processes of 2 threads share 4 cores" in result.stderr) == mentioned

@@ -82,6 +82,7 @@ def test_a_full_disk(shared_tiny, undisturbed, disk, room):
     failed = shared_tiny(*RUN, "--out", out)
     assert failed.returncode == 1
     assert "No space left on device" in failed.stdout
+    assert room or f"no space is left for {out}: free some and run again" in failed.stdout
     assert not list(out.glob("figures/*/*/manifest.json"))
     assert "Traceback" not in failed.stdout + failed.stderr
     assert not [p for p in out.rglob("*.tmp") if "staging" not in str(p)]
@@ -132,11 +133,22 @@ def test_a_damaged_result_is_made_again(shared_tiny, undisturbed, damaged, name)
     assert "unchanged" in completes(shared_tiny, damaged, undisturbed)
 
 
-def test_a_damaged_checkpoint_is_moved_aside(shared_tiny, undisturbed, damaged):
-    path = next(damaged.glob("runs/quick/90_tiny/checkpoints/*.pt"))
+def test_a_damaged_checkpoint_is_moved_aside_and_leftovers_go(shared_tiny, undisturbed, damaged):
+    folder = damaged / "runs/quick/90_tiny"
+    path = next(folder.glob("checkpoints/*.pt"))
     path.write_bytes(path.read_bytes()[:500])
+    (folder / "staging-old").mkdir()
+    (folder / "checkpoints" / ".net.pt.0123.tmp").write_bytes(b"half a checkpoint")
+    (damaged / "figures/quick/90_tiny/no_longer_made.png").write_bytes(b"")
     completes(shared_tiny, damaged, undisturbed, "--force")
     assert path.with_suffix(".corrupt").exists()
+    assert {p.name for p in folder.iterdir()} == {
+        ".lock",
+        "checkpoints",
+        "log.txt",
+        "notebook.ipynb",
+    }
+    assert not list(folder.glob("checkpoints/.*"))
     text = (damaged / "runs/quick/90_tiny/notebook.ipynb").read_text()
     assert "is damaged" in text
     assert "training starts from the beginning" in text
