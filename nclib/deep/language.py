@@ -9,7 +9,6 @@ followed by different words, so collapse cannot be complete (Wu & Papyan, arXiv 
 import re
 from collections import Counter
 
-import pandas as pd
 import torch
 from torch import nn
 
@@ -28,28 +27,29 @@ def words():
     return re.findall(r"[a-z]+|[.,;:()]", text.lower())
 
 
-def next_words(tokens, *, vocabulary, context=4, test_share=0.1, limit=None):
+def next_words(tokens, *, vocabulary, context=4, test_share=0.1):
     """``(train, test, names)``: contexts of word ids ``(N, context)`` and the word that follows.
 
-    Classes 0..K-1 are the ``vocabulary`` most frequent words, most frequent first; all others share
-    the id K, which occurs in contexts but is never a target.  The last ``test_share`` of the text
-    is the test part; ``limit`` keeps that many training samples.
+    Classes 0..K-1 are the ``vocabulary`` most frequent words of the training part, most frequent
+    first; all others share the id K, which occurs in contexts but is never a target.  The last
+    ``test_share`` of the text is the test part.
     """
     K = checks.integer("vocabulary", vocabulary, 2)
     context = checks.integer("context", context)
     checks.real("test_share", test_share, above=0, below=1)
-    names = [word for word, _ in Counter(tokens).most_common(K)]
+    if len(tokens) <= context + 1:
+        raise checks.InputError(f"a text of {len(tokens)} words is too short for context={context}")
+    cut = round((1 - test_share) * (len(tokens) - context))
+    names = [word for word, _ in Counter(tokens[: cut + context]).most_common(K)]
     if len(names) < K:
-        raise checks.InputError(f"the text has {len(names)} words, vocabulary={K} were asked for")
+        raise checks.InputError(
+            f"the training text has {len(names)} different words, vocabulary={K} were asked for"
+        )
     index = {word: i for i, word in enumerate(names)}
-    ids = torch.tensor([index.get(word, K) for word in tokens])
-    if len(ids) <= context + 1:
-        raise checks.InputError(f"a text of {len(ids)} words is too short for context={context}")
-    windows = ids.unfold(0, context + 1, 1)
-    cut = round((1 - test_share) * len(windows))
+    windows = torch.tensor([index.get(word, K) for word in tokens]).unfold(0, context + 1, 1)
     parts = []
     for part in (windows[:cut], windows[cut + context :]):  # no word is in both
-        part = part[part[:, -1] < K][:limit]
+        part = part[part[:, -1] < K]
         parts.append(Data("Python reference", part[:, :-1].clone(), part[:, -1].clone(), K))
     return *parts, names
 
@@ -106,11 +106,3 @@ def study(data, test, settings, *, dim, embedding=32, hidden=256, temperature=No
         label="language model",
     )
     return history.assign(head="cosine" if cosine else "linear", seed=seed), net
-
-
-def correlations(history, metrics, target="test_loss"):
-    """Rank correlation (Spearman) of each metric with ``target`` over the measured epochs."""
-    trained = history[history["epoch"] > 0]
-    ranks = trained[[*metrics, target]].rank()
-    values = [float(ranks[m].corr(ranks[target])) for m in metrics]
-    return pd.DataFrame({"metric": list(metrics), "correlation": values})

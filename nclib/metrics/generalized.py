@@ -12,6 +12,7 @@ The released code differs in ways that change numbers: it measures with networks
 bounds GNC2 with a float32 subgradient descent from a random start, which may be too small.
 """
 
+import warnings
 from functools import lru_cache
 from math import nan
 
@@ -50,7 +51,8 @@ def generalized_nc(
         tol: width of the certified bracket behind ``gnc2``.
 
     Classes without samples are dropped, from the hulls and from K, and listed in
-    ``dropped_classes``.  Returns a dict; smaller is more collapsed unless said otherwise:
+    ``dropped_classes``.  Duplicate rows of the classifier are named in ``notes`` and in a warning.
+    Returns a dict; smaller is more collapsed unless said otherwise:
 
     ======================  =====================================================================
     ``gnc1``                ``tr(S_W S_B^+) / K`` (the paper's)
@@ -108,7 +110,7 @@ def generalized_nc(
         "gnc1_raw": _gnc1(raw.double(), labels, *class_means(raw.double(), labels, K)[:2]),
         "gnc1_ratio": within / between if between > 0 else nan,
         "cdnv": cdnv(means, variances),
-        **_margins(W, means, notes, exact_classes=exact_classes, tol=tol),
+        **_margins(W, means, kept, notes, exact_classes=exact_classes, tol=tol),
         "gnc3": _mean_gap(means, W),
         "gnc3_centered": _mean_gap(means - g, W),
         "ncc_accuracy": _share(nearest == labels),
@@ -225,7 +227,7 @@ def _gnc1(features, labels, means, g):
     return float((within * K / sizes[keep].square()).sum() / K)
 
 
-def _margins(W, means, notes, *, exact_classes, tol):
+def _margins(W, means, kept, notes, *, exact_classes, tol):
     K = len(W)
     M = torch.nn.functional.normalize(means, dim=1)
     has_means = bool((M != 0).any(1).all())
@@ -240,10 +242,15 @@ def _margins(W, means, notes, *, exact_classes, tol):
     if exact_classes < K:
         rho = margins.margin(W, tol=tol).value
     else:
-        rho = float(found.distance.min())
+        rho = 0.0 if found.duplicates else float(found.distance.min())
     if found.duplicates:
-        classes = ", ".join(map(str, found.duplicates[:8]))
-        notes.append(f"weight has duplicate rows (classes {classes}): their margin is 0")
+        names = [int(kept[k]) for k in found.duplicates]
+        text = (
+            f"weight has duplicate rows (classes {', '.join(map(str, names[:8]))}): their margin "
+        )
+        text += "is 0, they have no optimal feature, gnc3_projection leaves them out"
+        notes.append(text)
+        warnings.warn(text, stacklevel=3)
     usable = ~found.direction.isnan().any(1)
     aligned = (M[chosen].cpu() * found.direction).sum(1)[usable]
     cosine = margins.max_cosine(W)

@@ -13,7 +13,7 @@ from nclib.plots.style import GUIDE, MARKERS, PALETTE, THEORY
 def gallery(table, *, columns=5):
     """Codes as points on the circle or sphere, coloured by their one-vs-rest distance."""
     names = list(table["code"].unique())
-    figure = plt.figure(figsize=(9.0, 2.5 * -(-len(names) // columns)))
+    figure = plt.figure(figsize=(9.0, 0.4 + 2.5 * -(-len(names) // columns)))
     for i, name in enumerate(names):
         part = table[table["code"] == name]
         rho = part["distance"].min()
@@ -31,6 +31,8 @@ def gallery(table, *, columns=5):
         Line2D([], [], marker="*", ls="", ms=9, color=PALETTE[3], label=r"rattler"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    text = "Softmax codes: every class as far as possible from the hull of the others"
+    figure.suptitle(text, x=0.01, ha="left", fontsize=10)
     return figure
 
 
@@ -50,7 +52,7 @@ def _sphere(ax, part):
     for loose, marker, size, color in ((False, "o", 26, PALETTE[0]), (True, "*", 110, PALETTE[3])):
         chosen = points[part["rattler"].to_numpy() == loose]
         ax.scatter(*chosen.T, marker=marker, s=size, color=color, depthshade=True)
-    ax.set_box_aspect((1, 1, 1), zoom=1.35)
+    ax.set_box_aspect((1, 1, 1), zoom=1.2)
     ax.view_init(elev=18, azim=32)
 
 
@@ -81,8 +83,8 @@ def known_margins(table, *, bounds_dimension=3):
         left.plot(found["K"], found["margin"], color=color, marker=marker, ms=4, mfc="w", ls="")
     K = np.arange(2, table["K"].max() + 1)
     left.plot(K, K / (K - 1), **THEORY)
-    left.annotate("simplex $K/(K-1)$", (3.2, 1.47), fontsize=7.5)
-    left.annotate(r"$\rho^*=1$ for $d+2\leq K\leq 2d$", (12.5, 1.02), fontsize=7.5)
+    left.annotate("simplex $K/(K-1)$", (4.0, 1.42), fontsize=7.5)
+    left.annotate(r"$\rho^*=1$ for $d+2\leq K\leq 2d$", (9.5, 1.16), fontsize=7.5)
     left.set(xlabel="classes $K$", ylabel=r"largest margin $\rho^*(K,d)$", ylim=(0, 2.05))
     left.set_title("Filled: proven. Open: best code known")
     left.legend(ncols=2, loc="upper right")
@@ -91,13 +93,13 @@ def known_margins(table, *, bounds_dimension=3):
         stated = table[(table["d"] == d) & table["stated"]]
         right.fill_between(stated["K"], stated["lower"], stated["upper"], color=color, alpha=0.15)
         right.plot(part["K"], part["margin"], color=color, marker="o", ms=3.5, label=f"$d={d}$")
-        right.plot(stated["K"], stated["lower"], **(THEORY | {"color": color}))
-        right.plot(stated["K"], stated["upper"], **(THEORY | {"color": color}))
+        right.plot(stated["K"], stated["lower"], **THEORY)
+        right.plot(stated["K"], stated["upper"], **THEORY)
     right.set(xlabel="classes $K$", ylabel=r"margin", xscale="log", yscale="log")
     right.xaxis.set_major_formatter("{x:.0f}")
     right.xaxis.set_minor_formatter(plt.NullFormatter())
     right.set_xticks([2, 5, 10, 20])
-    right.set_title("General bounds (shaded) are loose; the lower one scales right")
+    right.set_title("General bounds: loose, the lower slope is right")
     right.legend(loc="lower left")
     return figure
 
@@ -122,7 +124,8 @@ def cold_limit(table):
     axes[2].set(ylabel=r"$(\tau\log\mathrm{CE}+\rho^*)\,/\,\tau$", title="Same for the value")
     for ax in axes:
         ax.set(xscale="log", xlabel=r"temperature $\tau$")
-    axes[0].legend(title="$(K,d)$", loc="lower right")
+    place = {"loc": "center", "bbox_to_anchor": (0.5, 0.3), "ncols": 2}
+    axes[1].legend(*axes[0].get_legend_handles_labels(), title="$(K,d)$", **place)
     return figure
 
 
@@ -141,17 +144,19 @@ def phases(energies, exchanges, minima, plateau):
             gap = own["scaled"].to_numpy() - lowest[own["temperature"]].to_numpy()
             ax.plot(own["temperature"], 1e3 * gap, color=color, label=family)
         ax.axvline(exchanges[panel], **THEORY)
-        place = {"xycoords": ax.get_xaxis_transform(), "ha": "right", "va": "top", "rotation": 90}
-        text = rf"$\tau_c={exchanges[panel]:.4f}$"
-        ax.annotate(text, (exchanges[panel], 0.97), fontsize=7.5, **place)
+        place = {"xycoords": ax.get_xaxis_transform(), "ha": "left", "va": "center"}
+        text = rf" $\tau_c={exchanges[panel]:.4f}$"
+        ax.annotate(text, (exchanges[panel], 0.6), fontsize=8, **place)
         ax.set(
             xscale="log", xlabel=r"temperature $\tau$", ylabel=r"$10^3\times$ gap in $\tau\log$CE"
         )
         ax.set_title(f"$(K,d)={panel}$: two codes exchange")
-        ax.legend(loc="upper center" if panel == panels[-1] else "upper left")
+        ax.set_xticks([0.3, 0.5, 1.0], ["0.3", "0.5", "1"])
+        ax.xaxis.set_minor_formatter(plt.NullFormatter())
+        ax.legend(loc="upper right")
     ax = axes[-1]
     ax.plot(minima["temperature"], minima["margin_ratio"], "o-", color=PALETTE[0])
-    style.reference(ax, plateau, "pentagonal bipyramid")
+    _line(ax, plateau, "pentagonal bipyramid", THEORY)
     ax.set(
         xscale="log",
         xlabel=r"temperature $\tau$",
@@ -160,6 +165,13 @@ def phases(energies, exchanges, minima, plateau):
     )
     ax.set_title("(7, 3): hot and cold shapes differ")
     return figure
+
+
+def _line(ax, value, text, look, *, va="bottom"):
+    """A horizontal line with its name at its left end, where curves against tau leave room."""
+    ax.axhline(value, **look)
+    place = {"xycoords": ax.get_yaxis_transform(), "ha": "left", "va": va, "fontsize": 7.5}
+    ax.annotate(text, (0.02, value), **place)
 
 
 def training(history, *, reference, references=(), hue="temperature", title=""):
@@ -194,36 +206,35 @@ def training(history, *, reference, references=(), hue="temperature", title=""):
     return figure
 
 
-def temperature_choice(final, *, random, floor):
-    """GNC2, accuracy and ETF error of trained nets against temperature; left: both together."""
-    figure, axes = style.grid(1, 3, height=3.2)
+def choices(final, by_dimension, *, random, floor):
+    """What decides the margin of trained nets: temperature (three panels) and dimension.
+
+    ``final``: last epoch, one row per temperature and seed; ``by_dimension``: the same per feature
+    dimension ``d`` with ``reference`` and ``random``; ``random``: margin of a random classifier
+    relative to ``rho*``; ``floor``: the smallest ETF error there is (claim 4.G9).
+    """
+    figure, axes = style.grid(1, 4, width=10.0, height=2.9)
     mean = final.groupby("temperature").mean(numeric_only=True).reset_index()
     axes[0].plot(mean["temperature"], mean["gnc2_ratio"], "o-", color=PALETTE[0])
-    style.reference(axes[0], 1.0, r"best known $\rho^*$")
-    style.reference(axes[0], random, "random $W$", **(GUIDE | {"color": "0.4"}))
-    axes[0].set(ylabel=r"GNC2 $/\,\rho^*$", ylim=(0, 1.1), title="The margin peaks in between")
+    _line(axes[0], 1, r"best known $\rho^*$", THEORY)
+    _line(axes[0], random, "random $W$", GUIDE | {"color": "0.4"}, va="top")
+    axes[0].set(ylabel=r"GNC2 $/\,\rho^*$", ylim=(0, 1.12), title="The margin has a best $\\tau$,")
     axes[1].plot(mean["temperature"], mean["test_accuracy"], "s-", color=PALETTE[2])
-    axes[1].set(ylabel="test accuracy", title="... and so does test accuracy")
+    axes[1].set(ylabel="test accuracy", title="so has test accuracy;")
     axes[2].plot(mean["temperature"], mean["etf_error"], "^-", color=PALETTE[3])
-    style.reference(axes[2], floor, "floor of any $W$")
-    low, high = floor, max(mean["etf_error"].max(), floor + 0.01)
-    axes[2].set(ylabel="ETF error (NC2)", title="The ETF error sees little of it")
-    axes[2].set_ylim(low - 0.2 * (high - low), high + 0.4 * (high - low))
-    for ax in axes:
+    _line(axes[2], floor, "floor of any $W$", THEORY, va="top")
+    high = max(mean["etf_error"].max(), floor + 0.01)
+    axes[2].set(ylabel="ETF error (NC2)", title="the ETF error is blind")
+    axes[2].set_ylim(floor - 0.2 * (high - floor), high + 0.4 * (high - floor))
+    for ax in axes[:3]:
         ax.set(xscale="log", xlabel=r"training temperature $\tau$")
-    return figure
-
-
-def dimensions(final):
-    """Claim G16: margin of trained nets and best known margin against the feature dimension."""
-    figure, ax = style.grid(1, 1, width=4.4, height=3.0)
-    mean = final.groupby("d").mean(numeric_only=True).reset_index()
-    ax.plot(mean["d"], mean["gnc2"], "o-", color=PALETTE[0], label="trained nets")
-    ax.plot(mean["d"], mean["reference"], label=r"best known $\rho^*$", **THEORY)
-    ax.plot(mean["d"], mean["random"], label="random $W$", **(GUIDE | {"color": "0.4"}))
-    ax.set(xlabel="feature dimension $d$", ylabel=r"GNC2 $\;\rho(W)$", ylim=(0, 1.05))
-    ax.set_title("More dimensions, larger margin")
-    ax.legend(loc="lower right")
+    mean = by_dimension.groupby("d").mean(numeric_only=True).reset_index()
+    axes[3].plot(mean["d"], mean["reference"], label=r"best known $\rho^*$", **THEORY)
+    axes[3].plot(mean["d"], mean["gnc2"], "o-", color=PALETTE[0], label="trained nets")
+    axes[3].plot(mean["d"], mean["random"], label="random $W$", **(GUIDE | {"color": "0.4"}))
+    axes[3].set(xlabel="feature dimension $d$", ylabel=r"GNC2 $\;\rho(W)$", ylim=(0, 1.05))
+    axes[3].set_title("It grows with $d$")
+    axes[3].legend(loc="lower right")
     return figure
 
 
@@ -232,19 +243,20 @@ def assignments(table, orders, names):
 
     ``orders``: assignment -> order (class k on vertex order[k]); ``names``: class names.
     """
-    figure = plt.figure(figsize=(9.0, 3.4))
-    parts = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+    figure = plt.figure(figsize=(9.0, 2.8))
+    parts = figure.subfigures(1, 2, width_ratios=(1.5, 1))
     labels = list(orders)
+    opposite = [f"{names[int(label[0])]} opposite {names[0]}" for label in labels]
     axes = parts[0].subplots(1, len(labels))
-    for ax, color, label in zip(axes, PALETTE, labels, strict=False):
+    for ax, color, label, text in zip(axes, PALETTE, labels, opposite, strict=False):
         angles = np.pi / 2 * np.array(orders[label]) + np.pi / 4
         x, y = np.cos(angles), np.sin(angles)
         ax.plot(np.cos(np.linspace(0, 7, 200)), np.sin(np.linspace(0, 7, 200)), color="0.85", lw=1)
         ax.scatter(x, y, s=60, color=color, zorder=3)
         for a, b, name in zip(x, y, names, strict=True):
             ax.annotate(name, (1.32 * a, 1.22 * b), ha="center", va="center", fontsize=7.5)
-        ax.set(xlim=(-1.7, 1.7), ylim=(-1.6, 1.6), aspect="equal")
-        ax.set_title(label, loc="center", fontsize=8.5)
+        ax.set(xlim=(-1.7, 1.7), ylim=(-1.5, 1.5), aspect="equal")
+        ax.set_title(text, loc="center", fontsize=8.5)
         ax.set_axis_off()
     ax = parts[1].subplots()
     colors = dict(zip(labels, PALETTE, strict=False))
@@ -253,22 +265,23 @@ def assignments(table, orders, names):
         jitter = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else np.zeros(1)
         ax.plot(i + jitter, values, "o", color=colors[label], ms=4, alpha=0.75)
         ax.plot([i - 0.25, i + 0.25], [values.mean()] * 2, color="k", lw=1.5)
-    ax.set_xticks(range(len(labels)), labels)
+    ax.set_xticks(
+        range(len(labels)), [text.replace(" opposite ", "\nopposite ") for text in opposite]
+    )
     ax.set(ylabel="test accuracy", xlim=(-0.5, len(labels) - 0.5))
     ax.set_title("Similar classes opposite each other: worst")
     return figure
 
 
 def classifiers(table):
-    """Learned against class-mean classifiers: accuracy, GNC1, GNC2 ratio, parameters."""
-    figure, axes = style.grid(1, 4, width=10.0, height=2.8)
+    """Learned against class-mean classifiers: accuracy, GNC1, GNC2 ratio."""
+    figure, axes = style.grid(1, 3, height=2.9)
     names = list(table["classifier"].unique())
     short = ["learned" if n == "learned" else n.replace("class means, ", "CMF\n") for n in names]
     panels = (
         ("test_accuracy", "test accuracy"),
         ("gnc1", "GNC1"),
         ("gnc2_ratio", r"GNC2 $/\,\rho^*$"),
-        ("parameters", "trainable parameters"),
     )
     for ax, (column, text) in zip(axes, panels, strict=True):
         for i, name in enumerate(names):
@@ -277,7 +290,13 @@ def classifiers(table):
             ax.plot([i - 0.25, i + 0.25], [values.mean()] * 2, color="k", lw=1.3)
         ax.set_xticks(range(len(names)), short, fontsize=7)
         ax.set(title=text, xlim=(-0.6, len(names) - 0.4))
-    axes[1].set_yscale("log")
+    middle = table["test_accuracy"].mean()
+    axes[0].set_ylim(middle - 0.03, min(1.0, middle + 0.03))
+    axes[1].set(yscale="log", ylim=(table["gnc1"].min() / 10, table["gnc1"].max() * 10))
+    axes[2].set_ylim(0, 1.1)
+    _line(axes[2], 1, r"best known $\rho^*$", THEORY)
+    text = "Class means in place of a learned classifier: same accuracy, same margin"
+    figure.suptitle(text, x=0.01, ha="left", fontsize=10)
     return figure
 
 
@@ -295,12 +314,12 @@ def large_margins(samples, table):
     rows = table.set_index("classifier").loc[names]
     for i, (color, name) in enumerate(zip(PALETTE, names, strict=False)):
         row = rows.loc[name]
-        right.barh(i, row["lower"], color=color, alpha=0.8, height=0.6)
-        right.plot([row["one_vs_one"]] * 2, [i - 0.3, i + 0.3], color="k", lw=1.5)
+        right.barh(i, row["lower"], color=color, alpha=0.8, height=0.5)
+        right.plot([row["one_vs_one"]] * 2, [i - 0.25, i + 0.25], color="k", lw=1.5)
         text = rf"$\rho={row['lower']:.4f}$; {row['solved']:.0f} of {row['K']:.0f} solved exactly"
-        right.annotate(text, (0.02, i), fontsize=7.5, va="center", color="k")
+        right.annotate(text, (row["lower"], i - 0.34), fontsize=7.5, ha="right", va="bottom")
     right.set_yticks(range(len(names)), names)
-    right.invert_yaxis()
+    right.set_ylim(len(names) - 0.5, -0.75)
     right.set(xlabel=r"certified margin $\rho(W)$   (black: $1-$max cosine)")
     right.set_title("Certified without solving every class")
     return figure
@@ -318,8 +337,10 @@ def language(history):
         axes[1].plot(x, part["gnc3_centered"], **look)
         axes[2].plot(x, part["gnc2"], **look)
         axes[3].plot(x, part["agreement"], **look)
-    style.reference(axes[2], history["gnc2_random"].iloc[0], "random head")
-    titles = ("GNC1", "GNC3 (centred)", r"GNC2 $\;\rho(W)$", "agreement with nearest mean")
+    _line(axes[2], history["gnc2_random"].iloc[0], "random head", THEORY)
+    titles = ("GNC1", "GNC3 (centred)", r"GNC2 $\;\rho(W)$", "NCC agreement")
+    text = "Next-word prediction: features and classifier align, the margin does not grow"
+    figure.suptitle(text, x=0.01, ha="left", fontsize=10)
     for ax, text in zip(axes, titles, strict=True):
         ax.set(xlabel="epoch", title=text)
         ax.set_xscale("symlog", linthresh=1)

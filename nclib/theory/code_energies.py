@@ -129,7 +129,7 @@ def exchange_temperature(first, second, *, low=0.02, high=3.0):
     energies = [getattr(f, "log_energy", f) for f in (first, second)]
     # Energies span hundreds of decades; their difference is compared on the scale T log E.
     gap = lambda T: T * (energies[0](T) - energies[1](T))
-    scan = np.geomspace(low, high, 400)
+    scan = np.geomspace(low, high, 100)
     signs = np.sign([gap(T) for T in scan])
     changes = np.flatnonzero(signs[1:] * signs[:-1] < 0)
     if not len(changes):

@@ -85,8 +85,16 @@ def one_vs_rest(weight, *, tol=1e-9, classes=None, normalize=True):
 
     ``weight`` (K, d), any float type; rows are normalised unless ``normalize=False``.  Returns
     float64 ``(K, 2)``, or ``(len(classes), 2)``: columns lower and upper bound, ``upper - lower <=
-    tol``, rounding included.  Duplicate rows have distance 0 and cause a warning that names them.
+    tol``, rounding included.  Duplicate rows have distance 0 and cause a warning that names them;
+    half precision is upcast with a warning, because it moves the rows by up to 1e-2.
     """
+    kind = str(getattr(weight, "dtype", ""))
+    if kind.endswith("float16"):
+        warnings.warn(
+            f"weight is {kind}: upcast to float64, but its rows were rounded to half precision; "
+            "pass the float32 weights",
+            stacklevel=2,
+        )
     return torch.stack(
         _bounds(hull_projections(weight, tol=tol, classes=classes, normalize=normalize)), 1
     )

@@ -84,11 +84,15 @@ class CeMinimum:
         return float((self.features - means[self.labels]).square().sum(1).mean())
 
 
-def minimize_ce(K, d, temperature, *, samples=1, margin=0.0, starts=32, seed=0, start=None):
+def minimize_ce(
+    K, d, temperature, *, samples=1, margin=0.0, starts=32, seed=0, start=None, gtol=1e-13
+):
     """The lowest minimum of CE found: :class:`CeMinimum`.
 
     ``samples``: n per class.  ``margin``: CosFace's.  ``start``: unit rows (K, d) to start W and H
-    from (with a nudge when n > 1) instead of ``starts`` random pairs.
+    from (with a nudge when n > 1) instead of ``starts`` random pairs.  ``gtol``: where the gradient
+    of ``T log CE`` is small enough; flat minima (large K, high temperature) need thousands of steps
+    to reach the default.
     """
     K, d = checks.integer("K", K, 2), checks.integer("d", d)
     n = checks.integer("samples", samples)
@@ -99,14 +103,14 @@ def minimize_ce(K, d, temperature, *, samples=1, margin=0.0, starts=32, seed=0, 
     if start is None:
         starts = checks.integer("starts", starts)
         many = {"weight": noise(starts, K, d), "features": noise(starts, K * n, d)}
-        rough = solve.minimize_many(objective, many, gtol=1e-4, max_iter=150)
+        rough = solve.minimize_many(objective, many, gtol=1e-4, max_iter=40)
         best = int(rough.values.argmin())
         begin = {name: tensor[best] for name, tensor in rough.variables.items()}
     else:
         weight = margins.unit_rows("start", start)
         features = margins.optimal_features(weight)[labels]
         begin = {"weight": weight, "features": features + (n > 1) * 0.1 * noise(K * n, d)}
-    found = solve.minimize(objective, _normalized(begin))
+    found = solve.minimize(objective, _normalized(begin), gtol=gtol)
     unit = _normalized(found.variables)
     weight, features = unit["weight"], unit["features"]
     log_ce = found.value / temperature

@@ -239,7 +239,7 @@ def test_temperature_sweep_collapses_easy_data():
     )
     assert sorted(set(table["epoch"])) == [0, 15] and len(table) == 8 and len(trained) == 4
     by = table.groupby("epoch")[["gnc1", "train_accuracy"]].mean()
-    assert by.loc[15, "gnc1"] < 0.2 * by.loc[0, "gnc1"]
+    assert by.loc[15, "gnc1"] < 0.3 * by.loc[0, "gnc1"]
     assert by.loc[15, "train_accuracy"] > 0.95
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -45,8 +47,9 @@ def test_one_plain_sgd_epoch_by_hand():
     assert torch.allclose(weights(net), weights(other), atol=1e-14)
 
 
-def test_a_stacked_grid_equals_separate_trainings():
-    points = data()
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_stacked_grid_equals_separate_trainings(nesterov):
+    points, recipe = data(), replace(RECIPE, nesterov=nesterov)
     cells = [
         train.Cell(loss, seed, epochs)
         for loss in (CE, MSE)
@@ -54,8 +57,8 @@ def test_a_stacked_grid_equals_separate_trainings():
     ]
     measure = lambda net, cell, epoch: {"accuracy": collect.accuracy(net, points)}
     options = {"measure": measure, "measure_at": [0, 2]}
-    stacked = train.grid(build, cells, points, RECIPE, **options)
-    apart = train.grid(build, cells, points, RECIPE, together=False, **options)
+    stacked = train.grid(build, cells, points, recipe, **options)
+    apart = train.grid(build, cells, points, recipe, together=False, **options)
     for one, two in zip(stacked, apart, strict=True):
         assert one.cell == two.cell
         assert torch.allclose(weights(one.net), weights(two.net), atol=1e-10)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 
 from nclib import checks, frames
 from nclib.metrics import generalized, generalized_nc
@@ -21,6 +22,10 @@ def sample(K=7, d=3, n=12, seed=0, spread=0.6, imbalance=True):
     features = centres[labels] + spread * rng.standard_normal((len(labels), d))
     order = rng.permutation(len(labels))
     return features[order], labels[order], centres + 0.3 * rng.standard_normal((K, d))
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def by_loops(features, labels, weight):
@@ -210,12 +215,45 @@ def test_float32_collapse_is_not_lost_in_the_pseudo_inverse():
 
 
 def test_duplicate_rows_are_named():
-    features, labels, weight = sample(5, 3, seed=6)
-    weight[3] = weight[0]
-    found = generalized_nc(features, labels, weight)
-    assert found["gnc2"] < 1e-12
-    assert any("classes 0, 3" in note for note in found["notes"])
+    features, labels, weight = sample(6, 3, seed=6)
+    weight[3] = 5 * weight[1]
+    with pytest.warns(UserWarning, match="classes 1, 3.: their margin is 0"):
+        found = generalized_nc(features, labels, weight)
+    assert found["gnc2"] == 0
+    assert any("classes 1, 3" in note for note in found["notes"])
     assert math.isfinite(found["gnc3_projection"]) and found["gnc2_mean"] > 0.01
+    rest = [0, 2, 4, 5]
+    M = np.stack([unit(features)[labels == k].mean(0) for k in rest])
+    u = margins.hull_projections(torch.tensor(weight)).direction[rest].numpy()
+    assert found["gnc3_projection"] == pytest.approx(np.mean(1 - (unit(M) * u).sum(1)))
+    # Named as the caller numbers them, also when a class before them has no sample.
+    present = labels != 0
+    with pytest.warns(UserWarning, match="classes 1, 3"):
+        generalized_nc(features[present], labels[present], weight)
+
+
+@pytest.mark.parametrize(("K", "d"), [(37, 5), (6, 20), (2, 1)])
+def test_margins_against_a_quadratic_programme(K, d):
+    """gnc2 and gnc2_mean by scipy's SLSQP on the simplex, sizes no table lists."""
+    features, labels, weight = sample(K, d, seed=K)
+    if d == 1:
+        weight = np.array([[0.3], [-2.0]])
+    W = unit(weight)
+    distances = []
+    for k in range(K):
+        V = W[k] - np.delete(W, k, axis=0)
+        best = minimize(
+            lambda a, V=V: ((a @ V) ** 2).sum(),
+            np.full(K - 1, 1 / (K - 1)),
+            jac=lambda a, V=V: 2 * V @ (a @ V),
+            bounds=[(0, 1)] * (K - 1),
+            constraints={"type": "eq", "fun": lambda a: a.sum() - 1, "jac": np.ones_like},
+            options={"ftol": 1e-15, "maxiter": 2000},
+        )
+        distances.append(np.sqrt(best.fun))
+    found = generalized_nc(features, labels, weight)
+    assert found["gnc2"] == pytest.approx(min(distances), abs=1e-5)
+    assert found["gnc2_mean"] == pytest.approx(np.mean(distances), abs=1e-5)
 
 
 def test_coinciding_means():

@@ -25,7 +25,9 @@ def by_cvxpy(weight, k):
     return problem.solve(solver="CLARABEL")
 
 
-@pytest.mark.parametrize(("K", "d"), [(2, 3), (3, 2), (5, 4), (9, 3), (12, 6), (30, 4), (8, 20)])
+@pytest.mark.parametrize(
+    ("K", "d"), [(2, 3), (3, 2), (5, 4), (9, 3), (37, 5), (30, 4), (6, 20), (2, 1)]
+)
 def test_against_cvxpy(K, d):
     weight = gaussian(K, d, seed=K + d)
     bounds = margins.one_vs_rest(weight)
@@ -222,11 +224,14 @@ def test_rattlers():
     assert margins.rattlers(lopsided) == [0, 2, 3]
 
 
-def test_half_precision_float32_and_lists():
+def test_half_precision_float32_and_lists(recwarn):
     weight = gaussian(5, 3)
-    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        recwarn.clear()
         bounds = margins.one_vs_rest(weight.to(dtype))
         assert bounds.dtype == torch.float64
+        said = [str(w.message) for w in recwarn]
+        assert said == [] if dtype == torch.float32 else f"weight is {dtype}: upcast" in said[0]
         torch.testing.assert_close(
             bounds, margins.one_vs_rest(weight.to(dtype).double()), atol=1e-9, rtol=0
         )
