@@ -101,7 +101,7 @@ def _sweep(path):
         "n": n,
         "parameters": [c[2:] for c in table if c.startswith("p.")],
         "source": _embedded(picture) if picture.exists() else "",
-        "columns": [c.removeprefix("p.") for c in table],
+        "columns": [{"n": "runs"}.get(c, c.removeprefix("p.")) for c in table],
         "rows": cells.to_numpy().tolist(),
     }
 

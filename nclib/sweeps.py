@@ -1,6 +1,7 @@
 """Sweeps: many runs of one notebook, one table, one summary, one figure."""
 
 import hashlib
+import json
 
 from nclib import checks, files, paths, runs
 
@@ -16,8 +17,9 @@ def read_grid(path):
 def write(outcomes, parameters, *, out=None):
     """Write ``sweep.csv``, ``summary.csv`` and ``sweep.png`` of a sweep; returns the folder.
 
-    ``outcomes``: as :func:`nclib.runs.run_all` returns them; ``parameters``: the swept ones.  Runs
-    that failed are missing from the table; running the sweep again completes it.
+    ``outcomes``: as :func:`nclib.runs.run_all` returns them; ``parameters``: the swept ones; those
+    with one value only are left out of the summary.  Runs that failed are missing from the table;
+    running the sweep again completes it.
     """
     every = sorted(f"{one.job.name}/{one.job.notebook}" for one in outcomes)
     mark = hashlib.sha256("\n".join(every).encode()).hexdigest()
@@ -30,7 +32,8 @@ def write(outcomes, parameters, *, out=None):
 
     from nclib.plots import style, sweep
 
-    swept = [name for name in parameters if f"p.{name}" in table]
+    values = lambda name: {json.dumps(one.job.parameters.get(name)) for one in outcomes}
+    swept = [name for name in parameters if len(values(name)) > 1]
     pooled = runs.summary(table, swept)
     files.write_csv(folder / "sweep.csv", table)
     files.write_csv(folder / "summary.csv", pooled)

@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 
 from nclib import checks, runs, sweeps
+from nclib.plots import sweep
 
 
 def test_the_grid_is_the_cartesian_product(tiny, tmp_path):
@@ -67,16 +68,45 @@ def test_the_summary_pools_seeds_by_hand():
     assert list(got["holds"]) == [2, 1]
 
 
+def test_the_figure_shows_what_varies_in_the_order_of_the_values():
+    rows = []
+    for gamma in (10.0, 2.0, 1.0):
+        for loss in ("ls", "ce"):
+            common = {"notebook": "x", "p.gamma": gamma, "p.loss": loss, "sd": 0.1, "n": 2}
+            level = gamma + (loss == "ls")
+            for name, mean, holds in (
+                ("1.L1", 3.0, 2),  # constant
+                ("1.L2", 1e-12 * level, 2),  # rounding
+                ("1.L3", level, 2),
+                ("1.L4", np.inf, 2),
+                ("1.L5", 1e-12, 2 if loss == "ce" else 1),  # its verdict changes
+                ("1.L6", 100 + level, 2),
+            ):
+                rows.append(common | {"id": name, "mean": mean, "holds": holds})
+    figure = sweep.comparison(pd.DataFrame(rows), ["loss", "gamma"], most=2)
+    assert [ax.get_title() for ax in figure.axes if ax.get_visible()] == ["1.L3", "1.L5"]
+    ax, other = figure.axes[:2]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1.0", "2.0", "10.0"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["loss=ce", "loss=ls"]
+    assert [list(c.lines[0].get_ydata()) for c in ax.containers] == [[10, 2, 1], [11, 3, 2]]
+    assert [list(np.round(c.lines[0].get_xdata())) for c in ax.containers] == [[2, 1, 0]] * 2
+    crosses = [line for line in other.lines if line.get_marker() == "x"]
+    assert [len(line.get_xdata()) for line in crosses] == [0, 3]
+    only_seeds = pd.DataFrame(rows).query("`p.gamma` == 1 and `p.loss` == 'ce'")
+    figure = sweep.comparison(only_seeds, [])
+    assert [ax.get_title() for ax in figure.axes] == ["no claim varies"]
+
+
 @pytest.mark.slow
 def test_a_sweep_writes_one_table_and_gives_equal_bytes_one_by_one_and_two_at_once(tiny):
     plan = tiny("sweep", "90", "-p", "K=2,3", "--seeds", "0:2", "--dry-run", "--out", tiny.out)
     assert plan.returncode == 0, plan.stderr
     assert "4 runs of 90_tiny; time unknown" in plan.stdout
     assert not tiny.out.exists()
-    sweep = lambda folder, jobs: tiny(
+    batch = lambda folder, jobs: tiny(
         *("sweep", "90", "-p", "K=2,5", "--out", tiny.out / folder, "--jobs", jobs)
     )
-    done = sweep("one", 1)
+    done = batch("one", 1)
     assert done.returncode == 0, done.stdout
     folder = next((tiny.out / "one" / "runs").glob("sweep-*"))
     names = {p.name for p in folder.iterdir()}
@@ -84,7 +114,7 @@ def test_a_sweep_writes_one_table_and_gives_equal_bytes_one_by_one_and_two_at_on
     table = pd.read_csv(folder / "sweep.csv")
     assert sorted(table["p.K"].unique()) == [2, 5]
     assert set(table["id"]) == {"90.A1", "90.A2", "90.A3"}
-    assert sweep("two", 2).returncode == 0
+    assert batch("two", 2).returncode == 0
     one = tiny.results(tiny.out / "one")
     assert one == tiny.results(tiny.out / "two")
     suffixes = [name.rsplit(".", 1)[1] for name in one]
@@ -94,7 +124,7 @@ def test_a_sweep_writes_one_table_and_gives_equal_bytes_one_by_one_and_two_at_on
         "json": 2,
         "pdf": 3,
     }
-    again = sweep("one", 2)
+    again = batch("one", 2)
     assert again.stdout.count("unchanged") == 2
     assert tiny.results(tiny.out / "one") == one
 
