@@ -7,7 +7,7 @@ NBVAL = --nbval --nbval-current-env --nbval-cell-timeout 900 --nbval-sanitize-wi
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: figures test soak env store clean
+.PHONY: figures test soak bench env store clean
 
 figures: $(BIN)/.installed  ## run every notebook's quick profile, write figures, claims, report
 	$(BIN)/nclib run --jobs $(JOBS)
@@ -20,6 +20,9 @@ test: $(BIN)/.installed  ## unit, property, notebook and end-to-end tests
 
 soak: $(BIN)/.installed  ## kill -9 at random moments, 25 times on local processes, 25 on Dask
 	NCLIB_SOAK_KILLS=25 $(BIN)/python -m pytest -s tests/test_soak.py
+
+bench: $(BIN)/.installed  ## speed and memory against plain code; best on a quiet machine
+	$(BIN)/python -m benchmarks
 
 env: $(BIN)/.installed
 

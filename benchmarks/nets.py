@@ -1,0 +1,166 @@
+"""Rows: grids of small nets, and the training engine against a plain loop."""
+
+import multiprocessing
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.harness import Row, Task
+from nclib import losses
+from nclib.deep import nets, train
+from nclib.deep.data import Data
+
+LOSSES = (
+    losses.get("ce"),
+    losses.get("ls", alpha=0.1),
+    losses.get("fl", gamma=3.0),
+    losses.get("mse", tau=None, scale=15.0),
+)
+
+
+def images(N, size, channels=1, device="cpu"):
+    """Random images around ten class means."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(N) % 10
+    means = torch.randn(10, channels, size, size, generator=draw)
+    inputs = means[labels] + torch.randn(N, channels, size, size, generator=draw)
+    return Data("images", inputs.to(device), labels.to(device), 10)
+
+
+def plain_training(net, data, loss, recipe, seed):
+    """A training loop as in any tutorial; returns the mean loss of the last epoch."""
+    optimizer = torch.optim.SGD(
+        net.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay
+    )
+    order = torch.Generator().manual_seed(seed)
+    net.train()
+    for epoch in range(recipe.epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate(epoch)
+        total, count = 0.0, 0
+        for index in torch.randperm(len(data), generator=order).split(recipe.batch_size):
+            value = loss(net(data.inputs[index]), data.labels[index])
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            total, count = total + value.item(), count + 1
+    return total / count
+
+
+def builder(architecture, size):
+    if architecture == "mlp":
+        return lambda: nets.mlp([size * size, 64, 32], 10)
+    return lambda: nets.cnn([8, 16, 64], 10, strides=[2, 2, 2])
+
+
+def grid(architecture, way, N, size, epochs, seeds):
+    data = images(N, size)
+    data = data.flat() if architecture == "mlp" else data
+    build = builder(architecture, size)
+    recipe = train.Recipe(epochs, 0.05, 100, weight_decay=5e-4, schedule="cosine")
+    cells = [train.Cell(loss, seed, epochs) for loss in LOSSES for seed in range(seeds)]
+    name = lambda cell: f"{cell.loss}-{cell.seed}"
+
+    def ours():
+        if way == "processes":
+            halves = [(architecture, size, cells[i::2], data, recipe) for i in range(2)]
+            with multiprocessing.get_context("spawn").Pool(2) as pool:
+                parts = pool.starmap(_half, halves)
+            return {key: value for part in parts for key, value in part.items()}
+        measure = lambda net, cell, epoch: {}
+        found = train.grid(build, cells, data, recipe, measure=measure, together=way == "together")
+        return {name(t.cell): t.history["train_loss"].iloc[-1] for t in found}
+
+    def baseline():
+        return {
+            name(cell): plain_training(
+                nets.seeded(cell.seed, build), data, cell.loss, recipe, cell.seed
+            )
+            for cell in cells
+        }
+
+    return Task(ours, baseline)
+
+
+def _half(architecture, size, cells, data, recipe):
+    torch.set_num_threads(1)
+    build = builder(architecture, size)
+    found = train.grid(
+        build, cells, data, recipe, measure=lambda *_: {}, together=False, label="half"
+    )
+    return {f"{t.cell.loss}-{t.cell.seed}": t.history["train_loss"].iloc[-1] for t in found}
+
+
+def engine(N, size, depth, epochs):
+    """One net on one device: :func:`nclib.deep.train.fit` at its fastest against a DataLoader."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        N, size, depth = 60_000, 28, 18
+    data = images(N, size, device=device)
+    cnn = lambda: nets.cnn([depth, 2 * depth, 64], 10, strides=[2, 2, 2])
+    build = (lambda: nets.resnet(18, 10, in_channels=1)) if depth == 18 else cnn
+    recipe = train.Recipe(epochs, 0.05, 128, weight_decay=5e-4)
+    gpu = device.type == "cuda"
+    fast = replace(recipe, fast=True, bf16=gpu, compiled=gpu)
+    make = lambda: nets.seeded(0, build).to(device)
+    loss = losses.get("ce")
+
+    def ours():
+        history = train.fit(make(), data, lambda net, x, y: loss(net(x), y), fast)
+        return {"train_loss": history["train_loss"].iloc[-1]}
+
+    def baseline():
+        on_host = torch.utils.data.TensorDataset(data.inputs.cpu(), data.labels.cpu())
+        order = torch.Generator().manual_seed(0)
+        loader = torch.utils.data.DataLoader(
+            on_host, batch_size=128, shuffle=True, generator=order, pin_memory=gpu
+        )
+        net = make().train()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+        for _ in range(epochs):
+            total = 0.0
+            for x, y in loader:
+                value = nn.functional.cross_entropy(net(x.to(device)), y.to(device))
+                optimizer.zero_grad()
+                value.backward()
+                optimizer.step()
+                total += value.item()
+        return {"train_loss": total / len(loader)}
+
+    with FlopCounterMode(display=False) as counter:
+        loss(make()(data.inputs[:128]), data.labels[:128]).backward()
+    flops = counter.get_total_flops() * len(data) / min(128, len(data)) * epochs
+    return Task(ours, baseline, flops=flops, rate="half")
+
+
+TOY = {"N": 200, "size": 8, "epochs": 2, "seeds": 1}
+MLP = {"N": 600, "size": 8, "epochs": 40, "seeds": 3}
+CNN = {"N": 600, "size": 28, "epochs": 4, "seeds": 3}
+ROWS = [
+    Row(
+        f"grid-{architecture}-{way}",
+        f"4 losses × 3 seeds of a small {architecture.upper()}, {words}; baseline: a plain loop",
+        grid,
+        {"architecture": architecture, "way": way} | (MLP if architecture == "mlp" else CNN),
+        {"architecture": architecture, "way": way} | TOY,
+        goal=4 if architecture == "mlp" else None,
+        tolerance=0.05,  # float32 trainings of different rounding part in the long run
+    )
+    for architecture, way, words in (
+        ("mlp", "together", "stacked in one program"),
+        ("cnn", "together", "stacked in one program"),
+        ("cnn", "apart", "one after the other"),
+        ("cnn", "processes", "in two processes, start included"),
+    )
+] + [
+    Row(
+        "engine",
+        "one net on 6000 images, twice (GPU: ResNet-18, 60 000); baseline: DataLoader, float32",
+        engine,
+        {"N": 6000, "size": 28, "depth": 16, "epochs": 2},
+        {"N": 256, "size": 8, "depth": 4, "epochs": 1},
+        tolerance=0.05,
+    )
+]  # fmt: skip
