@@ -114,21 +114,31 @@ def test_a_read_only_output_folder(shared_tiny, undisturbed, disk):
 # Damaged files ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", ["01_loss.csv", "01_loss.png", "claims.json", "manifest.json", "notebook.ipynb"]
-)
-def test_a_damaged_result_is_made_again(shared_tiny, undisturbed, damaged, name):
-    path = next(damaged.glob(f"*/quick/90_tiny/{name}"))
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    if name == "claims.json":
-        for command in ("claims", "report"):
-            shown = shared_tiny(command, "--out", damaged)
-            assert shown.returncode == 2
-            assert "claims.json is missing or damaged" in shown.stderr
-            assert len(shown.stderr.strip().splitlines()) == 1
-        with pytest.raises(checks.InputError, match="`nclib run` makes this run again"):
-            runs.load(damaged)
+def test_damaged_results_are_noticed_and_made_again(shared_tiny, undisturbed, damaged):
+    job = runs.job("90", out=damaged)
+    halved = lambda data: data[: len(data) // 2]
+    flipped = lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]  # one bit
+    damages = [("notebook.ipynb", halved), ("manifest.json", halved)]
+    damages += [
+        (name, damage)
+        for name in ("01_loss.csv", "01_loss.png", "claims.json")
+        for damage in (flipped, halved)
+    ]
+    for name, damage in damages:
+        path = next(damaged.glob(f"*/quick/90_tiny/{name}"))
+        whole = path.read_bytes()
+        path.write_bytes(damage(whole))
+        assert runs.finished(job) is None, name
+        path.write_bytes(whole)
+        assert runs.finished(job)
+    path.write_bytes(halved(whole))  # claims.json
+    for command in ("claims", "report"):
+        shown = shared_tiny(command, "--out", damaged)
+        assert shown.returncode == 2
+        assert "claims.json is missing or damaged" in shown.stderr
+        assert len(shown.stderr.strip().splitlines()) == 1
+    with pytest.raises(checks.InputError, match="`nclib run` makes this run again"):
+        runs.load(damaged)
     assert "done" in completes(shared_tiny, damaged, undisturbed)
     assert "unchanged" in completes(shared_tiny, damaged, undisturbed)
 
