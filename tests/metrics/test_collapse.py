@@ -265,6 +265,17 @@ def test_merging_keeps_accumulating():
     assert got.metrics(W, b)["nc1"] == pytest.approx(oracle(F, y, W, b)["nc1"], rel=1e-9)
 
 
+def test_a_class_first_seen_by_merging_keeps_its_shift():
+    rng = np.random.default_rng(6)
+    F, y, W, b = sample(rng, 3, 4, 8, 1e-2)
+    first, second = (y == 0), (y == 1)
+    second[np.flatnonzero(second)[4:]] = False
+    rest = ~(first | second)
+    a = ClassStatistics(3, 4).update(F[first], y[first])
+    got = a.merge(ClassStatistics(3, 4).update(F[second], y[second])).update(F[rest], y[rest])
+    assert got.metrics(W, b)["nc1"] == pytest.approx(oracle(F, y, W, b)["nc1"], rel=1e-9)
+
+
 def test_exact_collapse_to_an_etf_is_zero():
     K, d = 5, 9
     W = frames.simplex_etf(K, d, generator=torch.Generator().manual_seed(0))
