@@ -254,7 +254,7 @@ def assignments(table, orders, names):
         ax.plot(np.cos(np.linspace(0, 7, 200)), np.sin(np.linspace(0, 7, 200)), color="0.85", lw=1)
         ax.scatter(x, y, s=60, color=color, zorder=3)
         for a, b, name in zip(x, y, names, strict=True):
-            ax.annotate(name, (1.32 * a, 1.22 * b), ha="center", va="center", fontsize=7.5)
+            ax.annotate(name, (1.5 * a, 1.4 * b), ha="center", va="center", fontsize=7.5)
         ax.set(xlim=(-1.7, 1.7), ylim=(-1.5, 1.5), aspect="equal")
         ax.set_title(text, loc="center", fontsize=8.5)
         ax.set_axis_off()
@@ -277,7 +277,9 @@ def classifiers(table):
     """Learned against class-mean classifiers: accuracy, GNC1, GNC2 ratio."""
     figure, axes = style.grid(1, 3, height=2.9)
     names = list(table["classifier"].unique())
-    short = ["learned" if n == "learned" else n.replace("class means, ", "CMF\n") for n in names]
+    short = [
+        "learned" if n == "learned" else n.replace("class means, momentum", "CMF") for n in names
+    ]
     panels = (
         ("test_accuracy", "test accuracy"),
         ("gnc1", "GNC1"),

@@ -77,7 +77,8 @@ def test_assignments_and_classifiers():
     assert "b opposite a" in texts(figure) and "c opposite a" in texts(figure)
     compared = history().assign(classifier="learned", parameters=10)
     more = compared.assign(classifier="class means, momentum 0.9")
-    assert len(plots.classifiers(pd.concat([compared, more])).axes) == 3
+    figure = plots.classifiers(pd.concat([compared, more]))
+    assert len(figure.axes) == 3 and "CMF 0.9" in texts(figure)
 
 
 def test_large_margins_and_language():
