@@ -3,7 +3,7 @@
 A run has a *name*: the profile, or ``<profile>-<hash>`` if parameters were changed.  Below the
 output folder (default: the checkout) it writes ::
 
-    runs/<name>/<notebook>/      executed notebook, checkpoints, record, log of a failure
+    runs/<name>/<notebook>/      executed notebook, checkpoints, log
     figures/<name>/<notebook>/   figures, tables, claims.json, manifest.json
 
 Each notebook runs in its own process, so that a dead kernel or worker costs one job only.  Results

@@ -17,7 +17,7 @@ from nclib import runs
 from tests.conftest import Cluster
 
 pytestmark = pytest.mark.slow
-KILLS = int(os.environ.get("NCLIB_SOAK_KILLS", "3"))
+KILLS = os.environ.get("NCLIB_SOAK_KILLS")  # per engine
 SEED = int(os.environ.get("NCLIB_SOAK_SEED", "20260"))
 SWEEP = ("sweep", "90", "-p", "K=2,3", "-p", "pause=0.4")
 NAMES = {"worker": "nclib.runs", "kernel": "ipykernel"}
@@ -48,6 +48,16 @@ def kill(process):
     return True
 
 
+def kill_one_of(ancestors, victim, driver, chance):
+    """Kill a process called ``victim`` as soon as there is one; whether there was."""
+    while driver.poll() is None:
+        found = [p for ancestor in ancestors for name, p in family(ancestor) if name == victim]
+        if found:
+            return kill(chance.choice(found))
+        time.sleep(0.1)
+    return False
+
+
 def finished_runs_are_whole(out):
     for path in out.glob("figures/*/*/manifest.json"):
         manifest = runs.claims.read_json(path)
@@ -60,6 +70,7 @@ class Local:
 
     victims = ("driver", "worker", "kernel")
     options = ("--jobs", "2")
+    kills = int(KILLS or 3)
 
     def __init__(self, *_):
         pass
@@ -74,8 +85,7 @@ class Local:
             _, alive = psutil.wait_procs([process for _, process in orphans], timeout=15)
             assert not alive, "processes outlive their driver"
             return hit
-        found = [process for name, process in family(driver) if name == victim]
-        return bool(found) and kill(chance.choice(found))
+        return kill_one_of([driver], victim, driver, chance)
 
     def close(self):
         pass
@@ -87,7 +97,8 @@ class Dask:
     Jobs outlive their driver here: they end on their workers, and a rerun takes their results.
     """
 
-    victims = ("driver", "cluster worker", "kernel")
+    victims = ("cluster worker", "driver", "kernel")
+    kills = int(KILLS or 2)
 
     def __init__(self, tiny, folder):
         folder.mkdir()
@@ -100,8 +111,7 @@ class Dask:
             driver.wait()
             return hit
         if victim == "kernel":
-            found = [p for w in self.cluster.workers for n, p in family(w) if n == victim]
-            return bool(found) and kill(chance.choice(found))
+            return kill_one_of(self.cluster.workers, victim, driver, chance)
         place = chance.randrange(len(self.cluster.workers))
         worker = self.cluster.workers[place]
         kill(worker)
@@ -123,7 +133,7 @@ def test_random_kills_lose_nothing(shared_tiny, undisturbed, tmp_path, kind):
         return shared_tiny(*SWEEP, *engine.options, "--out", out, background=True)
 
     def complete(driver, out):
-        output, _ = driver.communicate(timeout=240)
+        output, _ = driver.communicate(timeout=600)
         if driver.returncode == 0:
             assert shared_tiny.results(out) == undisturbed
             return True
@@ -132,12 +142,12 @@ def test_random_kills_lose_nothing(shared_tiny, undisturbed, tmp_path, kind):
         return False
 
     try:
-        while sum(kills.values()) < KILLS:
+        while sum(kills.values()) < kind.kills:
             out = tmp_path / f"out{whole}"
             driver = start(out)
             # Every victim has its turn; the moment is anywhere from the start to the last figure.
-            victim = min(kind.victims, key=lambda name: (kills[name], chance.random()))
-            time.sleep(chance.uniform(0.3, 12.0 if kills[victim] else 5.0))
+            victim = min(kind.victims, key=kills.get)
+            time.sleep(chance.uniform(0.5, 9.0))
             if driver.poll() is None:
                 kills[victim] += engine.hit(driver, victim, chance)
                 finished_runs_are_whole(out)
