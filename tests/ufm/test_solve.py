@@ -82,6 +82,16 @@ def test_a_start_that_is_done_does_not_move():
     assert torch.equal(found.variables["x"][0], starts[0])
 
 
+def test_starts_without_a_way_down_leave():
+    def kink(x):  # no gradient below gtol anywhere
+        return (x - 0.3).abs().sum() + 0.1 * x.square().sum()
+
+    starts = torch.randn(5, 2, generator=generator(5), dtype=torch.float64)
+    found = solve.minimize_many(kink, {"x": starts}, max_iter=2000)
+    assert found.iterations < 500
+    assert float(found.gradient_norms.min()) > 0.01
+
+
 def test_starts_with_nan_are_named():
     with pytest.raises(ValueError, match="x has 1 NaN"):
         solve.minimize(rosenbrock, {"x": torch.tensor([1.0, float("nan")])})
