@@ -58,7 +58,7 @@ def plain_model(table, K, floors):
     for value in floors.values():
         axes[0, 0].axhline(value, **THEORY)
     style.reference(axes[1, 0], _cross(K), "a simplex ETF")
-    axes[0, 0].legend(title="closed form dashed", title_fontsize=8)
+    axes[1, 0].legend(*axes[0, 0].get_legend_handles_labels(), loc="lower left")
     for ax in axes[1]:
         ax.set_xlabel("gradient-descent step")
     return _fixed(figure)
