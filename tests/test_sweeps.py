@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from nclib import checks, runs, sweeps
-from nclib.plots import sweep
+from nclib.plots import style, sweep
 
 
 def test_the_grid_is_the_cartesian_product(tiny, tmp_path):
@@ -83,8 +83,9 @@ def test_the_figure_shows_what_varies_in_the_order_of_the_values():
                 ("1.L6", 100 + level, 2),
             ):
                 rows.append(common | {"id": name, "mean": mean, "holds": holds})
+    style.use()
     figure = sweep.comparison(pd.DataFrame(rows), ["loss", "gamma"], most=2)
-    assert [ax.get_title() for ax in figure.axes if ax.get_visible()] == ["1.L3", "1.L5"]
+    assert [ax.get_title("left") for ax in figure.axes if ax.get_visible()] == ["1.L3", "1.L5"]
     ax, other = figure.axes[:2]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["1.0", "2.0", "10.0"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["loss=ce", "loss=ls"]
@@ -94,7 +95,7 @@ def test_the_figure_shows_what_varies_in_the_order_of_the_values():
     assert [len(line.get_xdata()) for line in crosses] == [0, 3]
     only_seeds = pd.DataFrame(rows).query("`p.gamma` == 1 and `p.loss` == 'ce'")
     figure = sweep.comparison(only_seeds, [])
-    assert [ax.get_title() for ax in figure.axes] == ["no claim varies"]
+    assert [ax.get_title("left") for ax in figure.axes] == ["no claim varies"]
 
 
 @pytest.mark.slow
