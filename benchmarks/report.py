@@ -136,7 +136,7 @@ def _ratios(ax, rows):
     ax.axvline(1, **style.GUIDE)
     ax.set(xscale="log", xlabel="baseline / ours", yticks=y, title="Times faster than plain code")
     ax.set_yticklabels(rows["row"], fontsize=6)
-    ax.legend(loc="lower right")
+    ax.legend(loc="upper right")
 
 
 def _floors(ax, rows):
@@ -149,7 +149,7 @@ def _floors(ax, rows):
     style.reference(ax, 1.0, "floor", axis="x")
     ax.set(xscale="log", xlabel="time / floor", yticks=y, title="Distance from the machine's limit")
     ax.set_yticklabels(rows["row"], fontsize=6)
-    ax.legend(loc="lower right")
+    ax.legend(loc="upper right")
 
 
 def _growth(ax, table):
