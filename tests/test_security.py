@@ -201,7 +201,7 @@ def test_runs_stay_below_their_output_folder(shared_tiny, tmp_path):
             assert folder.parent.name.replace("-", "").isalnum()
 
 
-@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "a/../../b"])
+@pytest.mark.parametrize("name", ["../x", "/abs/x", "a/b", "a/../../b"])
 def test_outputs_of_a_notebook_have_plain_names(shared_tiny, name, tmp_path, monkeypatch):
     import pandas as pd
 
