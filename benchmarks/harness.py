@@ -150,7 +150,10 @@ def apart(request):
     """The answer of ``python -m benchmarks.one`` to a request, both JSON."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "benchmarks.one", json.dumps(request)]
-    environment = os.environ | {"PYTHONPATH": path}
+    # One thread, however the command was started: several of them on busy cores can make the small
+    # operations of a baseline twenty times slower, which would be ours to gain.
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    environment = os.environ | threads | {"PYTHONPATH": path}
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
     if found.returncode:
         raise RuntimeError(f"measuring {request} failed:\n{found.stderr}")

@@ -15,7 +15,8 @@ LOSSES = {
     "mse": losses.get("mse", tau=None, scale=15.0),
 }
 PRECISION = 1e-12  # of the value
-GTOL = 1e-8  # the gradient at which both sides stop: enough for that precision
+GTOL = 1e-8  # the gradient at which scipy stops: its line search stalls further down
+MEMORY = 5  # pairs of the batched L-BFGS: these problems gain nothing from more
 
 
 def optima(K, n, d, starts):
@@ -30,7 +31,9 @@ def optima(K, n, d, starts):
         found = {}
         for name, problem in problems.items():
             stacked = {k: torch.stack([s[k] for s in drawn[name]]) for k in drawn[name][0]}
-            found[name] = solve.minimize_many(problem, stacked, gtol=GTOL).values.tolist()
+            found[name] = solve.minimize_many(
+                problem, stacked, gtol=GTOL / 2, memory=MEMORY
+            ).values.tolist()
         return verdict(found)
 
     def baseline():

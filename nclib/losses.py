@@ -2,7 +2,8 @@
 
 :func:`get` builds a loss from its name and parameters; what it returns maps ``logits (N, K)`` and
 ``labels (N,)`` to the mean loss, differentiable, in the dtype and on the device of the logits.
-Each loss also has ``per_sample``, the same without the mean.
+Each loss also has ``per_sample``, the same without the mean; like
+``torch.nn.functional.cross_entropy`` it takes ``(N, K, …)`` and ``(N, …)`` too, classes second.
 """
 
 import inspect
@@ -68,9 +69,9 @@ class Focal(_Loss):
 
     def per_sample(self, logits, labels):
         """Losses ``(N,)``."""
-        target = labels.unsqueeze(-1)
-        own = logits.gather(-1, target).squeeze(-1)
-        others = logits.scatter(-1, target, -torch.inf).logsumexp(-1)
+        target = labels.unsqueeze(1)
+        own = logits.gather(1, target).squeeze(1)
+        others = logits.scatter(1, target, -torch.inf).logsumexp(1)
         margin = own - others
         # log p_y = -softplus(-margin), log(1 - p_y) = -softplus(margin)
         return torch.exp(-self.gamma * F.softplus(margin)) * F.softplus(-margin)
@@ -105,9 +106,9 @@ class MeanSquaredError(_Loss):
 
     def per_sample(self, logits, labels):
         """Losses ``(N,)``."""
-        own = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-        others = logits.square().sum(-1) - own.square()
-        tau = self.weight(logits.shape[-1])
+        own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+        others = logits.square().sum(1) - own.square()
+        tau = self.weight(logits.shape[1])
         return tau / 2 * (self.kappa * (own - self.scale).square() + others)
 
 

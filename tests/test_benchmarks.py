@@ -49,6 +49,19 @@ def test_one_side_is_measured_in_a_process_of_its_own():
         harness.apart({"row": "unknown", "side": "ours", "size": "toy"})
 
 
+def test_sides_run_on_one_thread_however_the_command_is_started(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    seen = {}
+
+    def run(_command, *, env, **_options):
+        seen.update(env)
+        return subprocess.CompletedProcess([], 0, "{}", "")
+
+    monkeypatch.setattr(harness.subprocess, "run", run)
+    harness.apart({"rates": True})
+    assert seen["OMP_NUM_THREADS"] == seen["MKL_NUM_THREADS"] == "1"
+
+
 @pytest.mark.parametrize("sweep", scaling.SWEEPS)
 def test_scaling_points(sweep):
     found = [scaling.point(sweep, x) for x in scaling.SWEEPS[sweep][:1]]

@@ -63,6 +63,16 @@ def test_every_loss_matches_its_definition(name, params, seed, K):
 
 
 @pytest.mark.parametrize(("name", "params"), ALL)
+def test_classes_come_second_in_stacked_logits(name, params):
+    loss = losses.get(name, **params)
+    rng = torch.Generator().manual_seed(3)
+    logits = torch.randn(2, 4, 5, generator=rng, dtype=torch.float64)
+    labels = torch.randint(4, (2, 5), generator=rng)
+    rows = loss.per_sample(logits.mT.flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(loss.per_sample(logits, labels), rows.view(2, 5))
+
+
+@pytest.mark.parametrize(("name", "params"), ALL)
 def test_gradients_match_finite_differences(name, params):
     z, y = reference_input()
     loss = losses.get(name, **params)

@@ -53,6 +53,25 @@ class Problem:
             penalty = penalty + self.lambda_b * bias.square().sum()
         return fit + penalty / 2
 
+    def many(self, features, weight, bias=None):
+        """The objective of B stacked variables ``(B,)``: ``features (B, N, d)``, ….
+
+        The numbers of ``torch.vmap(problem)`` up to rounding.  Logits are laid out with the classes
+        first, where softmax and its gradient run over long contiguous rows.
+        """
+        logits = (
+            weight @ features.mT
+            if bias is None
+            else torch.baddbmm(bias.unsqueeze(2), weight, features.mT)
+        )
+        labels = self.labels.to(features.device).expand(len(logits), -1)
+        fit = self.loss.per_sample(logits, labels).mean(1)
+        squares = lambda t: t.flatten(1).square().sum(1)
+        penalty = self.lambda_w * squares(weight) + self.lambda_h * squares(features)
+        if bias is not None and self.lambda_b:
+            penalty = penalty + self.lambda_b * squares(bias)
+        return fit + penalty / 2
+
     def start(self, generator, scale=0.1):
         """Gaussian starting variables of the given standard deviation."""
         shapes = {"features": (self.K * self.n, self.d), "weight": (self.K, self.d)}

@@ -44,6 +44,26 @@ class _Flat:
     def objective(self, objective):
         return lambda vector: objective(**self.unpack(vector))
 
+    def unpack_many(self, vectors):
+        parts = torch.split(vectors, self.sizes, 1)
+        shapes = self.shapes.items()
+        return {n: p.reshape(-1, *s) for (n, s), p in zip(shapes, parts, strict=True)}
+
+    def many(self, objective):
+        """``(B, P) -> ((B,), (B, P))``: values and gradients of a stack of vectors."""
+        if hasattr(objective, "many"):
+            values_of = lambda vectors: objective.many(**self.unpack_many(vectors))
+        else:
+            values_of = torch.vmap(self.objective(objective))
+
+        def value_and_gradient(vectors):
+            vectors = vectors.detach().requires_grad_()
+            values = values_of(vectors)
+            (gradients,) = torch.autograd.grad(values.sum(), vectors)
+            return values.detach(), gradients
+
+        return value_and_gradient
+
 
 def _start(start):
     for name, tensor in start.items():
@@ -92,11 +112,12 @@ class Solutions:
     iterations: int
 
 
-def minimize_many(objective, starts, *, gtol=1e-9, max_iter=3000, memory=20):
+def minimize_many(objective, starts, *, gtol=1e-9, max_iter=3000, memory=10):
     """Local minima from many starts at once: L-BFGS with all starts in one program.
 
     ``starts`` maps names to tensors with a leading axis B of starts; ``objective`` is the function
-    of *one* start, as for :func:`minimize` (it is ``torch.func.vmap``-ed).  A gradient of max-norm
+    of *one* start, as for :func:`minimize`.  Its method ``many``, if it has one, takes the whole
+    stack and returns the B values; otherwise it is ``torch.func.vmap``-ed.  A gradient of max-norm
     ``gtol`` puts the value within about ``gtol²`` of the minimum.  Runs on the device of the
     starts.  Returns :class:`Solutions`.
     """
@@ -105,92 +126,147 @@ def minimize_many(objective, starts, *, gtol=1e-9, max_iter=3000, memory=20):
     one = {name: tensor[0] for name, tensor in starts.items()}
     flat, count = _Flat(one), len(next(iter(starts.values())))
     x = torch.cat([starts[n].detach().double().reshape(count, -1) for n in flat.shapes], 1)
-    fun = torch.vmap(flat.objective(objective))
-
-    def value_and_gradient(point):
-        point = point.detach().requires_grad_()
-        values = fun(point)
-        (gradients,) = torch.autograd.grad(values.sum(), point)
-        return values.detach(), gradients
+    value_and_gradient = flat.many(objective)
 
     f, g = value_and_gradient(x)
-    result = [x.clone(), f.clone(), g.abs().amax(1)]
-    live = torch.arange(count, device=x.device)  # the starts still moving; others leave the batch
-    steps, changes, weights = [], [], []  # the L-BFGS memory: s, y and 1/sᵀy of each live start
-    going = g.abs().amax(1) > gtol
-    iteration = 0
-    while True:
-        if not bool(going.all()):
-            live, x, f, g = (t[going] for t in (live, x, f, g))
-            for history in (steps, changes, weights):
-                history[:] = [t[going] for t in history]
-        if len(live) == 0 or iteration == max_iter:
-            break
-        iteration += 1
-        d = _two_loops(g, steps, changes, weights)
-        slope = (d * g).sum(1)
-        bad = ~(slope < 0)  # not a descent direction: fall back to the gradient
-        d[bad], slope = -g[bad], torch.where(bad, -g.square().sum(1), slope)
-        t = torch.ones_like(f) if steps else 1 / g.norm(dim=1).clamp(min=1.0)
-        new_x, new_f, new_g, stuck = _line_search(value_and_gradient, x, f, d, slope, t)
-        new_x[stuck], new_f[stuck], new_g[stuck] = x[stuck], f[stuck], g[stuck]
-        s, y = new_x - x, new_g - g
-        x, f, g = new_x, new_f, new_g
-        for whole, part in zip(result, (x, f, g.abs().amax(1)), strict=True):
+    result = [torch.empty_like(t) for t in (x, f, g)]
+    live = torch.arange(count, device=x.device)  # the starts in the batch
+    least = g.abs().amax(1)  # the smallest gradient of each start, and for how long nothing fell
+    idle = torch.zeros_like(live)
+    going = least > gtol  # those still moving; the others leave when they are many
+    pairs, iteration = _Pairs(memory), 0
+
+    def store():
+        for whole, part in zip(result, (x, f, g), strict=True):
             whole[live] = part
-        curvature = (s * y).sum(1)
-        useful = curvature > 1e-12 * s.norm(dim=1) * y.norm(dim=1)
-        steps.append(torch.where(useful[:, None], s, 0.0))
-        changes.append(torch.where(useful[:, None], y, 0.0))
-        weights.append(torch.where(useful, 1 / curvature, 0.0))
-        for history in (steps, changes, weights):
-            del history[:-memory]
-        going = g.abs().amax(1) > gtol
+
+    while bool(going.any()) and iteration < max_iter:
+        if int(going.sum()) <= 0.75 * len(going):
+            store()
+            live, x, f, g, least, idle = (t[going] for t in (live, x, f, g, least, idle))
+            pairs.keep(going)
+            going = going[going]
+        iteration += 1
+        d = pairs.apply(g).neg_()
+        slope = _dot(d, g)
+        bad = ~(slope < 0)  # not a descent direction: fall back to the gradient
+        if bool(bad.any()):
+            d[bad], slope[bad] = -g[bad], -_dot(g, g)[bad]
+        if not bool(going.all()):
+            d[~going] = 0
+        t = torch.ones_like(f) if iteration > 1 else 1 / g.norm(dim=1).clamp(min=1.0)
+        new_x, new_f, new_g, stuck = _line_search(value_and_gradient, x, f, d, slope, t, going)
+        if len(stuck):
+            new_x[stuck], new_f[stuck], new_g[stuck] = x[stuck], f[stuck], g[stuck]
+        pairs.add(new_x - x, new_g - g)
+        steepest = new_g.abs().amax(1)
+        idle = torch.where((new_f < f - _rounding(f)) | (steepest < least), 0, idle + 1)
+        x, f, g, least = new_x, new_f, new_g, torch.minimum(steepest, least)
+        going &= (steepest > gtol) & (idle < _PATIENCE)
         going[stuck] = False
-    x, f, gradient_norms = result
-    variables = {
-        name: part.reshape(count, *shape)
-        for (name, shape), part in zip(
-            flat.shapes.items(), torch.split(x, flat.sizes, 1), strict=True
-        )
-    }
-    return Solutions(variables, f, gradient_norms, iteration)
+    store()
+    x, f, g = result
+    return Solutions(flat.unpack_many(x), f, g.abs().amax(1), iteration)
 
 
-def _line_search(value_and_gradient, x, f, d, slope, t):
+_PATIENCE = 100  # steps without progress after which a start has no way down (a kink, say)
+
+
+def _rounding(f):
+    """A change of the value ``f`` that is none."""
+    return 4e-16 * (1 + f.abs())
+
+
+def _dot(a, b):
+    return torch.linalg.vecdot(a, b)
+
+
+class _Pairs:
+    """The inverse Hessian of L-BFGS for B starts, from the last ``memory`` pairs (s, y) of each.
+
+    In compact form (Byrd, Nocedal & Schnabel 1994): with the pairs scaled to sᵀy = 1 (H does not
+    depend on their scale), R the upper triangle of SᵀY, oldest pair first, and γ = sᵀy/yᵀy of the
+    last pair,
+
+        H g = γg + S R⁻ᵀ[(I + γYᵀY) R⁻¹Sᵀg - γYᵀg] - γY R⁻¹Sᵀg,
+
+    two passes over the pairs where the two-loop recursion makes 4·memory small steps.  A pair
+    without curvature counts as none.
+    """
+
+    def __init__(self, memory):
+        self.memory, self.order, self.pairs = memory, [], None
+
+    def _begin(self, s):
+        B, P = s.shape
+        self.pairs = s.new_zeros(B, 2, self.memory, P)
+        self.cross, self.squares = (s.new_zeros(B, self.memory, self.memory) for _ in "RY")
+        self.ratio = s.new_ones(B)
+
+    def keep(self, rows):
+        """Drop the other starts."""
+        if self.pairs is not None:
+            for name in ("pairs", "cross", "squares", "ratio"):
+                setattr(self, name, getattr(self, name)[rows])
+
+    def add(self, s, y):
+        """The newest pair of every start, ``(B, P)`` each."""
+        if self.pairs is None:
+            self._begin(s)
+        slot = len(self.order) if len(self.order) < self.memory else self.order.pop(0)
+        self.order.append(slot)
+        curvature, squares = _dot(s, y), _dot(y, y)
+        useful = curvature > 1e-12 * (_dot(s, s) * squares).sqrt()
+        scale = torch.where(useful, curvature.clamp(min=1e-300).rsqrt(), 0.0)[:, None]
+        self.ratio = torch.where(useful, curvature / squares, self.ratio)
+        torch.mul(s, scale, out=self.pairs[:, 0, slot])
+        y = torch.mul(y, scale, out=self.pairs[:, 1, slot])
+        with_y = self._products(y)
+        self.cross[:, :, slot] = with_y[:, 0]
+        self.cross[:, slot, slot] = 1.0
+        self.squares[:, slot, :] = self.squares[:, :, slot] = with_y[:, 1]
+
+    def _products(self, v):
+        """Products with every s and y, ``(B, 2, memory)``."""
+        B, _, m, P = self.pairs.shape
+        return (v[:, None] @ self.pairs.view(B, 2 * m, P).mT).view(B, 2, m)
+
+    def apply(self, g):
+        """``H g`` of every start ``(B, P)``."""
+        if not self.order:
+            return g.clone()
+        order = torch.tensor(self.order, device=g.device)
+        ratio = self.ratio[:, None, None]
+        with_s, with_y = self._products(g)[:, :, order, None].unbind(1)
+        cross = self.cross[:, order][:, :, order]
+        u = torch.linalg.solve_triangular(cross.triu(), with_s, upper=True)
+        v = u + ratio * (self.squares[:, order][:, :, order] @ u - with_y)
+        v = torch.linalg.solve_triangular(cross.triu().mT, v, upper=False)
+        weights = torch.zeros_like(self.pairs[..., 0])
+        weights[:, 0, order], weights[:, 1, order] = v[..., 0], -(ratio * u)[..., 0]
+        B, _, m, P = self.pairs.shape
+        pairs = self.pairs.view(B, 2 * m, P)
+        return torch.addcmul((weights.view(B, 1, 2 * m) @ pairs)[:, 0], ratio[:, 0], g)
+
+
+def _line_search(value_and_gradient, x, f, d, slope, t, going):
     """Halve the steps ``t`` until each start descends enough; only those that do not are evaluated
     again.  Returns points, values, gradients, and the indices of the starts that found no step.
     """
-    limit = f + 4e-16 * (1 + f.abs())  # rounding of f: an increase below it is not one
+    limit = f + _rounding(f)
     new_x = x + t[:, None] * d
     new_f, new_g = value_and_gradient(new_x)
-    waiting = (~(new_f <= limit + 1e-4 * t * slope)).nonzero().flatten()
+    waiting = (going & ~(new_f <= limit + 1e-4 * t * slope)).nonzero().flatten()
     for _ in range(29):
         if len(waiting) == 0:
             break
-        t[waiting] /= 2
+        rise = new_f[waiting] - f[waiting] - t[waiting] * slope[waiting]
+        t[waiting] *= (-t[waiting] * slope[waiting] / (2 * rise)).clamp(0.1, 0.5)
         new_x[waiting] = x[waiting] + t[waiting, None] * d[waiting]
         new_f[waiting], new_g[waiting] = value_and_gradient(new_x[waiting])
         enough = new_f[waiting] <= (limit + 1e-4 * t * slope)[waiting]
         waiting = waiting[~enough]
     return new_x, new_f, new_g, waiting
-
-
-def _two_loops(gradient, steps, changes, weights):
-    """The L-BFGS direction of every start."""
-    q, alphas = -gradient, []
-    for s, y, rho in zip(reversed(steps), reversed(changes), reversed(weights), strict=True):
-        alpha = rho * (s * q).sum(1)
-        q = q - alpha[:, None] * y
-        alphas.append(alpha)
-    if steps:
-        ratio = (steps[-1] * changes[-1]).sum(1) / changes[-1].square().sum(1)
-        q = q * torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0)[:, None]
-    else:
-        q = q.clone()
-    for s, y, rho, alpha in zip(steps, changes, weights, reversed(alphas), strict=True):
-        q = q + (alpha - rho * (y * q).sum(1))[:, None] * s
-    return q
 
 
 def newton_polish(objective, variables, *, steps=2, cut=1e-8, iterations=0):

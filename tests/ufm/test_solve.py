@@ -116,6 +116,47 @@ def test_iterations_are_those_of_a_quasi_newton_method():
     ours = solve.minimize_many(f, {"x": start}, gtol=1e-8).iterations
     jac = lambda x: scales.numpy() * x + 4 * x**3
     value = lambda x: float(f(torch.from_numpy(x)))
-    options = {"gtol": 1e-8, "ftol": 0, "maxcor": 20}
+    options = {"gtol": 1e-8, "ftol": 0, "maxcor": 10}
     theirs = minimize(value, start[0].numpy(), jac=jac, method="L-BFGS-B", options=options).nit
     assert ours < 1.25 * theirs
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 9])
+def test_the_compact_inverse_hessian_is_that_of_the_bfgs_updates(count):
+    memory, B, P = 4, 3, 7
+    draw = lambda: torch.randn(B, P, generator=rng, dtype=torch.float64)
+    rng, pairs, history = generator(count), solve._Pairs(memory), []
+    for _ in range(count):
+        s = draw()
+        y = 0.3 * s + 0.2 * draw()
+        y[1] = -s[1] if len(history) % 3 == 1 else y[1]  # start 1: some pairs without curvature
+        pairs.add(s, y)
+        history.append((s, y))
+    g = draw()
+    for b in range(B):
+        usable = [(s[b], y[b]) for s, y in history if s[b] @ y[b] > 0]
+        gamma = usable[-1][0] @ usable[-1][1] / (usable[-1][1] @ usable[-1][1]) if usable else 1.0
+        H = gamma * torch.eye(P, dtype=torch.float64)
+        for s, y in history[-memory:]:
+            if s[b] @ y[b] > 0:
+                rho = 1 / (s[b] @ y[b])
+                V = torch.eye(P, dtype=torch.float64) - rho * torch.outer(y[b], s[b])
+                H = V.T @ H @ V + rho * torch.outer(s[b], s[b])
+        torch.testing.assert_close(pairs.apply(g)[b], H @ g[b])
+
+
+def test_a_stacked_objective_gives_the_minima_of_the_vmapped_one():
+    class Stacked:
+        calls = 0
+
+        def __call__(self, x):
+            return rosenbrock(x)
+
+        def many(self, x):
+            Stacked.calls += 1
+            return (100 * (x[:, 1:] - x[:, :-1] ** 2) ** 2 + (1 - x[:, :-1]) ** 2).sum(1)
+
+    starts = {"x": 2 * torch.rand(4, 3, generator=generator(), dtype=torch.float64)}
+    ours, theirs = solve.minimize_many(Stacked(), starts), solve.minimize_many(rosenbrock, starts)
+    assert Stacked.calls >= ours.iterations
+    torch.testing.assert_close(ours.values, theirs.values)
