@@ -78,8 +78,10 @@ def in_memory(N, d, K, ratio):
         return found | {"ncc_disagreement": plain_disagreement(batches, means, weight, N)}
 
     ours = lambda: nc_metrics(inputs, labels, weight)
-    # The features are read twice; NC1 needs their products with the span of the class means.
-    return Task(ours, baseline, bytes=2 * inputs.numel() * 4, flops=2 * N * d * min(K, d / 2))
+    # The features are read twice; NC1 needs their products with the span of the class means, and
+    # before collapse (within-class spread above the between-class one) the logits need one more.
+    products = min(K, d / 2) + (K if ratio > 1 else 0)
+    return Task(ours, baseline, bytes=2 * inputs.numel() * 4, flops=2 * N * d * products)
 
 
 def streamed(N, d, K, ratio):

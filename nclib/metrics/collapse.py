@@ -20,6 +20,7 @@ from nclib import checks, frames
 _ROWS = 1024  # rows per block: large enough for a fast product, small enough to stay in cache
 _EXACT_ROWS = 2048  # rows whose products are summed in the dtype of the features, before float64
 _SMALL = 128  # up to this dimension products are float64: they cost little, and average little
+_MANY = 256  # classes from which the spectrum of their means comes from a Gram matrix
 _PANELS = 4  # column panels of a symmetric product; 4 panels need 10/16 of its entries
 
 
@@ -154,11 +155,10 @@ class ClassStatistics:
         """The metrics of :func:`nc_metrics` but ``ncc_disagreement``, which needs the samples."""
         _nonempty(self.counts)
         weight, bias = _classifier(weight, bias, self.num_classes, self.dim)
-        within, means = self.within_covariance, self.means
-        spectrum, basis = _between_basis(means, self.counts, self._eps)
+        within, classes = self.within_covariance, _Classes(self.means, self.counts, weight, bias)
+        spectrum, basis = classes.between_basis(self._eps)
         moments = ((basis.T @ within) * basis.T).sum(1)
-        trace = float(within.trace())
-        return _metrics(self.counts, means, spectrum, moments, trace, weight, bias)
+        return classes.metrics(spectrum, moments, float(within.trace()))
 
 
 def nc_metrics(features, labels, weight=None, bias=None, *, num_classes=None):
@@ -206,8 +206,8 @@ def nc_metrics(features, labels, weight=None, bias=None, *, num_classes=None):
 
     blocks = list(zip(features.split(_ROWS), labels.split(_ROWS), strict=True))
     means = _class_sums(blocks, K) / counts.unsqueeze(1)
-    eps = torch.finfo(features.dtype).eps
-    spectrum, basis = _between_basis(means, counts, eps)
+    classes = _Classes(means, counts, weight, bias)
+    spectrum, basis = classes.between_basis(torch.finfo(features.dtype).eps)
     # Residuals about the mean rounded to the dtype of the features are exact; the rest of the mean
     # is taken out of the sums in the end.
     shift = means.to(features.dtype)
@@ -222,7 +222,7 @@ def nc_metrics(features, labels, weight=None, bias=None, *, num_classes=None):
     if weight is not None:
         whole = inside and len(spectrum) == min(K - 1, d)  # the span holds every class mean
         span = directions if whole else None
-        rule = _Agreement(shift.to(exact), means, counts, weight, bias, span)
+        rule = _Agreement(classes, shift.to(exact), span)
     projected = None
     for x, y in blocks:
         residual = shift.index_select(0, y)
@@ -235,17 +235,89 @@ def nc_metrics(features, labels, weight=None, bias=None, *, num_classes=None):
         else:
             _add_products(scatter, residual)
         if rule is not None:
-            rule.update(residual, projected, y, norms)
+            rule.update(residual, projected.T if whole else residual, y, norms)
     if inside:
         moments -= (scaled @ basis).square().sum(0)
     else:
         within = _symmetric(scatter) - scaled.T @ scaled
         moments = ((basis.T @ within) * basis.T).sum(1)
     trace = float(squares - scaled.square().sum()) / N
-    result = _metrics(counts, means, spectrum, moments / N, trace, weight, bias)
+    result = classes.metrics(spectrum, moments / N, trace)
     if rule is not None:
         result["ncc_disagreement"] = rule.disagreements / N
     return result
+
+
+class _Classes:
+    """What the class means and the classifier alone decide, from three products of K×d matrices.
+
+    ``centred`` are the means minus the global mean, ``rows`` the weights minus their mean row; the
+    products of the weights as they are follow by adding that row back, which cancels nothing.
+    """
+
+    def __init__(self, means, counts, weight, bias):
+        self.counts, self.means = counts, means
+        self.centre = counts.double() @ means / counts.sum()
+        self.centred = means - self.centre
+        self.gram = self.centred @ self.centred.T
+        self.weight = weight = None if weight is None else weight.to(means.device)
+        if weight is not None:
+            row = weight.mean(0)
+            rows = weight - row
+            self.rows_gram, self.cross = rows @ rows.T, rows @ self.centred.T
+            along = rows @ row
+            self.weight_gram = self.rows_gram + along[:, None] + along + row @ row
+            self.weight_cross = self.cross + self.centred @ row
+            # Logits of the global mean.
+            self.logits = weight @ self.centre + (0.0 if bias is None else bias.to(means.device))
+
+    def between_basis(self, eps):
+        """Nonzero spectrum of Σ_B: eigenvalues ``(r,)`` and eigenvectors ``(d, r)``.
+
+        Directions that are only rounding noise of the features (relative eigenvalue below
+        ``max(K, d)·ε²`` of their dtype, and never below float64's ``max(K, d)·ε``) are cut.
+        """
+        centred, (K, d) = self.centred, self.centred.shape
+        if _MANY <= K <= d:
+            # The Gram matrix has the same spectrum and one known null direction, the counts.  It
+            # squares the condition number, so it serves where that costs no digit that matters.
+            values, vectors = torch.linalg.eigh(self.gram)
+            if values[1] > 1e-6 * values[-1]:
+                basis = centred.T @ (vectors[:, 1:] / values[1:].sqrt())
+                return values[1:].flip(0) / K, basis.flip(1)
+        if d > K:  # a QR factorisation first: the same accuracy, half the time
+            orthogonal, centred = torch.linalg.qr(centred.T)
+            vectors, singular, _ = torch.linalg.svd(centred, full_matrices=False)
+            vectors = (orthogonal @ vectors).T
+        else:
+            _, singular, vectors = torch.linalg.svd(centred, full_matrices=False)
+        spectrum = singular.square() / K
+        cut = max(K, d) * max(eps**2, torch.finfo(torch.float64).eps)
+        keep = spectrum > cut * spectrum[0]
+        return spectrum[keep], vectors[keep].T
+
+    def metrics(self, spectrum, moments, trace_within):
+        """The metrics from the spectrum of Σ_B and Σ_W's ``moments`` along its eigenvectors."""
+        K = len(self.counts)
+        total = float(self.centred.square().sum()) / K
+        if len(spectrum) == 0:
+            warnings.warn("all class means are equal: NC1 is undefined (NaN)", RuntimeWarning, 3)
+        result = {
+            "nc1": float((moments / spectrum).sum()) / K if len(spectrum) else float("nan"),
+            "nc1_ratio": trace_within / total if total > 0 else float("nan"),
+            "nc2_means": _normalised_distance(self.gram, "the Gram matrix of class means"),
+        }
+        if self.weight is None:
+            return result
+        for suffix, gram, cross in (
+            ("", self.weight_gram, self.weight_cross),
+            ("_centered", self.rows_gram, self.cross),
+        ):
+            result["nc2" + suffix] = _normalised_distance(gram, "the Gram matrix of W")
+            result["nc3" + suffix] = _normalised_distance(cross, "the product of W and M")
+        result["residual"] = float(self.logits.norm())
+        result["residual_centered"] = float((self.logits - self.logits.mean()).norm())
+        return result
 
 
 class _Agreement:
@@ -257,42 +329,46 @@ class _Agreement:
     span of the centred means, if the projections on it are at hand.
     """
 
-    def __init__(self, shift, means, counts, weight, bias, span):
-        dtype, shift = shift.dtype, shift.double()
-        centre = counts.double() @ means / counts.sum()
-        directions = 2 * (means - centre)
-        nearest = (shift - centre) @ directions.T - (means - centre).square().sum(1)
-        weight = weight.to(shift)
-        logits = shift @ weight.T + (0.0 if bias is None else bias.to(shift))
-        reach = torch.minimum(_boundary(logits, weight), _boundary(nearest, directions))
+    def __init__(self, classes, shift, span):
+        dtype = shift.dtype
+        self.weight, self.directions = classes.weight.to(dtype), (2 * classes.centred).to(dtype)
+        # From the means, whose scores are at hand, to the shift: a rounding error away.
+        gap = (shift.double() - classes.means).to(dtype)
+        nearest = 2 * classes.gram - classes.gram.diagonal()
+        nearest = nearest + (gap @ self.directions.T).double()
+        logits = classes.weight_cross.T + classes.logits
+        logits = logits + (gap @ self.weight.T).double()
+        reach = torch.minimum(
+            _boundary(logits, classes.rows_gram), _boundary(nearest, 4 * classes.gram)
+        )
         self.reach = (0.999 * reach).to(dtype)  # for the rounding of norms
-        self.by_span = span is not None
-        self.weight, self.directions = weight.to(dtype), directions.to(dtype)
-        if self.by_span:
+        if span is not None:
             self.directions = self.directions @ span.T
         self.logits, self.nearest = logits.to(dtype), nearest.to(dtype)
         self.disagreements = 0
 
-    def update(self, residual, projected, labels, norms):
-        """Add samples: residuals about the shift ``(B, d)``, these in the span ``(r, B)``, classes
-        and residual norms.
+    def update(self, residual, inside, labels, norms):
+        """Add samples: residuals about the shift ``(B, d)``, these in the span ``(B, r)`` (or as
+        they are, without a span), classes, and norms of the residuals.
         """
         unsure = (norms >= self.reach[labels]).nonzero().flatten()
         if len(unsure) == 0:
             return
-        labels, residual = labels[unsure], residual[unsure].T
-        inside = projected[:, unsure] if self.by_span else residual
-        predicted = self.logits[labels].T + self.weight @ residual
-        nearest = self.nearest[labels].T + self.directions @ inside
-        self.disagreements += int((predicted.argmax(0) != nearest.argmax(0)).sum())
+        if len(unsure) < len(labels):
+            labels, residual, inside = labels[unsure], residual[unsure], inside[unsure]
+        predicted = torch.addmm(self.logits[labels], residual, self.weight.T)
+        nearest = torch.addmm(self.nearest[labels], inside, self.directions.T)
+        self.disagreements += int((predicted.argmax(1) != nearest.argmax(1)).sum())
 
 
-def _boundary(scores, rows):
-    """Distance from point k, whose affine scores ``rows @ x + …`` are ``scores[k]``, to the nearest
-    point where class k has not the largest score; at most 0 if it has not at point k itself.
+def _boundary(scores, gram):
+    """Distance from point k, whose affine scores are ``scores[k]``, to the nearest point where
+    class k has not the largest score; at most 0 if it has not at point k itself.
+
+    ``gram``: inner products of the K gradients of the scores, up to a common shift of them.
     """
-    squares = rows.square().sum(1)
-    gaps = squares[:, None] + squares - 2 * rows @ rows.T
+    squares = gram.diagonal()
+    gaps = squares[:, None] + squares - 2 * gram
     gaps += 1e-12 * (squares[:, None] + squares)  # rounding: never too small
     margins = (scores.diagonal()[:, None] - scores) / gaps.clamp(min=1e-300).sqrt()
     return margins.fill_diagonal_(torch.inf).amin(1)
@@ -344,26 +420,6 @@ def _class_sums(blocks, K):
     return sums
 
 
-def _between_basis(means, counts, eps):
-    """Nonzero spectrum of Σ_B: eigenvalues ``(r,)`` and eigenvectors ``(d, r)``.
-
-    Directions that are only rounding noise of the features (relative eigenvalue below
-    ``max(K, d)·ε²`` of their dtype, and never below float64's ``max(K, d)·ε``) are cut.
-    """
-    K, d = means.shape
-    centred = means - counts.double() @ means / counts.sum()
-    if d > K:  # a QR factorisation first: the same accuracy, half the time
-        orthogonal, centred = torch.linalg.qr(centred.T)
-        vectors, singular, _ = torch.linalg.svd(centred, full_matrices=False)
-        vectors = (orthogonal @ vectors).T
-    else:
-        _, singular, vectors = torch.linalg.svd(centred, full_matrices=False)
-    spectrum = singular.square() / K
-    cut = max(K, d) * max(eps**2, torch.finfo(torch.float64).eps)
-    keep = spectrum > cut * spectrum[0]
-    return spectrum[keep], vectors[keep].T
-
-
 def _normalised_distance(gram, what):
     """``‖G/‖G‖ - Ê‖``; NaN with a warning for G = 0."""
     norm = gram.norm()
@@ -372,29 +428,3 @@ def _normalised_distance(gram, what):
         return float("nan")
     target = frames.etf_gram(len(gram), dtype=gram.dtype, device=gram.device)
     return float((gram / norm - target).norm())
-
-
-def _metrics(counts, means, spectrum, moments, trace_within, weight, bias):
-    """The metrics from the spectrum of Σ_B and Σ_W's ``moments`` along its eigenvectors."""
-    K = len(counts)
-    global_mean = counts.double() @ means / counts.sum()
-    centred = means - global_mean
-    total = float(centred.square().sum()) / K
-    if len(spectrum) == 0:
-        warnings.warn("all class means are equal: NC1 is undefined (NaN)", RuntimeWarning, 3)
-    result = {
-        "nc1": float((moments / spectrum).sum()) / K if len(spectrum) else float("nan"),
-        "nc1_ratio": trace_within / total if total > 0 else float("nan"),
-        "nc2_means": _normalised_distance(centred @ centred.T, "the Gram matrix of class means"),
-    }
-    if weight is None:
-        return result
-    weight = weight.to(means.device)
-    recentred = weight - weight.mean(0)
-    logits = weight @ global_mean + (0.0 if bias is None else bias.to(means.device))
-    for suffix, rows in (("", weight), ("_centered", recentred)):
-        result["nc2" + suffix] = _normalised_distance(rows @ rows.T, "the Gram matrix of W")
-        result["nc3" + suffix] = _normalised_distance(rows @ centred.T, "the product of W and M")
-    result["residual"] = float(logits.norm())
-    result["residual_centered"] = float((logits - logits.mean()).norm())
-    return result

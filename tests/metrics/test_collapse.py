@@ -165,6 +165,29 @@ def test_float32_features_far_from_zero_keep_six_digits(K, d, width):
             assert got[name] == pytest.approx(want[name], rel=1e-7, abs=1e-12), name
 
 
+@pytest.mark.parametrize("case", ["plain", "one thin direction", "two equal means", "far mean"])
+def test_many_classes_match_the_definitions(case):
+    """From 256 classes on the spectrum of the means is that of their Gram matrix, where safe."""
+    rng = np.random.default_rng(4)
+    K, d, n = 260, 270, 2
+    y, means = np.repeat(np.arange(K), n), rng.standard_normal((K, d))
+    noise = rng.standard_normal((K * n, d))
+    if case == "one thin direction":
+        means[:, 0] *= 1e-5
+    if case == "two equal means":
+        means[1] = means[0]
+        noise[2:4] = noise[:2] = [noise[0], -noise[0]]  # their sample means are equal too
+    F = means[y] + 0.3 * noise + (1e4 if case == "far mean" else 0)
+    W, b = means + 0.1 * rng.standard_normal((K, d)), rng.standard_normal(K)
+    W -= W.mean(1, keepdims=True)
+    got, want = nc_metrics(F, y, W, b), wide_oracle(F, y, W, b)
+    streamed = ClassStatistics(K, d).update(F, y).metrics(W, b)
+    for name in want:
+        assert got[name] == pytest.approx(want[name], rel=1e-6, abs=1e-10), name
+        if name != "ncc_disagreement":
+            assert streamed[name] == pytest.approx(want[name], rel=1e-6, abs=1e-10), name
+
+
 def test_a_class_is_only_taken_for_granted_where_both_rules_choose_it():
     """Collapsed features, far inside their classes, but the classifier swaps two classes."""
     rng = np.random.default_rng(3)
