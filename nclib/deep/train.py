@@ -10,6 +10,7 @@ import os
 import time
 import warnings
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
@@ -307,10 +308,14 @@ def _grid_together(start, cells, data, recipe, measure, measure_at, checkpoint, 
     generators = {seed: torch.Generator().manual_seed(seed) for seed in seeds}
     histories = [[] for _ in cells]
     done = [None] * len(cells)
-    alive = list(range(len(cells)))
-    params, buffers = torch.func.stack_module_state(start)
-    params = {name: p.detach() for name, p in params.items()}
-    velocity = {name: torch.zeros_like(p) for name, p in params.items()}
+    kinds = list(dict.fromkeys(cell.loss for cell in cells))
+    # In the order of the losses: the logits of one loss are then a slice of the stack.
+    alive = sorted(range(len(cells)), key=lambda i: kinds.index(cells[i].loss))
+    # One row of parameters per cell: an optimiser step is a few operations on the whole stack.
+    params, buffers = torch.func.stack_module_state([start[i] for i in alive])
+    shapes = {name: p.shape[1:] for name, p in params.items()}
+    params = torch.cat([p.detach().flatten(1) for p in params.values()], 1)
+    velocity = torch.zeros_like(params)
     skeleton = start[0]
     first, state = 0, _load(checkpoint)
     if state is not None:
@@ -320,10 +325,13 @@ def _grid_together(start, cells, data, recipe, measure, measure_at, checkpoint, 
         for seed in seeds:
             generators[seed].set_state(state["generators"][str(seed)])
 
+    def values_of(position):
+        # Copies: measuring must not touch the stack.
+        stacks = (_unpack(params, shapes) | buffers).items()
+        return {name: stack[position].clone() for name, stack in stacks}
+
     def net_of(position):
-        # A fresh net per cell: measuring must not touch the stack.
-        values = {n: t[position].clone() for n, t in (params | buffers).items()}
-        skeleton.load_state_dict(values)
+        skeleton.load_state_dict(values_of(position))
         return skeleton
 
     def record(position, epoch, **values):
@@ -351,23 +359,20 @@ def _grid_together(start, cells, data, recipe, measure, measure_at, checkpoint, 
             }
             if augment is not None:
                 batches = {s: (augment(x, generators[s]), y) for s, (x, y) in batches.items()}
-            stacks = (params, buffers, velocity)
+            stacks = (params, shapes, buffers, velocity)
             living = [cells[i] for i in alive]
-            losses = _stacked_step(skeleton, stacks, living, batches, rates, recipe)
-            total += losses
+            total += _stacked_step(skeleton, stacks, living, batches, rates, recipe)
         for position in range(len(alive)):
             rate, mean = float(rates[position]), float(total[position]) / steps
             record(position, epoch + 1, lr=rate, train_loss=mean)
         stay = [p for p, i in enumerate(alive) if cells[i].epochs > epoch + 1]
         for position, i in enumerate(alive):
             if cells[i].epochs == epoch + 1:
-                done[i] = {n: t[position].clone() for n, t in (params | buffers).items()}
+                done[i] = values_of(position)
         if len(stay) < len(alive):
             alive = [alive[p] for p in stay]
-            params, buffers, velocity = (
-                {n: t[stay].contiguous() for n, t in stack.items()}
-                for stack in (params, buffers, velocity)
-            )
+            params, velocity = params[stay], velocity[stay]
+            buffers = {name: stack[stay] for name, stack in buffers.items()}
         if checkpoint is not None and (not alive or time.monotonic() - saved > SAVE_EVERY):
             saved = time.monotonic()
             _save(
@@ -393,50 +398,53 @@ def _grid_together(start, cells, data, recipe, measure, measure_at, checkpoint, 
     return results
 
 
+def _unpack(params, shapes):
+    """Views of stacked parameters ``(C, P)`` as name -> ``(C, *shape)``."""
+    parts = params.split([shape.numel() for shape in shapes.values()], 1)
+    named = zip(shapes.items(), parts, strict=True)
+    return {name: part.reshape(len(params), *shape) for (name, shape), part in named}
+
+
 def _stacked_step(skeleton, stacks, cells, batches, rates, recipe):
     """One SGD step of all living cells; updates the stacks, returns the losses ``(C,)``.
 
     ``batches``: seed -> ``(inputs, labels)``.
     """
-    params, buffers, velocity = stacks
+    params, shapes, buffers, velocity = stacks
     seeds = list(batches)
     own = torch.tensor([seeds.index(cell.seed) for cell in cells], device=rates.device)
     inputs, labels = (torch.stack(parts)[own] for parts in zip(*batches.values(), strict=True))
-    leaves = {name: p.requires_grad_() for name, p in params.items()}
+    leaf = params.requires_grad_()
 
     def forward(p, b, x):
         return torch.func.functional_call(skeleton, (p, b), (x,))
 
     with torch.autocast(rates.device.type, torch.bfloat16, enabled=recipe.bf16):
-        logits = torch.vmap(forward, randomness="different")(leaves, buffers, inputs)
+        stacked = torch.vmap(forward, randomness="different")
+        logits = stacked(_unpack(leaf, shapes), buffers, inputs)
     losses = _cell_losses(cells, logits, labels)
-    gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
-    with torch.no_grad():
-        scale = torch.ones_like(rates)
-        if recipe.clip is not None:
-            norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
-            scale = (recipe.clip / (norms + 1e-6)).clamp(max=1)
-        for (name, p), g in zip(leaves.items(), gradients, strict=True):
-            shape = (-1,) + (1,) * (p.ndim - 1)
-            g = g * scale.view(shape) + recipe.weight_decay * p
-            step = velocity[name].mul_(recipe.momentum).add_(g)
-            if recipe.nesterov:
-                step = g + recipe.momentum * step
-            p.requires_grad_(False).sub_(rates.view(shape) * step)
+    (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+    params.requires_grad_(False)
+    if recipe.clip is not None:
+        norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+        gradient *= (recipe.clip / (norms + 1e-6)).clamp(max=1)
+    gradient.add_(params, alpha=recipe.weight_decay)
+    step = velocity.mul_(recipe.momentum).add_(gradient)
+    if recipe.nesterov:
+        step = gradient.add_(step, alpha=recipe.momentum)
+    params.addcmul_(rates[:, None], step, value=-1)
     return losses.detach()
 
 
 def _cell_losses(cells, logits, labels):
-    """Mean loss of each cell ``(C,)``; cells with the same loss are evaluated together."""
-    groups = {}
-    for c, cell in enumerate(cells):
-        groups.setdefault(cell.loss, []).append(c)
-    losses = [None] * len(cells)
-    for loss, members in groups.items():
-        values = loss.per_sample(logits[members].flatten(0, 1), labels[members].flatten())
-        for c, value in zip(members, values.view(len(members), -1).mean(1), strict=True):
-            losses[c] = value
-    return torch.stack(losses)
+    """Mean loss of each cell ``(C,)``; neighbours with the same loss are evaluated together."""
+    runs = [(loss, len(list(same))) for loss, same in groupby(cell.loss for cell in cells)]
+    sizes = [count for _, count in runs]
+    losses = [
+        loss.per_sample(z.flatten(0, 1), y.flatten()).view(len(z), -1).mean(1)
+        for (loss, _), z, y in zip(runs, logits.split(sizes), labels.split(sizes), strict=True)
+    ]
+    return torch.cat(losses)
 
 
 def _optimizer(net, recipe, *, fused):
