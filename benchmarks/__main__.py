@@ -43,7 +43,12 @@ def main(names, out, toy, rounds, listing):
         lines.append(harness.table_row(ROWS[name], sides, rates))
         click.echo(report.line(lines[-1]))
     if lines:
-        report.store_rows(folder, pd.DataFrame(lines), list(ROWS))
+        table = report.store_rows(folder, pd.DataFrame(lines), list(ROWS))
+        missed = table["row"][
+            (table["ratio"] < table["goal"]) | (table["over_floor"] > table["most"])
+        ]
+        if not toy:
+            report.store_profiles(folder, [harness.apart({"profile": name}) for name in missed])
     if "scaling" in chosen:
         report.store(folder, "scaling", scaling.run(scaling.TOY if toy else scaling.SWEEPS))
     if "notebooks" in chosen and len(split := notebooks.split()):

@@ -40,8 +40,8 @@ class Task:
 class Row:
     """One line of the table: ``prepare(**sizes) -> Task``, with ``full`` and ``toy`` sizes.
 
-    ``goal``: the least baseline/ours that is asked for, if any.  ``tolerance``: of the values,
-    relative.
+    ``goal``: the least baseline/ours that is asked for, if any; ``most``: the most ours/floor.
+    ``tolerance``: of the values, relative.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Row:
     full: dict
     toy: dict
     goal: float | None = None
+    most: float | None = None
     tolerance: float = 1e-6
     repeats: int = 3
 
@@ -146,6 +147,30 @@ def measure_side(row, side, size):
     }
 
 
+def profile(row, *, most=5):
+    """Where the time of our side of a row goes: its costliest operators, a list of dicts.
+
+    Measured by PyTorch's profiler in a second run; ``share`` is of the time of all operators.
+    """
+    function = row.task("full").ours
+    function()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        function()
+    events = found.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    costliest = sorted(events, key=lambda event: -event.self_cpu_time_total)[:most]
+    return [
+        {
+            "row": row.name,
+            "operator": event.key.removeprefix("aten::"),
+            "calls": event.count,
+            "seconds": event.self_cpu_time_total / 1e6,
+            "share": event.self_cpu_time_total / total,
+        }
+        for event in costliest
+    ]
+
+
 def apart(request):
     """The answer of ``python -m benchmarks.one`` to a request, both JSON."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -199,6 +224,7 @@ def table_row(row, sides, rates):
         "goal": row.goal,
         "floor_s": floor or None,
         "over_floor": best["ours"] / floor if floor else None,
+        "most": row.most,
         "ours_mb": ours["memory"],
         "baseline_mb": baseline["memory"],
         "difference": disagreement(ours["values"], baseline["values"]),

@@ -130,6 +130,7 @@ ROWS = [
         {"N": N, "d": d, "K": K, "ratio": ratio},
         TOY | {"K": 40 if K > 500 else 5, "ratio": ratio},
         goal=goal,
+        most=2.5,
         tolerance=1e-5,
     )
     for N, d, K, ratio, state, suffix, goal in (

@@ -10,6 +10,8 @@ def main():
     request = json.loads(sys.argv[1])
     if request.get("rates"):
         answer = harness.machine_rates()
+    elif "profile" in request:
+        answer = harness.profile(rows.ROWS[request["profile"]])
     elif "sweep" in request:
         answer = [scaling.point(request["sweep"], x) for x in request["values"]]
     else:

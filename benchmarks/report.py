@@ -12,9 +12,10 @@ from nclib import files
 FOLDER = Path(__file__).resolve().parent
 RESULTS, README = FOLDER / "results", FOLDER / "README.md"
 COLUMNS = (
-    "row", "what", "ours_s", "baseline_s", "ratio", "goal", "floor_s", "over_floor", "ours_mb",
-    "baseline_mb", "difference", "tolerance", "spread", "load",
+    "row", "what", "ours_s", "baseline_s", "ratio", "goal", "floor_s", "over_floor", "most",
+    "ours_mb", "baseline_mb", "difference", "tolerance", "spread", "load",
 )  # fmt: skip
+PROFILE = ("row", "operator", "calls", "seconds", "share")
 START, END = "<!-- table -->", "<!-- /table -->"
 
 
@@ -40,7 +41,7 @@ def _digits(value):
 
 
 def store_rows(folder, measured, order):
-    """Write measured rows, keep the stored ones that were not measured now."""
+    """Write measured rows, keep the stored ones that were not measured now; returns all."""
     path = folder / "rows.csv"
     if path.exists():
         old = pd.read_csv(path)
@@ -49,6 +50,13 @@ def store_rows(folder, measured, order):
     place = {name: i for i, name in enumerate(order)}
     table = measured.sort_values("row", key=lambda names: names.map(place))
     store(folder, "rows", table[list(COLUMNS)])
+    return table
+
+
+def store_profiles(folder, profiles):
+    """``profiles.csv``: the costliest operators of each row that misses its goal."""
+    lines = [line for profile in profiles for line in profile]
+    store(folder, "profiles", pd.DataFrame(lines, columns=list(PROFILE)))
 
 
 def load(folder, name):
@@ -64,6 +72,10 @@ def markdown(folder=RESULTS):
     if rows is not None:
         head = "| row | task | ours | baseline | ratio | goal | ours / floor | memory |"
         parts.append("\n".join([head, "|---|---|---|---|---|---|---|---|", *_lines(rows)]))
+    profiles = load(folder, "profiles")
+    if profiles is not None and len(profiles):
+        head = "| misses a goal | where its time goes: operator (calls, share) |\n|---|---|"
+        parts.append("\n".join([head, *_profile_lines(profiles)]))
     sweep = load(folder, "scaling")
     if sweep is not None:
         slopes = [f"| {name} | {slope:.2f} |" for name, slope in scaling.slopes(sweep).items()]
@@ -87,11 +99,22 @@ def _lines(rows):
         if goal:
             goal += " ✓" if r["ratio"] >= r["goal"] else " ✗"
         floor = "" if math.isnan(r["over_floor"]) else f"{r['over_floor']:.1f}"
+        if not math.isnan(r["most"]):
+            floor += f" (≤ {r['most']:g} {'✓' if r['over_floor'] <= r['most'] else '✗'})"
         yield (
             f"| `{r['row']}` | {r['what']} | {_seconds(r['ours_s'])} | {_seconds(r['baseline_s'])} "
             f"| {r['ratio']:.1f} | {goal} | {floor} | {r['ours_mb']:.0f} / "
             f"{r['baseline_mb']:.0f} MB |"
         )
+
+
+def _profile_lines(profiles):
+    for name, part in profiles.groupby("row", sort=False):
+        words = [
+            f"{p['operator']} ({p['calls']}, {100 * p['share']:.0f} %)"
+            for p in part.to_dict("records")
+        ]
+        yield f"| `{name}` | {', '.join(words)} |"
 
 
 def _seconds(value):

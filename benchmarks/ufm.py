@@ -16,7 +16,7 @@ LOSSES = {
 }
 PRECISION = 1e-12  # of the value
 GTOL = 1e-8  # the gradient at which scipy stops: its line search stalls further down
-MEMORY = 5  # pairs of the batched L-BFGS: these problems gain nothing from more
+MEMORY = 4  # pairs of the batched L-BFGS: these problems gain nothing from more
 
 
 def optima(K, n, d, starts):

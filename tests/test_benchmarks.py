@@ -6,6 +6,7 @@ import sys
 
 import pandas as pd
 import pytest
+import torch
 
 from benchmarks import harness, notebooks, report, scaling
 from benchmarks.rows import ROWS
@@ -108,6 +109,24 @@ def test_rows_not_measured_keep_their_numbers(tmp_path):
     assert found["row"].tolist() == ["a", "b"]
     assert tuple(found.columns) == report.COLUMNS
     assert found["ours_s"].tolist() == [1.235, 1.235]
+
+
+def test_a_profile_names_the_costliest_operators():
+    product = torch.randn(400, 400)
+    task = harness.Task(lambda: {"a": float((product @ product).sum())}, dict)
+    row = harness.Row("product", "one product", lambda: task, {}, {})
+    found = harness.profile(row, most=2)
+    assert found[0]["operator"] == "mm" and found[0]["calls"] == 1
+    assert found[0]["share"] > 0.5 and len(found) == 2
+    assert tuple(found[0]) == report.PROFILE
+
+
+def test_rows_that_miss_a_goal_are_profiled(tmp_path):
+    lines = [{"row": "a", "operator": "mm", "calls": 3, "seconds": 0.5, "share": 0.62}]
+    report.store_profiles(tmp_path, [lines])
+    assert "| `a` | mm (3, 62 %) |" in report.markdown(tmp_path)
+    report.store_profiles(tmp_path, [])
+    assert report.markdown(tmp_path) == ""
 
 
 def test_the_readme_holds_the_stored_table():

@@ -269,7 +269,7 @@ def assignments(table, orders, names):
         range(len(labels)), [text.replace(" opposite ", "\nopposite ") for text in opposite]
     )
     ax.set(ylabel="test accuracy", xlim=(-0.5, len(labels) - 0.5))
-    ax.set_title("Similar classes opposite each other: worst")
+    ax.set_title("Similar classes opposite: worst")
     return figure
 
 

@@ -5,6 +5,7 @@ Variables are ``features (N, d)``, ``weight (K, d)`` and, unless ``lambda_b`` is
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import pandas as pd
 import torch
@@ -37,7 +38,7 @@ class Problem:
         if self.lambda_b is not None:
             checks.real("lambda_b", self.lambda_b, at_least=0)
 
-    @property
+    @cached_property
     def labels(self):
         """``(N,)``: 0, …, 0, 1, …, K-1."""
         return torch.arange(self.K).repeat_interleave(self.n)

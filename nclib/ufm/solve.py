@@ -254,7 +254,7 @@ def _line_search(value_and_gradient, x, f, d, slope, t, going):
     again.  Returns points, values, gradients, and the indices of the starts that found no step.
     """
     limit = f + _rounding(f)
-    new_x = x + t[:, None] * d
+    new_x = torch.addcmul(x, t[:, None], d)
     new_f, new_g = value_and_gradient(new_x)
     waiting = (going & ~(new_f <= limit + 1e-4 * t * slope)).nonzero().flatten()
     for _ in range(29):
