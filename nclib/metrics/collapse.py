@@ -223,9 +223,9 @@ def nc_metrics(features, labels, weight=None, bias=None, *, num_classes=None):
         whole = inside and len(spectrum) == min(K - 1, d)  # the span holds every class mean
         span = directions if whole else None
         rule = _Agreement(classes, shift.to(exact), span)
-    projected = None
+    projected, room = None, torch.empty_like(blocks[0][0])  # one block's residuals, used again
     for x, y in blocks:
-        residual = shift.index_select(0, y)
+        residual = torch.index_select(shift, 0, y, out=room[: len(x)])
         residual = torch.sub(x, residual, out=residual).to(exact)
         norms = torch.linalg.vector_norm(residual, dim=1)
         squares += norms.double().square().sum()
