@@ -250,7 +250,7 @@ class _Pairs:
 
 
 def _line_search(value_and_gradient, x, f, d, slope, t, going):
-    """Halve the steps ``t`` until each start descends enough; only those that do not are evaluated
+    """Cut the steps ``t`` until each start descends enough; only those that do not are evaluated
     again.  Returns points, values, gradients, and the indices of the starts that found no step.
     """
     limit = f + _rounding(f)
@@ -260,8 +260,10 @@ def _line_search(value_and_gradient, x, f, d, slope, t, going):
     for _ in range(29):
         if len(waiting) == 0:
             break
-        rise = new_f[waiting] - f[waiting] - t[waiting] * slope[waiting]
-        t[waiting] *= (-t[waiting] * slope[waiting] / (2 * rise)).clamp(0.1, 0.5)
+        # The minimum of the parabola through f, its slope and new_f; half where new_f is NaN.
+        fall = -t[waiting] * slope[waiting]
+        shorter = fall / (2 * (new_f[waiting] - f[waiting] + fall))
+        t[waiting] *= shorter.nan_to_num(0.5).clamp(0.1, 0.5)
         new_x[waiting] = x[waiting] + t[waiting, None] * d[waiting]
         new_f[waiting], new_g[waiting] = value_and_gradient(new_x[waiting])
         enough = new_f[waiting] <= (limit + 1e-4 * t * slope)[waiting]

@@ -107,6 +107,17 @@ def test_steps_that_overshoot_are_cut_back():
     assert found.values.max() == pytest.approx(1.0, abs=1e-13)
 
 
+def test_steps_out_of_the_domain_are_cut_back():
+    barrier = lambda x: (
+        0.01 * x - torch.log(x)
+    ).sum()  # NaN below 0, infinite at 0, minimum at 100
+    starts = torch.tensor([[1e-3, 500.0], [900.0, 2.0], [50.0, 3000.0]])
+    found = solve.minimize_many(barrier, {"x": starts})
+    torch.testing.assert_close(
+        found.variables["x"], torch.full((3, 2), 100.0).double(), rtol=1e-6, atol=0
+    )
+
+
 def test_iterations_are_those_of_a_quasi_newton_method():
     from scipy.optimize import minimize
 
