@@ -47,14 +47,17 @@ def test_one_plain_sgd_epoch_by_hand():
     assert torch.allclose(weights(net), weights(other), atol=1e-14)
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_a_stacked_grid_equals_separate_trainings(nesterov):
-    points, recipe = data(), replace(RECIPE, nesterov=nesterov)
-    cells = [
+@pytest.mark.parametrize(
+    ("nesterov", "clip"), [(False, None), (True, None), (False, 0.05), (False, 0.5), (True, 1e6)]
+)
+def test_a_stacked_grid_equals_separate_trainings(nesterov, clip):
+    points, recipe = data(), replace(RECIPE, nesterov=nesterov, clip=clip)
+    cells = [  # losses and seeds in no order
         train.Cell(loss, seed, epochs)
-        for loss in (CE, MSE)
-        for seed, epochs in ((0, 6), (1, 6), (0, 3))
-    ]
+        for loss, seed, epochs in (
+            (CE, 0, 6), (MSE, 1, 6), (CE, 1, 3), (MSE, 0, 3), (CE, 0, 3), (CE, 1, 6),
+        )
+    ]  # fmt: skip
     measure = lambda net, cell, epoch: {"accuracy": collect.accuracy(net, points)}
     options = {"measure": measure, "measure_at": [0, 2]}
     stacked = train.grid(build, cells, points, recipe, **options)

@@ -34,6 +34,14 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda p: f"{p.loss}-K{p.K}-d{p.d}-b{p.lambda_b}")
+def test_the_stacked_objective_is_the_objective_of_each(case):
+    starts = [case.start(generator(seed), 1.0) for seed in range(3)]
+    stacked = {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
+    want = torch.stack([case(**start) for start in starts])
+    torch.testing.assert_close(case.many(**stacked), want)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda p: f"{p.loss}-K{p.K}-d{p.d}-b{p.lambda_b}")
 def test_optimiser_reaches_the_closed_form_and_never_goes_below(case):
     best = case.optimum()
     found = [ufm.solve(case, generator=generator(s), scale=0.5) for s in range(3)]
