@@ -10,8 +10,16 @@ claim table::
       statement: NC1 falls to zero on the training set for all four losses.
       source: Zhou et al. 2022, figures; needs a wide net
       needs: paper  # optional: a row without a check then reads `not run`, with this profile
+      networks: true  # optional: all checks, or the listed ones, are findings on trained networks
 
-A notebook only supplies the numbers.  The verdict is computed from them here, never typed.
+A notebook only supplies the numbers.  The verdict is computed from them here, never typed:
+
+``holds``           the check passed
+``counterexample``  it passed, and shows that the statement is false or conditional
+``not reproduced``  a finding on trained networks that this run does not show
+``not converged``   the search that should have decided it got stuck
+``not run``         nothing was measured, or outside the range for which the row is stated
+``fails``           theory or a regression broke
 """
 
 import json
@@ -21,12 +29,15 @@ from pathlib import Path
 
 from nclib import checks, files, paths
 
-VERDICTS = ("holds", "fails", "counterexample", "not run")
+VERDICTS = ("holds", "counterexample", "not run", "not reproduced", "not converged", "fails")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Claim:
-    """One check: ``verdict`` is one of ``holds``, ``fails``, ``counterexample``, ``not run``."""
+    """One check; ``verdict`` is one of :data:`VERDICTS`.
+
+    Its text form has no measured number, so a stored notebook reads the same on every machine.
+    """
 
     id: str
     statement: str
@@ -37,6 +48,9 @@ class Claim:
     verdict: str
     note: str = ""
 
+    def __repr__(self):
+        return f"{self.id}: {self.verdict}"
+
 
 class Ledger:
     """Claims of one notebook, in the order of its claim table.
@@ -46,6 +60,11 @@ class Ledger:
     row id with a suffix when one row needs several checks.  Raises
     :class:`~nclib.checks.InputError` for a row that the catalogue does not have, and for an id used
     twice.
+
+    Options of all four kinds: ``note``; ``counterexample=True`` if passing shows that the statement
+    is false or conditional; ``converged=False`` if the search behind the number got stuck, so that
+    a number off its bound reads ``not converged``; ``applies=False`` outside the range for which
+    the row is stated, which then reads ``not run``.
     """
 
     def __init__(self, notebook, catalogue=None):
@@ -56,25 +75,25 @@ class Ledger:
 
     # The four kinds of check -------------------------------------------------------------------
 
-    def close(self, check, measured, expected, *, tolerance, note="", counterexample=False):
+    def close(self, check, measured, expected, *, tolerance, **options):
         """``|measured - expected| <= tolerance`` (absolute)."""
         measured, expected = _number(measured), _number(expected)
         passed = abs(measured - expected) <= tolerance  # false if either is NaN
-        return self._add(check, measured, expected, tolerance, passed, note, counterexample)
+        return self._add(check, measured, expected, tolerance, passed, **options)
 
-    def below(self, check, measured, bound, *, note="", counterexample=False):
+    def below(self, check, measured, bound, **options):
         """``measured <= bound``."""
         measured = _number(measured)
         passed = -math.inf < measured <= bound
-        return self._add(check, measured, f"<= {bound:g}", None, passed, note, counterexample)
+        return self._add(check, measured, f"<= {bound:g}", None, passed, **options)
 
-    def above(self, check, measured, bound, *, note="", counterexample=False):
+    def above(self, check, measured, bound, **options):
         """``measured >= bound``."""
         measured = _number(measured)
         passed = bound <= measured < math.inf
-        return self._add(check, measured, f">= {bound:g}", None, passed, note, counterexample)
+        return self._add(check, measured, f">= {bound:g}", None, passed, **options)
 
-    def equal(self, check, measured, expected, *, note="", counterexample=False):
+    def equal(self, check, measured, expected, **options):
         """Exact equality, for counts, booleans and names."""
         measured = measured.item() if hasattr(measured, "item") else measured
         expected = expected.item() if hasattr(expected, "item") else expected
@@ -84,12 +103,23 @@ class Ledger:
                 f"{expected!r}; compare floats with close()"
             )
         passed = measured == expected
-        return self._add(check, measured, expected, 0.0, passed, note, counterexample)
+        return self._add(check, measured, expected, 0.0, passed, **options)
 
     # -------------------------------------------------------------------------------------------
 
-    def _add(self, check, measured, expected, tolerance, passed, note, counterexample):
-        row = check.split(".")[0]
+    def _add(
+        self,
+        check,
+        measured,
+        expected,
+        tolerance,
+        passed,
+        note="",
+        counterexample=False,
+        converged=True,
+        applies=True,
+    ):
+        row = row_of(check)
         if row not in self.catalogue:
             raise checks.InputError(
                 f"claim {check}: the catalogue of {self.notebook} has no row {row}; it has "
@@ -97,8 +127,16 @@ class Ledger:
             )
         if check in self._claims:
             raise checks.InputError(f"claim {check} was checked twice; give each check a suffix")
-        verdict = ("counterexample" if counterexample else "holds") if passed else "fails"
         entry = self.catalogue[row]
+        if not applies:
+            verdict = "not run"
+            note = "; ".join(filter(None, (note, "outside the range for which the row is stated")))
+        elif passed:
+            verdict = "counterexample" if counterexample else "holds"
+        elif not converged:
+            verdict = "not converged"
+        else:
+            verdict = "not reproduced" if _on_networks(entry, check) else "fails"
         if isinstance(measured, float) and not math.isfinite(measured):
             measured = str(measured)  # JSON has no NaN
         claim = Claim(
@@ -119,7 +157,7 @@ class Ledger:
         """All claims in the order of the table; rows without a check read ``not run``."""
         found = []
         for row, entry in self.catalogue.items():
-            checks_of_row = [c for k, c in self._claims.items() if k.split(".")[0] == row]
+            checks_of_row = [c for k, c in self._claims.items() if row_of(k) == row]
             if not checks_of_row:
                 needs = entry.get("needs")
                 note = f"needs profile {needs}" if needs else "no check was executed"
@@ -167,7 +205,7 @@ class Ledger:
         forgotten = [
             row
             for row, entry in self.catalogue.items()
-            if "needs" not in entry and not any(k.split(".")[0] == row for k in self._claims)
+            if "needs" not in entry and not any(row_of(k) == row for k in self._claims)
         ]
         if forgotten:
             raise checks.InputError(
@@ -177,21 +215,32 @@ class Ledger:
         write_json(Path(folder) / "claims.json", [asdict(claim) for claim in self.claims])
 
 
+def row_of(check):
+    """The row id of a check id: ``L1`` of ``L1.ce``."""
+    return check.split(".")[0]
+
+
+def _on_networks(entry, check):
+    """Whether ``check`` is a finding on trained networks, by the ``networks`` of its row."""
+    listed = entry.get("networks", False)
+    suffix = check.partition(".")[2]
+    return listed if isinstance(listed, bool) else suffix.partition(".")[0] in listed
+
+
 def worst(verdicts):
-    """The verdict of a row with several checks: fails > not run > counterexample > holds."""
-    order = ("fails", "not run", "counterexample", "holds")
-    return min(verdicts, key=order.index)
+    """The verdict of a row with several checks: the last of :data:`VERDICTS` among theirs."""
+    return max(verdicts, key=VERDICTS.index)
 
 
 def load_catalogue(notebook):
-    """The claim table of a notebook: row id -> ``statement``, ``source`` and maybe ``needs``."""
+    """The claim table of a notebook: row id -> its entry, as the head of this module shows it."""
     path = paths.CLAIMS / f"{notebook}.yaml"
     if not path.exists():
         raise checks.InputError(f"no claim catalogue for {notebook}: expected {path}")
     catalogue = files.read_yaml(path)
     for row, entry in catalogue.items():
         missing = {"statement", "source"} - entry.keys()
-        unknown = entry.keys() - {"statement", "source", "needs"}
+        unknown = entry.keys() - {"statement", "source", "needs", "networks"}
         if missing or unknown:
             problem = f"lacks {sorted(missing)}" if missing else f"has unknown {sorted(unknown)}"
             raise checks.InputError(f"{path.name}, row {row} {problem}")

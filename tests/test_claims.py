@@ -101,6 +101,42 @@ def test_rows_show_the_worst_of_their_checks():
 
 def test_one_failing_check_outweighs_any_other():
     assert claims.worst(["holds", "counterexample", "not run", "fails"]) == "fails"
+    assert claims.worst(["not run", "not reproduced", "not converged"]) == "not converged"
     assert claims.worst(["holds", "counterexample", "not run"]) == "not run"
     assert claims.worst(["holds", "counterexample"]) == "counterexample"
     assert claims.worst(["holds"]) == "holds"
+
+
+def test_a_check_that_is_missed_says_why():
+    catalogue = {
+        "L1": {"statement": "theory", "source": "s"},
+        "L2": {"statement": "networks", "source": "s", "networks": True},
+        "L3": {"statement": "both", "source": "s", "networks": ["net"]},
+    }
+    one = claims.Ledger("01_multi_loss_equivalence", catalogue)
+    assert one.below("L1.a", 2, 1).verdict == "fails"
+    assert one.below("L1.b", 2, 1, converged=False).verdict == "not converged"
+    assert one.below("L1.c", 1, 1, converged=False).verdict == "holds"
+    assert one.below("L1.d", 2, 1, applies=False, note="K = 1").verdict == "not run"
+    assert one.below("L1.e", 0, 1, applies=False).verdict == "not run"
+    assert one.claims[3].note == "K = 1; outside the range for which the row is stated"
+    assert one.below("L2", 2, 1).verdict == "not reproduced"
+    assert one.below("L2.x", 0, 1).verdict == "holds"
+    assert one.below("L3.net", 2, 1).verdict == "not reproduced"
+    assert one.below("L3.net.2", 2, 1).verdict == "not reproduced"
+    assert one.below("L3.network", 2, 1).verdict == "fails"
+    assert one.below("L3.value", 2, 1).verdict == "fails"
+
+
+def test_the_text_of_a_claim_has_no_measured_number():
+    one = ledger()
+    assert repr(one.below("L1.a", 0.123456789, 1)) == "1.L1.a: holds"
+
+
+def test_no_row_swallows_another_that_begins_alike():
+    one = ledger()
+    one.below("L10.a", 2, 1)
+    one.below("L1.a", 0, 1)
+    one.below("L2", 0, 1)
+    table = one.verdicts().set_index("id")
+    assert dict(table["verdict"]) == {"1.L1": "holds", "1.L2": "holds", "1.L10": "fails"}
