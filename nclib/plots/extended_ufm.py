@@ -308,7 +308,7 @@ def relu_shapes(table, maps):
 
 
 def flows(path, joint):
-    """Central path (``setting, time, nc1``) and plain descent (``step, nc1``) of NC1."""
+    """NC1 on central paths (``setting, time, nc1``), in joint descents (``start, step, nc1``)."""
     figure, (left, right) = style.grid(1, 2, width=8.6, height=2.4)
     for color, (name, part) in zip(PALETTE, path.groupby("setting", sort=False), strict=False):
         left.plot(part["time"], part["nc1"], color=color, label=name)
@@ -316,11 +316,11 @@ def flows(path, joint):
     left.set(xlabel="time", ylabel=r"Tr $\Sigma_W$ / Tr $\Sigma_B$")
     left.set_title("Classifier always optimal: NC1 only falls")
     left.legend()
-    first = joint["nc1"].iloc[0]
-    right.plot(joint["step"], joint["nc1"] / first, color=ORANGE)
+    for _, part in joint.groupby("start"):
+        right.plot(part["step"], part["nc1"] / part["nc1"].iloc[0], color=ORANGE, lw=0.7)
     right.axhline(1, **GUIDE)
     right.set(xlabel="gradient-descent step", ylabel="NC1 / its initial value")
-    right.set_title("Trained jointly, NC1 may first rise ($M=2$)")
+    right.set_title("Trained jointly, NC1 may first rise: one line per start")
     return figure
 
 

@@ -60,7 +60,7 @@ def test_phases_ladder_and_flows():
     heights = [[p.get_height() for p in ax.patches] for ax in figure.axes[1:]]
     assert heights == [[0, 0, 1], [0.5, 0.5, 0]]
     paths = study.flow_table([(0.05, 0.01)], K=2, n=2, d=3, time=1.0, points=4)
-    figure = plots.flows(paths, pd.DataFrame({"step": [0, 1], "nc1": [2.0, 3.0]}))
+    figure = plots.flows(paths, pd.DataFrame({"start": 0, "step": [0, 1], "nc1": [2.0, 3.0]}))
     assert (1, 1.5) in drawn(figure.axes[1])
 
 
