@@ -101,10 +101,14 @@ def _cost(job):
 @click.option("--out", type=click.Path(file_okay=False), help="Folder for runs/ and figures/.")
 @click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster at this address.")
 @click.option("--force", is_flag=True, help="Run again even if nothing changed.")
-def run(notebooks, profile, pairs, jobs, threads, out, scheduler, force):
+@click.option("--store", is_flag=True, help="Replace the stored results by those of this run.")
+def run(notebooks, profile, pairs, jobs, threads, out, scheduler, force, store):
     """Execute NOTEBOOKS (default: all) and write figures, claims and manifests.
 
-    Exit code: 0 if all ran and no claim fails, 1 if a notebook failed or a claim fails, 2 for
+    Where results of the profile are stored in figures/, they stay, and each notebook says how
+    closely it reproduces them.
+
+    Exit code: 0 if all ran, no claim fails and all stored results are reproduced, 1 if not, 2 for
     wrong input.
     """
     from nclib import runs
@@ -121,6 +125,7 @@ def run(notebooks, profile, pairs, jobs, threads, out, scheduler, force):
         parallel=jobs,
         scheduler=scheduler,
         force=force,
+        store=store,
         progress=sys.stderr.isatty(),
         report=click.echo,
     )
@@ -128,8 +133,13 @@ def run(notebooks, profile, pairs, jobs, threads, out, scheduler, force):
     wrong = sum(o.verdicts.get("fails", 0) for o in outcomes)
     if all(o.status == "unchanged" for o in outcomes):
         click.echo("nothing changed: all results are up to date")
-    if failed or wrong:
-        click.echo(f"{len(failed)} notebook(s) failed, {wrong} claim(s) fail", err=True)
+    differ = sum(o.reproduced is False for o in outcomes)
+    if failed or wrong or differ:
+        click.echo(
+            f"{len(failed)} notebook(s) failed, {wrong} claim(s) fail, {differ} notebook(s) differ "
+            "from the stored results",
+            err=True,
+        )
         sys.exit(1)
 
 
@@ -180,21 +190,25 @@ def sweep(notebook, profile, pairs, seeds, file, jobs, threads, out, scheduler, 
 def claims(name, out, everything):
     """The ledger of the last runs; exit code 1 if a claim fails."""
     from nclib import claims as ledger
-    from nclib import notebook, paths, runs
+    from nclib import paths, runs
 
-    fails = 0
+    fails, results = 0, runs.results(out)
+    known = sorted({run for run, _ in results})
+    if name not in known:
+        there = f"it holds {', '.join(known)}" if known else "start with `nclib run`"
+        raise checks.InputError(f"no run {name} in {paths.figures(out)}; {there}")
     for book in runs.notebooks():
         if not (paths.CLAIMS / f"{book}.yaml").exists():
             continue
-        path = paths.figures(out) / name / book / "claims.json"
-        found = ledger.read(path) if path.exists() else []
+        folder = results.get((name, book))
+        found = ledger.read(folder / "claims.json") if folder else []
         click.echo(f"\n{book} [{name}]" + ("" if found else "  not run"))
         for claim_id, row in _rows(ledger, book, found, everything):
             verdict = row.verdict
             fails += verdict == "fails"
-            color = {"holds": "green", "fails": "red", "counterexample": "yellow"}.get(verdict)
+            color = {"holds": "green", "fails": "red", "not run": None}.get(verdict, "yellow")
             mark = click.style(f"{verdict:14}", fg=color)
-            detail = f"  {notebook.short(row.measured)} ({_bound(row)})" if everything else ""
+            detail = f"  {ledger.short(row.measured)} ({_bound(row)})" if everything else ""
             note = f"  [{row.note}]" if verdict == "not run" and row.note else ""
             click.echo(f"  {claim_id:8} {mark} {row.statement}{detail}{note}")
     if fails:
@@ -203,11 +217,11 @@ def claims(name, out, everything):
 
 
 def _bound(claim):
-    from nclib import notebook
+    from nclib import claims as ledger
 
     if claim.tolerance is None or isinstance(claim.expected, bool | str):
         return str(claim.expected)
-    return f"{notebook.short(claim.expected)} ± {claim.tolerance:g}"
+    return f"{ledger.short(claim.expected)} ± {claim.tolerance:g}"
 
 
 def _rows(ledger, book, found, everything):

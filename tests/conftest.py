@@ -19,7 +19,7 @@ import nbformat
 import pytest
 from PIL import Image
 
-from nclib import claims, paths
+from nclib import files, paths
 
 PARAMETERS = """profile: str = "quick"  # name of the profile
 seed: int = 0  # seed
@@ -172,7 +172,7 @@ class Tiny:
             | {"verdict": verdict}
             for i, verdict in enumerate(verdicts)
         ]
-        claims.write_json(folder / "claims.json", found)
+        files.write_json(folder / "claims.json", found)
         known = {"profile": "quick", "seed": 0, "K": 4, "mode": "ok", "label": "", "epochs": 4}
         manifest = {
             "parameters": known | {"pause": 0.0} | parameters,
@@ -183,7 +183,7 @@ class Tiny:
             "versions": {"torch": "2"},
             "data": {},
         }
-        claims.write_json(folder / "manifest.json", manifest)
+        files.write_json(folder / "manifest.json", manifest)
 
     def here(self, monkeypatch):
         """Make this folder of notebooks that of the testing process, too."""

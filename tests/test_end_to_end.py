@@ -173,7 +173,7 @@ def test_a_lost_figure_or_a_changed_notebook_makes_a_run_unfinished(tiny, tmp_pa
 
 
 def test_the_library_files_of_a_notebook_are_those_it_imports():
-    names = lambda source: {p.name for p in runs.library_files(source)}
+    names = lambda source: {p.name for p in runs.notebook.library_files(source)}
     one = names("from nclib.theory import multi_loss")
     assert {"multi_loss.py", "losses.py", "checks.py", "notebook.py", "claims.py"} <= one
     assert not {"runs.py", "report.py", "cli.py", "train.py", "normalized.py"} & one
@@ -241,8 +241,8 @@ def test_a_kernel_that_does_not_start_is_tried_once_more(tiny, monkeypatch):
             raise RuntimeError("address already in use")
         shutil.copy(source, target)
         staging = os.environ[runs.notebook.FIGURES]
-        runs.claims.write_json(f"{staging}/record.json", {"parameters": {}})
-        runs.claims.write_json(f"{staging}/claims.json", [])
+        runs.files.write_json(f"{staging}/record.json", {"parameters": {}})
+        runs.files.write_json(f"{staging}/claims.json", [])
 
     monkeypatch.setattr(papermill, "execute_notebook", execute)
     monkeypatch.setattr(os, "environ", dict(os.environ))

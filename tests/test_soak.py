@@ -60,9 +60,9 @@ def kill_one_of(ancestors, victim, driver, chance):
 
 def finished_runs_are_whole(out):
     for path in out.glob("figures/*/*/manifest.json"):
-        manifest = runs.claims.read_json(path)
+        manifest = runs.files.read_json(path)
         for name, digest in manifest["files"].items():
-            assert runs._digest(path.with_name(name)) == digest
+            assert runs.files.digest(path.with_name(name)) == digest
 
 
 class Local:
