@@ -179,10 +179,11 @@ class Run:
     def checkpoint(self, name, **config):
         """Path of the checkpoint of the training called ``name`` with this ``config``.
 
-        The file name holds a hash of ``config`` (any JSON-able values) and of the library code that
-        this notebook trains and measures with, so a changed setting never meets an old checkpoint.
+        The file name holds a hash of ``config`` (any JSON-able values), of the calling cell and of
+        the library code that this notebook trains and measures with, so a changed setting never
+        meets an old checkpoint.
         """
-        text = json.dumps(config, sort_keys=True, default=str)
+        text = json.dumps(config, sort_keys=True, default=str) + _calling_cell()
         text += code_digest(self.name) + str(self.threads)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         return files.inside(self.folder / "checkpoints", f"{name}-{digest}.pt")
@@ -207,6 +208,18 @@ class Run:
             found = reproduction.compare(self.figures, self._stored(), self.tables)
             if found.differences:
                 raise reproduction.NotReproduced("; ".join(found.lines()))
+
+
+def _calling_cell():
+    """The code of the cell that runs, without comments and layout; empty outside of notebooks."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    cell = shell.user_ns["In"][-1] if shell else ""
+    try:
+        return ast.dump(ast.parse(cell))
+    except SyntaxError:  # magics
+        return cell
 
 
 def _show(path, name, width):

@@ -105,18 +105,17 @@ def _largest(name, column, found, known, varies):
         wrong = (found != known) & ~(found.isna() & known.isna())
         difference = 0.0
     else:
-        found, known = found.to_numpy(float), known.to_numpy(float)
-        same = (found == known) | (np.isnan(found) & np.isnan(known))  # infinities, too
+        x, y = found.to_numpy(float), known.to_numpy(float)
+        same = (x == y) | (np.isnan(x) & np.isnan(y))  # infinities, too
         with np.errstate(invalid="ignore"):
-            off = np.where(same, 0.0, np.abs(found - known) / (np.abs(known) + FLOOR))
+            off = np.where(same, 0.0, np.abs(x - y) / (np.abs(y) + FLOOR))
         wrong = ~(off <= TOLERANCE)
         difference = float(off.max(initial=0.0))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
-        pick = lambda values: values.iloc[row] if hasattr(values, "iloc") else values[row]
         more = f" and {int(wrong.sum()) - 1} more rows" if wrong.sum() > 1 else ""
         raise NotReproduced(
-            f"table {name}, column {column}, row {row}: {pick(found)}, stored {pick(known)}{more}"
+            f"table {name}, column {column}, row {row}: {found[row]}, stored {known[row]}{more}"
         )
     return difference
 

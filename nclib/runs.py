@@ -308,11 +308,18 @@ def _outcome(job, status, seconds, store):
     return Outcome(job, status, seconds, "", verdicts, notes, reproduced)
 
 
-def _explain(error, job):
-    """An exception as one line, with the way out where nclib knows one."""
-    text = f"{type(error).__name__}: {error}"
+def _explain(error, job, text=None):
+    """An exception as one line, with the way out where nclib knows one.
+
+    ``text``: what a kernel said of its error, which has no number here but names it.
+    """
     folder = paths.runs(job.out).parent
     code = getattr(error, "errno", None)
+    if text is not None:
+        named = re.search(r"\[Errno (\d+)\]", text)
+        # torch.save does not name the error of a disk that fills
+        code = int(named[1]) if named else errno.ENOSPC * ("PytorchStreamWriter" in text)
+    text = text or f"{type(error).__name__}: {error}"
     if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{text}; no space is left for {folder}: free some and run again"
     if code in (errno.EROFS, errno.EACCES, errno.EPERM):
@@ -322,9 +329,6 @@ def _explain(error, job):
 
 def _execute(job, progress, start):
     """Execute and publish; returns what went wrong, or ``None``."""
-    _import_papermill()
-    import papermill
-
     # What a killed run left behind.  Its kernel may live a second longer: it writes to a staging
     # folder of its own, and checkpoints that are the same whoever writes them.
     for stale in job.folder.glob("staging*"):
@@ -333,8 +337,39 @@ def _execute(job, progress, start):
         stale.unlink(missing_ok=True)
     staging = Path(tempfile.mkdtemp(prefix="staging-", dir=job.folder))
     partial = job.folder / "notebook.partial.ipynb"
-    os.environ |= _environment(job, staging)
     mark = fingerprint(job)
+    try:
+        os.environ |= _environment(job, staging)
+        if message := _papermill(job, partial, progress):
+            return message
+        record = staging / "record.json"
+        if not record.exists():
+            return "the notebook stopped before its last cell (did a cell call sys.exit?)"
+        manifest = files.read_json(record) | {
+            "run": job.name,
+            "fingerprint": mark,
+            "seconds": round(time.monotonic() - start, 1),
+            "machine": {"system": platform.system(), "cores": os.cpu_count()},
+            "revision": revision(),
+        }
+        record.unlink()
+        kept = sorted(p for p in staging.iterdir() if p.suffix not in (".pdf", ".tmp"))
+        manifest["files"] = {p.name: files.digest(p) for p in kept}
+        files.write_json(staging / "manifest.json", manifest)
+        os.replace(partial, job.folder / "notebook.ipynb")
+        shutil.rmtree(job.own, ignore_errors=True)
+        _publish(staging, job.own if job.stored == job.figures else job.figures)
+        (job.folder / "notebook.failed.ipynb").unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return None
+
+
+def _papermill(job, partial, progress):
+    """Execute the notebook into ``partial``; returns what went wrong, or ``None``."""
+    _import_papermill()
+    import papermill
+
     for attempt in (1, 2):
         try:
             papermill.execute_notebook(
@@ -349,7 +384,8 @@ def _execute(job, progress, start):
             )
             break
         except papermill.PapermillExecutionError as error:
-            return f"cell {error.exec_count}: {error.ename}: {error.evalue}"
+            text = f"{error.ename}: {error.evalue}"
+            return f"cell {error.exec_count}: {_explain(error, job, text)}"
         except OSError:
             raise
         except Exception as error:
@@ -359,24 +395,6 @@ def _execute(job, progress, start):
             kind = type(error).__name__
             where = f"after {_cells_run(partial)} cells" if partial.exists() else "at the start"
             return f"the kernel died or timed out {where} ({kind}: {error})"
-    record = staging / "record.json"
-    if not record.exists():
-        return "the notebook stopped before its last cell (did a cell call sys.exit?)"
-    manifest = files.read_json(record) | {
-        "run": job.name,
-        "fingerprint": mark,
-        "seconds": round(time.monotonic() - start, 1),
-        "machine": {"system": platform.system(), "cores": os.cpu_count()},
-        "revision": revision(),
-    }
-    record.unlink()
-    kept = sorted(p for p in staging.iterdir() if p.suffix not in (".pdf", ".tmp"))
-    manifest["files"] = {p.name: files.digest(p) for p in kept}
-    files.write_json(staging / "manifest.json", manifest)
-    os.replace(partial, job.folder / "notebook.ipynb")
-    shutil.rmtree(job.own, ignore_errors=True)
-    _publish(staging, job.own if job.stored == job.figures else job.figures)
-    (job.folder / "notebook.failed.ipynb").unlink(missing_ok=True)
     return None
 
 

@@ -117,7 +117,7 @@ def test_failing_notebooks_leave_their_partials_and_the_others_run(tiny):
         assert not (tiny.out / "figures" / "quick" / name).exists()
         assert "noise" in (tiny.out / f"runs/quick/{name}/notebook.failed.ipynb").read_text()
     assert "90_tiny [quick] done" in result.stdout
-    assert "1 holds, 1 fails, 1 not run" in result.stdout
+    assert "1 holds, 1 not run, 1 fails" in result.stdout
     assert "4 notebook(s) failed, 1 claim(s) fail" in result.stderr
 
     shown = tiny("claims", "--out", tiny.out)
