@@ -17,7 +17,6 @@ them only if told to store.
 import ast
 import contextlib
 import errno
-import fcntl
 import hashlib
 import itertools
 import json
@@ -39,6 +38,11 @@ from pathlib import Path
 import yaml
 
 from nclib import checks, claims, files, notebook, paths, reproduction
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 @dataclass(frozen=True)
@@ -446,6 +450,11 @@ def _cells_run(path):
 @contextlib.contextmanager
 def _lock(folder):
     """One process at a time per notebook and run name; a dead process holds no lock."""
+    if fcntl is None:
+        raise checks.InputError(
+            "batch runs need the file locks of Linux or macOS; on Windows use WSL, or open the "
+            "notebooks in Jupyter"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+") as handle:
         try:
@@ -463,7 +472,7 @@ def _lock(folder):
 
 def holder(job):
     """Who works on this job at the moment: ``"process 123 on host"``, or ``None``."""
-    with contextlib.suppress(OSError), open(job.folder / ".lock") as handle:
+    with contextlib.suppress(OSError, AttributeError), open(job.folder / ".lock") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
