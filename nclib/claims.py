@@ -22,7 +22,9 @@ A notebook only supplies the numbers.  The verdict is computed from them here, n
 ``fails``           theory or a regression broke
 """
 
+import json
 import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -239,6 +241,15 @@ def _on_networks(entry, check):
     return listed if isinstance(listed, bool) else suffix.partition(".")[0] in listed
 
 
+def by_row(notebook, found):
+    """The claims ``found`` of each row of a notebook; rows without any have one, ``not run``."""
+    blank, rows = Ledger(notebook).claims, {}
+    for missing in blank:
+        own = [c for c in found if c.id == missing.id or c.id.startswith(missing.id + ".")]
+        rows[missing.id] = own or [missing]
+    return rows
+
+
 def worst(verdicts):
     """The verdict of a row with several checks: the last of :data:`VERDICTS` among theirs."""
     return max(verdicts, key=VERDICTS.index)
@@ -272,6 +283,33 @@ def read(path):
     strange = [claim.id for claim in found if claim.verdict not in VERDICTS]
     if strange:
         raise files.damaged(path, f"claim {strange[0]} has an unknown verdict")
+    return found
+
+
+@dataclass(frozen=True)
+class Place:
+    """A cell by its execution count, the last figure made up to there, what of nclib it calls."""
+
+    cell: int
+    figure: str
+    calls: list
+
+
+def places(notebook, row):
+    """The cells of ``notebook`` that check ``row``, as :class:`Place` objects."""
+    path = paths.NOTEBOOKS / f"{notebook}.ipynb"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    found, figure, modules = [], "", {}
+    codes = ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == "code"]
+    for number, source in enumerate(codes, 1):
+        for home, names in re.findall(r"^from (nclib[\w.]*) import (.+)$", source, re.MULTILINE):
+            for name, _, alias in (part.partition(" as ") for part in names.split(", ")):
+                modules[alias or name] = f"{home}.{name}"
+        figure = (re.findall(r'run\.figure\(.*?"(\w+)"', source, re.DOTALL) or [figure])[-1]
+        if re.search(rf"""["'(]{row}["'.]""", source):
+            called = dict.fromkeys(re.findall(r"\b(\w+)((?:\.\w+)?)\(", source))
+            calls = [modules[name] + dot for name, dot in called if name in modules]
+            found.append(Place(number, figure, calls))
     return found
 
 
