@@ -305,7 +305,7 @@ def places(notebook, row):
         for home, names in re.findall(r"^from (nclib[\w.]*) import (.+)$", source, re.MULTILINE):
             for name, _, alias in (part.partition(" as ") for part in names.split(", ")):
                 modules[alias or name] = f"{home}.{name}"
-        figure = (re.findall(r'run\.figure\(.*?"(\w+)"', source, re.DOTALL) or [figure])[-1]
+        figure = (re.findall(r'run\.figure\(.*?"(\d\d_\w+)"', source, re.DOTALL) or [figure])[-1]
         if re.search(rf"""["'(]{row}["'.]""", source):
             called = dict.fromkeys(re.findall(r"\b(\w+)((?:\.\w+)?)\(", source))
             calls = [modules[name] + dot for name, dot in called if name in modules]
