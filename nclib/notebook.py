@@ -161,10 +161,11 @@ class Run:
         """Save the DataFrame ``data`` as ``name.csv`` beside the figures.
 
         ``varies``: the columns that trained networks or random starts decide, ``True`` for all
-        decimal numbers; only verdicts tell whether another machine reproduces these.
+        decimal numbers; only verdicts tell whether another machine reproduces these.  Or a mapping
+        from columns that a solver leaves less exact to their tolerance.
         """
         files.write_csv(files.inside(self.figures, f"{name}.csv"), data)
-        self.tables[name] = varies if varies is True else list(varies)
+        self.tables[name] = varies if varies is True or isinstance(varies, dict) else list(varies)
         self._reproduce(name)
 
     def _reproduce(self, name):

@@ -3,7 +3,8 @@
 Another processor sums in another order, so numbers agree up to rounding: ``found`` reproduces
 ``stored`` if ``|found - stored| <= 1e-6 (|stored| + 0.1)``.  What a rounding may carry anywhere,
 the numbers of trained networks and of random starts, is declared where the table is saved
-(``run.figure(…, varies=…)``) and compared by the verdicts of its claims only.
+(``run.figure(…, varies=…)``) and compared by the verdicts of its claims only; so is a column that a
+solver leaves at its own tolerance.
 """
 
 from dataclasses import dataclass, field
@@ -45,9 +46,8 @@ class Comparison:
 def compare(folder, stored, tables):
     """Compare the tables and claims in ``folder`` with those in ``stored``.
 
-    ``tables``: name of each table that the run made -> ``True`` or the columns that random starts
-    or trained networks decide, as :meth:`nclib.notebook.Run.figure` collects them.  Returns a
-    :class:`Comparison`.
+    ``tables``: name of each table that the run made -> its ``varies``, as
+    :meth:`nclib.notebook.Run.table` collects them.  Returns a :class:`Comparison`.
     """
     folder, stored = Path(folder), Path(stored)
     result = Comparison(stored)
@@ -73,7 +73,8 @@ def compare(folder, stored, tables):
 def compare_tables(path, stored, varies=()):
     """The largest difference of the table at ``path`` from the one of that name in ``stored``.
 
-    ``varies``: columns that are not compared, or ``True`` for all columns of decimal numbers.
+    ``varies``: columns that are not compared, ``True`` for all columns of decimal numbers, or a
+    mapping from columns to tolerances of their own.
     Raises :class:`NotReproduced` if they disagree, naming table, column, row and both values.
     """
     import pandas as pd
@@ -99,8 +100,13 @@ def _largest(name, column, found, known, varies):
     import numpy as np
 
     decimal = any(values.dtype.kind == "f" for values in (found, known))
-    if column in varies if varies is not True else decimal:
-        return 0.0
+    if varies is True:
+        varies = [column] if decimal else []
+    tolerance = TOLERANCE
+    if column in varies:
+        if not isinstance(varies, dict):
+            return 0.0
+        tolerance = varies[column]
     if not all(values.dtype.kind in "fiu" for values in (found, known)):
         wrong = (found != known) & ~(found.isna() & known.isna())
         difference = 0.0
@@ -109,8 +115,8 @@ def _largest(name, column, found, known, varies):
         same = (x == y) | (np.isnan(x) & np.isnan(y))  # infinities, too
         with np.errstate(invalid="ignore"):
             off = np.where(same, 0.0, np.abs(x - y) / (np.abs(y) + FLOOR))
-        wrong = ~(off <= TOLERANCE)
-        difference = float(off.max(initial=0.0))
+        wrong = ~(off <= tolerance)
+        difference = float(off.max(initial=0.0)) if tolerance == TOLERANCE else 0.0
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         more = f" and {int(wrong.sum()) - 1} more rows" if wrong.sum() > 1 else ""

@@ -71,6 +71,15 @@ def test_declared_columns_are_left_to_the_verdicts(stored):
         compared(stored, TABLE.assign(K=[2, 4]), True)  # a count is no trained number
 
 
+def test_a_column_may_have_a_tolerance_of_its_own(stored):
+    moved = TABLE.assign(value=[0.5005, float("inf")])
+    assert compared(stored, moved, {"value": 1e-3}) == 0.0
+    with pytest.raises(reproduction.NotReproduced, match="column value, row 0"):
+        compared(stored, moved, {"value": 1e-4})
+    with pytest.raises(reproduction.NotReproduced, match="column gap"):
+        compared(stored, moved.assign(gap=1.0), {"value": 1e-3})
+
+
 def test_verdicts_and_lost_tables_are_differences(stored, tmp_path):
     claim = {"statement": "s", "source": "s", "measured": 1.0, "expected": "<= 1"}
     claim |= {"tolerance": None, "verdict": "holds", "id": "1.A"}
