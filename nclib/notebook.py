@@ -218,7 +218,7 @@ def _calling_cell():
     shell = get_ipython()
     cell = shell.user_ns["In"][-1] if shell else ""
     try:
-        return ast.dump(ast.parse(cell))
+        return ast.unparse(ast.parse(cell))
     except SyntaxError:  # magics
         return cell
 
