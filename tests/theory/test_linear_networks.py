@@ -1,4 +1,3 @@
-import cvxpy as cp
 import numpy as np
 import pytest
 import torch
@@ -17,6 +16,7 @@ def gaussian(seed, *shape):
 @pytest.mark.parametrize("beta", [0.05, 0.7, 4.0])
 @pytest.mark.parametrize("shape", [(6, 9, 3), (12, 5, 4), (7, 7, 2)])
 def test_linear_value_against_cvxpy(shape, beta):
+    cp = pytest.importorskip("cvxpy")
     n, d, K = shape
     X, Y = gaussian(n, n, d), gaussian(n + 1, n, K)
     W = cp.Variable((d, K))

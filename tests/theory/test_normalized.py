@@ -7,7 +7,6 @@ Riemannian one.  None of it uses nclib.ufm.sphere.
 
 import math
 
-import cvxpy as cp
 import numpy as np
 import pytest
 import torch
@@ -499,6 +498,7 @@ def spurious():
 
 def sdp_value(counts, scale):
     """min over Gram matrices Z ⪰ 0 with unit diagonal, any dimension (independent solver)."""
+    cp = pytest.importorskip("cvxpy")
     K, N = len(counts), sum(counts)
     labels = np.repeat(np.arange(K), counts)
     Z = cp.Variable((K + N, K + N), PSD=True)
