@@ -12,7 +12,7 @@ import pytest
 from nclib import checks, runs
 from tests.conftest import Cluster, eventually
 
-pytest.importorskip("distributed", reason="needs the extra `cluster`")
+pytest.importorskip("distributed", reason="needs distributed (extra `cluster`)")
 pytestmark = pytest.mark.slow
 
 SWEEP = ("sweep", "90", "-p", "K=2,3")
