@@ -144,6 +144,7 @@ def test_the_readme_holds_the_stored_table():
 
 def test_unknown_rows_are_named():
     command = [sys.executable, "-m", "benchmarks", "nonsense"]
-    found = subprocess.run(command, cwd=harness.ROOT, capture_output=True, text=True)
+    pipes = {"capture_output": True, "text": True, "timeout": 240}
+    found = subprocess.run(command, cwd=harness.ROOT, **pipes)
     assert found.returncode == 2
     assert found.stderr.startswith("benchmarks: no row nonsense")
