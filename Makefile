@@ -12,10 +12,13 @@ figures: $(BIN)/.installed  ## run every notebook's quick profile, write figures
 	$(BIN)/nclib run --jobs $(JOBS)
 	$(BIN)/nclib report
 
-# test: unit, property, notebook and end-to-end tests; every part runs, one line for each at the end
-# test-fast: those that take no minutes
-# test-other: the exact parts and two notebooks as on other processors, and with the oldest versions
-test test-fast test-other: $(BIN)/.installed
+test: $(BIN)/.installed  ## unit, property, notebook and end-to-end tests
+	$(BIN)/python -m tests.run $@
+
+test-fast: $(BIN)/.installed  ## those that are not slow
+	$(BIN)/python -m tests.run $@
+
+test-other: $(BIN)/.installed  ## as on other processors, and with the oldest allowed versions
 	$(BIN)/python -m tests.run $@
 
 soak: $(BIN)/.installed  ## kill -9 at random moments, 25 times on local processes, 25 on Dask
