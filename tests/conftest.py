@@ -34,6 +34,7 @@ import pandas as pd
 import torch
 from nclib import losses, notebook
 from nclib.deep import data, nets, train
+from nclib.plots import style
 run = notebook.start("90_tiny", globals(), at_least={"K": 2})
 train.SAVE_EVERY = 0.0"""
 
@@ -55,8 +56,7 @@ if mode == "data": data.load("fashion_mnist")
 if mode == "kill": os.kill(os.getpid(), signal.SIGKILL)
 "done" """
 
-FIGURE = """from nclib.plots import style  # what stops before does without: an import of a second
-figure, axes = style.grid(1, 2)
+FIGURE = """figure, axes = style.grid(1, 2)
 axes[0].plot(history["epoch"], history["train_loss"])
 run.figure(figure, "01_loss", history)"""
 
