@@ -142,7 +142,9 @@ def test_a_shell_reads_the_reports_command_as_words(shared_tiny, tmp_path, text)
     job = runs.job("90", overrides={"label": text})
     command = report.command({"notebook": "90_tiny", "parameters": job.parameters})
     script = f"set -- {command}; printf '%s\\0' \"$@\""
-    done = subprocess.run(["sh", "-c", script], capture_output=True, cwd=tmp_path, check=True)
+    done = subprocess.run(
+        ["sh", "-c", script], capture_output=True, cwd=tmp_path, check=True, timeout=60
+    )
     words = done.stdout.decode().split("\0")[:-1]
     assert words == ["nclib", "run", "90", "-p", f"label={text}"]
     assert list(tmp_path.iterdir()) == []

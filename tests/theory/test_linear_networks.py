@@ -69,6 +69,7 @@ def test_dual_bound_is_below(seed, beta):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 3, 4, 5])
 @pytest.mark.parametrize("beta", [0.05, 0.4])
 def test_whitened_value_against_training(depth, beta):
@@ -125,6 +126,7 @@ def test_fixed_norm_gap():
             assert dual == pytest.approx(1.3 ** (2 - depth) * 2 * rank, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_fixed_norm_primal_is_reached_by_training():
     """Cost on the last two layers, first layer confined to a ball of radius t (depth 3)."""
     X, Y, t = torch.linalg.qr(gaussian(16, 6, 4))[0].T, gaussian(17, 4, 3), 1.3
@@ -150,6 +152,7 @@ def test_fixed_norm_primal_is_reached_by_training():
     assert best == pytest.approx(primal, rel=1e-3) and best > 1.1 * dual
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 3, 4])
 @pytest.mark.parametrize("beta", [0.05, 0.5, 50.0])
 def test_scalar_output_against_training(depth, beta):
@@ -166,6 +169,7 @@ def test_scalar_output_against_training(depth, beta):
         assert abs(found.gap) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "linear"])
 @pytest.mark.parametrize("depth", [2, 3, 4])
 @pytest.mark.parametrize("K", [1, 3])

@@ -182,6 +182,7 @@ def test_focal_convexity_threshold_table(gamma, t):
     assert theory.focal_convexity_threshold(gamma) == pytest.approx(t, abs=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 3.0, 5.0])
 def test_focal_loss_is_convex_exactly_above_the_threshold(gamma):
     rng = np.random.default_rng(int(10 * gamma))

@@ -74,6 +74,7 @@ def test_polish_repairs_a_perturbed_optimum(name):
     assert margin >= theory.margin(code + 0.02 * noise).value
 
 
+@pytest.mark.slow
 def test_polish_of_the_angle_reaches_the_tammes_angle():
     """Published optimal angles (degrees): the pairwise problem, from perturbed margin codes."""
     for (K, d), angle in {(7, 3): 77.869542, (8, 3): 74.858492, (10, 3): 66.146821}.items():
@@ -106,6 +107,7 @@ def test_polish_goes_on_where_a_linear_programme_is_not_solved(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(7, 3), (13, 3)])
+@pytest.mark.slow
 def test_default_starts_reach_the_table(size):
     code = solver.solve(*size, seed=3)
     assert theory.margin(code).value == pytest.approx(theory.known_margin(*size), abs=1e-9)
@@ -138,6 +140,7 @@ def test_each_start_has_its_own_schedule():
     assert not torch.allclose(both[0], both[1], atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(12, 3), (16, 5), (9, 5), (24, 4)])
 def test_the_search_itself_reaches_codes_that_solve_would_construct(size):
     best = solver.best(solver.search(*size, starts=32))
