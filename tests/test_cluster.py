@@ -105,7 +105,7 @@ def test_a_result_that_is_not_in_the_drivers_folder_is_a_failure(tiny, monkeypat
     """The worker says `done`, but wrote into a folder of the same name on its own disk."""
 
     class Elsewhere:
-        def submit(self, function, job, *arguments):
+        def submit(self, function, job, **options):
             from concurrent.futures import Future
 
             future = Future()

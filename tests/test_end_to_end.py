@@ -120,7 +120,7 @@ def test_failing_notebooks_leave_their_partials_and_the_others_run(tiny, undistu
 
     shown = tiny("claims", "--out", tiny.out)
     assert shown.returncode == 1
-    assert "1 claim(s) fail" in shown.stderr
+    assert "1 row(s) fail" in shown.stderr
     changed = contents(figures(tiny))
     assert changed["01_loss.png"] == before["01_loss.png"]
     assert changed["claims.json"] != before["claims.json"]

@@ -150,6 +150,7 @@ def test_a_damaged_checkpoint_is_moved_aside_and_leftovers_go(shared_tiny, undis
         "checkpoints",
         "log.txt",
         "notebook.ipynb",
+        "reproduction.json",
     }
     assert not list(folder.glob("checkpoints/.*"))
     text = (damaged / "runs/quick/90_tiny/notebook.ipynb").read_text()

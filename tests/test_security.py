@@ -157,7 +157,7 @@ def test_a_foreign_manifest_cannot_lie_about_its_place_or_its_command(tiny):
     manifest = json.loads(path.read_text()) | hostile
     manifest["parameters"]["profile"] = "x; rm -rf ~"
     path.write_text(json.dumps(manifest))
-    found = report._read(path, tiny.out)
+    found = report._read("quick", "90_tiny", path.parent, tiny.out)
     assert (found["run"], found["notebook"]) == ("quick", "90_tiny")
     assert found["link"] == "quick/90_tiny/notebook.ipynb"
     words = shlex.split(found["command"])
