@@ -162,10 +162,11 @@ class Run:
 
         ``varies``: the columns that trained networks or random starts decide, ``True`` for all
         decimal numbers; only verdicts tell whether another machine reproduces these.  Or a mapping
-        from columns that a solver leaves less exact to their tolerance.
+        from columns that a solver leaves less exact to their tolerance, or ``"rows"`` if even the
+        number of rows is open.
         """
         files.write_csv(files.inside(self.figures, f"{name}.csv"), data)
-        self.tables[name] = varies if varies is True or isinstance(varies, dict) else list(varies)
+        self.tables[name] = list(varies) if isinstance(varies, tuple) else varies
         self._reproduce(name)
 
     def _reproduce(self, name):

@@ -56,6 +56,9 @@ def test_a_difference_names_table_column_row_and_both_values(stored, change, mes
 def test_rows_and_missing_tables_count(stored):
     with pytest.raises(reproduction.NotReproduced, match="has 1 rows, stored 2"):
         compared(stored, TABLE[:1])
+    assert compared(stored, TABLE[:1], "rows") == 0.0
+    with pytest.raises(reproduction.NotReproduced, match="has columns"):
+        compared(stored, TABLE[["K"]], "rows")
     (stored / "t.csv").unlink()
     with pytest.raises(reproduction.NotReproduced, match="table t is not stored"):
         compared(stored, TABLE)
