@@ -78,7 +78,7 @@ def three_models(model_table, net_table, guides):
         (
             model_table[model_table["model"] == "ReLU"],
             "step",
-            "ReLU between: the last level does,\nthe one before keeps its shape",
+            "ReLU between: the last level does,\nthe one before from some starts",
         ),
         (net_table.assign(seed=0), "epoch", "Network, MSE without bias:\nthe deeper, the closer"),
     ]

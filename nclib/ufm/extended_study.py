@@ -547,7 +547,7 @@ def chain_gap(r, lambdas, lambda_h):
     return abs(float(problem.objective(**variables)) - value)
 
 
-def refined_table(chains, *, width, kappa_share, max_iter=1500, seed=0):
+def refined_table(chains, *, width, kappa_share, max_iter=3000, seed=0):
     """Low-rank chains before and after refinement: rows ``K, L, explicit, ratio``."""
     rows = []
     for means, weights in chains:

@@ -468,11 +468,10 @@ def nonnegative(cases, *, starts=12, seed=0):
     """
     rows = []
     for K, n, d, scale in cases:
-        best, labels = (
-            theory.optimum(K, scale, nonnegative=True),
-            torch.arange(K).repeat_interleave(n),
-        )
-        axes, problem = torch.eye(K, d, dtype=torch.float64), sphere.nonnegative(labels, scale)
+        labels = torch.arange(K).repeat_interleave(n)
+        problem = sphere.nonnegative(labels, scale)
+        best = theory.optimum(K, scale, nonnegative=True)
+        axes = torch.eye(K, d, dtype=torch.float64)
         etf = F.normalize(axes - axes.mean(0), dim=1)
         known = float(sphere.sphere_loss(axes[labels], etf, labels, scale))
         generator, ends = _generator(seed), []
@@ -483,11 +482,9 @@ def nonnegative(cases, *, starts=12, seed=0):
         means = found.features[torch.arange(K) * n]
         cosines = (found.features * found.weight[labels]).sum(1)
         rows.append(
-            {"K": K, "n": n, "d": d, "scale": scale, "gap": found.value - best.value}
-            | {
-                "above": found.value - known,
-                "above_etf": found.value - theory.optimum(K, scale).value,
-            }
+            {"K": K, "n": n, "d": d, "scale": scale}
+            | {"gap": found.value - best.value, "above": found.value - known}
+            | {"above_etf": found.value - theory.optimum(K, scale).value}
             | {"orthonormal": float((means @ means.T - torch.eye(K)).abs().max())}
             | {"cosine": float((cosines - best.cosine).abs().max())}
             | sphere_metrics(found.features, labels, found.weight)

@@ -33,6 +33,43 @@ def test_check_closed_form_sees_agreement_and_disagreement():
     assert trapped["gram"] > 0.1
 
 
+def test_best_start_goes_on_while_it_is_stuck_and_says_by_how_much(monkeypatch):
+    problem = ExtendedUFM([2] * 3, [0.02, 0.03], 0.02, widths=4)
+    zero = 0.5 - problem.optimum().value  # tiny values end at zero
+    _, above = study.best_start(problem, tries=2, restarts=2, init_scale=0.001)
+    assert above == pytest.approx(zero, abs=1e-9)
+    solve, scales, seeds = study.solve, iter([0.001, 0.5, 0.5]), []
+
+    def first_tiny(problem, *, seed, **options):
+        seeds.append(seed)
+        return solve(problem, seed=seed, **options | {"init_scale": next(scales)})
+
+    monkeypatch.setattr(study, "solve", first_tiny)
+    found, above = study.best_start(problem, restarts=8, seed=3)
+    assert abs(above) < 1e-12
+    assert found.best.value == pytest.approx(problem.optimum().value, abs=1e-12)
+    assert len(seeds) == len(set(seeds)) == 2  # other starts, and no more of them than needed
+
+
+def test_joint_descent_follows_the_gradient_of_all_variables():
+    problem = ExtendedUFM([2] * 2, [0.05], 0.05, widths=3)
+    table = study.joint_descent(problem, lr=0.1, steps=4, starts=2, init_scale=0.3, seed=1)
+    assert table.groupby("start")["step"].apply(list).tolist() == [[0, 4], [0, 4]]
+    start = problem.start(0.3, generator=gen(1), batch=(2,))
+    point = {name: tensor[1].clone().requires_grad_() for name, tensor in start.items()}
+    for _ in range(4):
+        slopes = torch.autograd.grad(problem.objective(**point), list(point.values()))
+        with torch.no_grad():
+            for tensor, slope in zip(point.values(), slopes, strict=True):
+                tensor -= 0.1 * slope
+    classes = point["features"].detach().reshape(2, 2, 3)
+    means = classes.mean(1)
+    between = (means - means.mean(0)).square().sum(1).mean()
+    within = (classes - means[:, None]).square().sum(2).mean()
+    found = table.query("start == 1 and step == 4")["nc1"].item()
+    assert found == pytest.approx(float(within / between))
+
+
 def test_layer_duality_pairs_every_level_with_the_rest_of_the_net():
     problem = ExtendedUFM([2] * 3, [0.02, 0.03], 0.02, widths=4)
     made = theory.realise(problem.optimum(), widths=4, generator=gen())
@@ -146,9 +183,9 @@ def test_bottleneck_value_is_unique_and_geometry_is_not():
 
 def test_surviving_sizes():
     problem = ExtendedUFM([40, 20, 4, 1], [0.012] * 2, 0.012, widths=6)
-    sizes, gap = study.surviving_sizes(problem, restarts=12)
+    sizes, above = study.surviving_sizes(problem, restarts=12)
     assert sizes == [40, 20, 4]
-    assert abs(gap) < 1e-12
+    assert abs(above) < 1e-12
 
 
 def test_flow_and_perturbation_tables():

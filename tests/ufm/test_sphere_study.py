@@ -130,6 +130,23 @@ def test_imbalance_and_nonnegative():
     assert table["orthonormal"].max() < 1e-4
 
 
+def test_nonnegative_goes_on_while_it_is_stuck_and_says_by_how_much(monkeypatch):
+    minimize, calls = sphere_study.sphere.minimize, []
+
+    def first_stuck(problem, *start, **options):
+        calls.append(start)
+        return minimize(problem, *start, **options | ({"max_iter": 1} if len(calls) == 1 else {}))
+
+    monkeypatch.setattr(sphere_study.sphere, "minimize", first_stuck)
+    table = sphere_study.nonnegative([(3, 1, 3, 2.0)])
+    assert len(calls) > 1
+    assert table["above"].max() < 1e-9
+    calls.clear()
+    table = sphere_study.nonnegative([(3, 1, 3, 2.0)], starts=1)
+    assert table["above"].min() > 1e-3
+    assert table["above"][0] == pytest.approx(table["gap"][0], abs=1e-12)
+
+
 def test_matched_logits():
     table = sphere_study.matched_logits(4, 2, 5, 3.0).set_index("problem")
     assert table["difference"].max() < 1e-6
