@@ -301,5 +301,26 @@ def doctor():
     data_list.callback()
 
 
+@main.command()
+@click.argument("files", nargs=-1, required=True)
+@click.option("--by-class", is_flag=True, help="One row per class.")
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@click.option("--figure", type=click.Path(dir_okay=False), help="Picture to write (.png, .pdf).")
+@click.option("--missing", default="error", show_default=True, help="Empty classes: error or skip.")
+def measure(files, by_class, as_json, figure, missing):
+    """Neural collapse of the features in FILES (.npz, .pt, .safetensors, .parquet).
+
+    Each file holds features (N, d) and labels (N,), and may hold weight (K, d) and bias (K,).
+    """
+    from nclib import measure as measuring
+
+    if figure and not figure.lower().endswith((".png", ".pdf", ".svg")):
+        raise checks.InputError(f"--figure must end in .png, .pdf or .svg, got {figure}")
+    found = measuring.table(files, by_class=by_class, missing=missing)
+    if figure:
+        measuring.write_figure(figure, files)
+    click.echo(measuring.as_json(found) if as_json else measuring.as_text(found))
+
+
 if __name__ == "__main__":
     main()

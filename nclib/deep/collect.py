@@ -115,15 +115,17 @@ class Taps:
         maps: ``"pool"`` or ``"positions"``, for maps whose positions have no labels of their own.
         unpack: function from a batch to ``(inputs, labels)``.
         ignore_index: label of samples to leave out, as in torch's cross-entropy.
+        missing: of :meth:`ClassStatistics.metrics`; ``"skip"`` leaves empty classes out.
     """
 
     def __init__(
         self, model, layers=None, *, head=None, device=None, which=None, maps=None, unpack=None,
-        ignore_index=-100,
+        ignore_index=-100, missing="error",
     ):  # fmt: skip
         while isinstance(model, _SEVERAL) or hasattr(model, "_orig_mod"):
             model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
         self.model, self.which, self.ignore_index = model, which, ignore_index
+        self.missing = checks.choice("missing", missing, ("error", "skip"))
         self.maps = checks.choice("maps", maps, (None, "pool", "positions"))
         self.unpack = unpack or self._unpack
         held = [x.device for x in (*model.parameters(), *model.buffers())] if device is None else []
@@ -140,7 +142,7 @@ class Taps:
             self.function = layers
 
     def _find(self, wanted):
-        """``(name, module, side)`` of a layer; what enters it (``"in"``) or leaves it (``"out"``)."""
+        """``(name, module, side)`` of a layer: what enters (``"in"``) or leaves it (``"out"``)."""
         modules = {_plain(name): module for name, module in self.model.named_modules()}
         if isinstance(wanted, nn.Module):
             found = next((name for name, module in modules.items() if module is wanted), None)
@@ -173,14 +175,14 @@ class Taps:
         found = self.statistics(loader, num_classes, find_head=self.function is None)
         classifiers = {name: self._classifier(name, s) for name, s in found.items()}
         seconds = {
-            name: s.agreement(*classifiers[name])
+            name: s.agreement(*classifiers[name], missing=self.missing)
             for name, s in found.items()
             if classifiers[name] and not s.complete
         }
         if seconds:
             self.run(loader, lambda name, x, _: name in seconds and seconds[name].update(x))
         return {
-            name: s.metrics(*classifiers[name], agreement=seconds.get(name))
+            name: s.metrics(*classifiers[name], agreement=seconds.get(name), missing=self.missing)
             for name, s in found.items()
         }
 
