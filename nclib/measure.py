@@ -172,8 +172,7 @@ def figure(paths, samples=2000):
         rows = torch.nn.functional.normalize(means)
         cosines = left.imshow(rows @ rows.T, vmin=-1, vmax=1, cmap="RdBu_r")
         picture.colorbar(cosines, ax=left, label="cosine")
-        ideal = f"{-1 / (len(means) - 1):.3f}" if len(means) > 1 else "undefined"
-        left.set(title=f"class means: {ideal} off the diagonal if collapsed", xlabel="class")
+        left.set(title=f"class means (collapsed: {-1 / (len(means) - 1):.2g})", xlabel="class")
         plane = torch.linalg.svd(means, full_matrices=False).Vh[:2]
         chosen = torch.linspace(0, len(features) - 1, min(samples, len(features))).long()
         spots = (features[chosen] - statistics.global_mean) @ plane.T

@@ -158,7 +158,8 @@ def _same_random_numbers(loaders):
     own = [g for g in (getattr(loader, "generator", None) for loader in loaders) if g is not None]
     states = [generator.get_state() for generator in own]
     try:
-        with torch.random.fork_rng():
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with torch.random.fork_rng(devices):
             yield
     finally:
         for generator, state in zip(own, states, strict=True):
