@@ -20,12 +20,15 @@ import numpy as np
 import torch
 
 from nclib import checks, frames
+from nclib.metrics.collapse import cdnv_by_class, squared_distances
+from nclib.metrics.precision import Storage, exact
 from nclib.theory import margins, softmax_codes
 
 EXACT_CLASSES = 2048  # above this, per-class quantities are averaged over a sample of classes
 _TILE = 2**23
 
 
+@exact
 def generalized_nc(
     features,
     labels,
@@ -36,6 +39,7 @@ def generalized_nc(
     random_draws=None,
     exact_classes=EXACT_CLASSES,
     tol=1e-9,
+    precision=None,
 ):
     """Generalized neural-collapse metrics GNC1-GNC3 and their variants.
 
@@ -49,6 +53,8 @@ def generalized_nc(
         exact_classes: with more classes than this, ``gnc2_mean`` and ``gnc3_projection`` are means
             over that many random classes (said in ``notes``); ``gnc2`` is always over all.
         tol: width of the certified bracket behind ``gnc2``.
+        precision: dtype in which the features were stored, if it is not theirs, as in
+            :func:`~nclib.metrics.nc_metrics`.
 
     Classes without samples are dropped, from the hulls and from K, and listed in
     ``dropped_classes``.  Duplicate rows of the classifier are named in ``notes`` and in a warning.
@@ -86,6 +92,7 @@ def generalized_nc(
     those of the language-model literature (Wu & Papyan, arXiv 2405.17767).
     """
     notes = _notes(features=features, weight=weight)
+    storage = Storage.of(features, precision)
     raw_weight = checks.matrix("weight", weight).detach()
     raw = checks.matrix("features", features, columns=raw_weight.shape[1]).detach()
     labels, K = checks.labels(labels, len(raw_weight), length=len(raw))
@@ -106,8 +113,8 @@ def generalized_nc(
     nearest = nearest_mean(H, means)
     predicted = _argmax(raw.double(), raw_weight, bias)
     result = {
-        "gnc1": _gnc1(H, labels, means, g),
-        "gnc1_raw": _gnc1(raw.double(), labels, *class_means(raw.double(), labels, K)[:2]),
+        "gnc1": _gnc1(H, labels, means, g, within, Storage(storage.eps, 0.0)),
+        "gnc1_raw": _raw_gnc1(raw.double(), labels, K, storage),
         "gnc1_ratio": within / between if between > 0 else nan,
         "cdnv": cdnv(means, variances),
         **_margins(W, means, kept, notes, exact_classes=exact_classes, tol=tol),
@@ -138,14 +145,7 @@ def class_means(features, labels, K):
 
 def cdnv(means, variances):
     """Class-distance normalised variance, mean over pairs; inf if two class means coincide."""
-    total, K = 0.0, len(means)
-    for rows in torch.arange(K).split(max(1, _TILE // K)):
-        squared = _squared_distances(means, rows)
-        spread = (variances[rows, None] + variances[None]) / 2
-        ratio = torch.where(spread > 0, spread / squared, 0.0)
-        ratio[torch.arange(len(rows)), rows] = 0
-        total += float(ratio.sum())
-    return total / (K * (K - 1))
+    return float(cdnv_by_class(means, variances).mean())
 
 
 def log_kernel(directions):
@@ -154,7 +154,7 @@ def log_kernel(directions):
     first = second = 0.0
     K = len(directions)
     for rows in torch.arange(K).split(max(1, _TILE // K)):
-        kernel = -_squared_distances(directions, rows).log() / 2
+        kernel = -squared_distances(directions, rows).log() / 2
         kernel[torch.arange(len(rows)), rows] = 0
         first += float(kernel.sum())
         second += float(kernel.square().sum())
@@ -214,17 +214,27 @@ def _drop_empty(labels, K, notes):
     return renumber[labels], kept.cpu(), dropped
 
 
-def _gnc1(features, labels, means, g):
-    """tr(S_W S_B^+)/K through the SVD of the centred means; their rank is at most K - 1."""
+def _gnc1(features, labels, means, g, within, storage):
+    """tr(S_W S_B^+)/K through the SVD of the centred means; their rank is at most K - 1.
+
+    ``within``: tr S_W.  Directions that only the rounding of the stored features made are cut.
+    """
     K, d = means.shape
     _, sizes, axes = torch.linalg.svd(means - g, full_matrices=False)
     sizes, axes = sizes[: min(K - 1, d)], axes[: min(K - 1, d)]
-    keep = sizes > sizes[0] * max(K, d) * torch.finfo(torch.float64).eps
-    if not bool(keep.any()) or float(sizes[0]) == 0:
+    floor = storage.floor(means, len(features), within)
+    keep = sizes > max(floor, float(sizes[0]) * max(K, d) * torch.finfo(torch.float64).eps)
+    if not bool(keep.any()):
         return nan  # all class means coincide
     scores = (features - means[labels]) @ axes[keep].T
     within = scores.square().mean(0)
     return float((within * K / sizes[keep].square()).sum() / K)
+
+
+def _raw_gnc1(features, labels, K, storage):
+    means, g, variances = class_means(features, labels, K)
+    within = float(torch.bincount(labels, minlength=K).double() @ variances / len(features))
+    return _gnc1(features, labels, means, g, within, storage)
 
 
 def _margins(W, means, kept, notes, *, exact_classes, tol):
@@ -296,16 +306,6 @@ def _argmax(features, weight, offset=None):
     chunks = features.split(max(1, _TILE // len(weight)))
     shift = 0.0 if offset is None else offset
     return torch.cat([(h @ weight.T + shift).argmax(1) for h in chunks])
-
-
-def _squared_distances(rows, index):
-    """``|a_i - a_j|^2`` for i in ``index`` and all j; exact differences where the two are close."""
-    picked = rows[index]
-    squared = picked.square().sum(1)[:, None] + rows.square().sum(1) - 2 * picked @ rows.T
-    scale = rows.square().sum(1).max()
-    i, j = (squared < 1e-8 * scale).nonzero(as_tuple=True)
-    squared[i, j] = (picked[i] - rows[j]).square().sum(1)
-    return squared
 
 
 def _share(hits):
