@@ -18,6 +18,7 @@ features   ``(B, d)``; ``(B, T, d)`` with labels ``(B, T)``; maps ``(B, C, H, W)
 
 import contextlib
 import inspect
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -143,16 +144,17 @@ class Taps:
 
     def _find(self, wanted):
         """``(name, module, side)`` of a layer: what enters (``"in"``) or leaves it (``"out"``)."""
-        modules = {_plain(name): module for name, module in self.model.named_modules()}
+        exact = dict(self.model.named_modules())
+        modules = {_plain(name): module for name, module in exact.items()} | exact
         if isinstance(wanted, nn.Module):
-            found = next((name for name, module in modules.items() if module is wanted), None)
-            if found is None:
+            found = [name for name, module in modules.items() if module is wanted]
+            if not found:
                 raise checks.InputError(f"{type(wanted).__name__} is not a layer of this model")
-            return found, wanted, "in"
+            return found[0], wanted, "in"
         name, colon, side = wanted.partition(":")
-        name = _plain(name)
+        name = name if name in exact else _plain(name)
         if not name or name not in modules or (colon and side != "out"):
-            accepted = ", ".join(filter(None, modules))
+            accepted = ", ".join(filter(None, exact))
             raise checks.InputError(f"no layer {wanted!r}; the model's layers are {accepted}")
         return name + colon + side, modules[name], side or "in"
 
@@ -173,7 +175,7 @@ class Taps:
     def measure(self, loader, num_classes=None):
         """``{layer: metrics}``; see :func:`measure`."""
         found = self.statistics(loader, num_classes, find_head=self.function is None)
-        classifiers = {name: self._classifier(name, s) for name, s in found.items()}
+        classifiers = {name: self._classifier(name) for name in found}
         seconds = {
             name: s.agreement(*classifiers[name], missing=self.missing)
             for name, s in found.items()
@@ -186,9 +188,8 @@ class Taps:
             for name, s in found.items()
         }
 
-    def _classifier(self, name, found):
-        """Weight and bias if ``name`` is the head; of a head with one logit neither is a row per
-        class."""
+    def _classifier(self, name):
+        """Weight and bias if ``name`` is the head; one logit for two classes has no rows of W."""
         if self.head is None or name != self.head[0] or len(self.head[1].weight) == 1:
             return ()
         return self.head[1].weight, self.head[1].bias
@@ -307,7 +308,7 @@ def _call(function, inputs):
         return function(*inputs.values()) if len(inputs) == 1 else function(inputs)
     if isinstance(inputs, tuple | list):
         takes, _, any_number = _positional(function)
-        return function(*inputs) if takes > 1 or any_number else function(inputs)
+        return function(*inputs) if takes >= max(len(inputs), 2) or any_number else function(inputs)
     return function(inputs)
 
 
@@ -347,7 +348,7 @@ def _tap(module, side, kept):
     """A hook that appends to ``kept``.  A copy: what follows may work in place."""
 
     def enters(module, arguments, keywords):
-        kept.append(next(_leaves((arguments, keywords))).clone())
+        kept.extend(x.clone() for x in itertools.islice(_leaves((arguments, keywords)), 1))
 
     if side == "in":
         return module.register_forward_pre_hook(enters, with_kwargs=True)
@@ -385,6 +386,8 @@ def _find_head(model, inputs):
     found = {call[0] for call in calls if any(_gives(call, x) for x in outputs)}
     if len(found) == 1:
         return (name := found.pop()), linear[name]
+    for x in outputs:
+        checks.finite("the model's output", x)
     candidates = [f"{n} {m.in_features}→{m.out_features}" for n, m in linear.items()]
     if not candidates:  # a convolution, say
         candidates = list(dict.fromkeys(call[0] for call in calls))
@@ -413,8 +416,10 @@ def _gives(call, output):
 
 
 def _refuse_unshifted(inputs, labels, ignore_index):
-    ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
-    if ids is None or getattr(labels, "shape", None) != ids.shape or ids.ndim != 2:
+    ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
+    if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or ids.is_floating_point():
+        return
+    if getattr(labels, "shape", None) != ids.shape:
         return
     labels = labels.to(ids.device)
     if bool(((labels == ids) | (labels == ignore_index)).all()) and bool((labels == ids).any()):
@@ -436,8 +441,11 @@ def _rows(name, x, labels, module, maps):
         x = x.movedim(1, -1)
     places = math.prod(x.shape[1:-1])
     if places == 1 or labels.shape == x.shape[:-1]:
-        x, each = x.flatten(0, -2), labels.numel() == len(x.flatten(0, -2))
-        return x, labels.flatten() if each else labels
+        x = x.flatten(0, -2)
+        labels = labels.flatten() if labels.numel() == len(x) else labels
+        if len(labels) != len(x):
+            raise checks.InputError(f"{shape}: expected a label for each sample")
+        return x, labels
     if maps is None or (x.ndim == 3 or square) and not last:
         raise checks.InputError(
             f"{shape}: average the positions (maps='pool'), take each as a sample "

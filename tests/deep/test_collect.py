@@ -170,6 +170,7 @@ def test_wrapped_models():
         "parallel": nn.DataParallel(model),
         "compiled": torch.compile(model, backend="eager"),
         "both": torch.compile(nn.DataParallel(model), backend="eager"),
+        "by name": nn.Sequential(OrderedDict(module=model)),
         "inside": nn.Sequential(OrderedDict(net=torch.compile(Net(), backend="eager"))),
     }
     for name, wrapper in wrapped.items():
@@ -246,6 +247,10 @@ def test_batches_that_can_be_read_in_two_ways_are_refused():
     ):
         with pytest.raises(checks.InputError, match=message):
             collect.statistics(Net(), as_dicts(make, x, y))
+    with pytest.raises(checks.InputError, match=r"\(7, 4\) for labels \(6,\): expected a label"):
+        collect.statistics(Net(), [(x[:7], y[:6])])
+    with pytest.raises(checks.InputError, match="the model's output has 21 NaN"):
+        collect.statistics(Net(), [(x[:7] * torch.nan, y[:7])])
     unpack = lambda batch: (batch["x"], batch["class"])
     loader = as_dicts(lambda x, y: {"x": x, "class": y}, x, y)
     model = Net()
@@ -351,8 +356,9 @@ def test_tokens_with_ignored_positions():
     assert int(collect.statistics(model, loader).counts.sum()) == (N - 1) * 7
     # The labels of a causal model are its own inputs: shifted on demand, never taken as they are.
     causal = as_dicts(lambda x: {"input_ids": x, "labels": x}, ids)
-    with pytest.raises(checks.InputError, match="next_token"):
-        collect.statistics(model, causal)
+    for same in (causal, as_dicts(lambda x: (x, x), ids)):
+        with pytest.raises(checks.InputError, match="next_token"):
+            collect.statistics(model, same)
     found = collect.statistics(model, causal, unpack=collect.next_token)
     check(found, h[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     with pytest.raises(checks.InputError, match=r"\(7, 9, 4\) for labels \(7,\)"):
