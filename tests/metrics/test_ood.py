@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from nclib import frames
-from nclib.metrics import ClassStatistics, nc5, neco, nci
+from nclib.metrics import ClassStatistics, nc5, nci, neco
 
 
 def sample(seed, K=4, d=7, n=9):

@@ -338,6 +338,6 @@ def test_memory_with_many_classes_is_nothing_of_size_k_squared():
     megabytes, nc1 = map(float, found.stdout.split())
     # K² float32 numbers are 6.4 GB, tiles a few of 64 MB each, sums 10 MB.
     assert megabytes < 1000
-    # Σ_B is nearly the identity; only the 20 000 classes of two samples have a spread, half of 1e-6.
+    # Σ_B is nearly the identity; only the 20 000 classes of two samples have a spread.
     trace = 16 * 1e-6 / 2 * 40_000 / 60_000
     assert nc1 == pytest.approx(trace / 40_000, rel=0.1)
