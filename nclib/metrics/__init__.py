@@ -18,6 +18,9 @@ _HOMES = {
     "frame_distances": "frames",
     "generalized_nc": "generalized",
     "multi_label_metrics": "multi_label",
+    "nc5": "ood",
+    "nci": "ood",
+    "neco": "ood",
 }
 __all__ = list(_HOMES)
 

@@ -498,9 +498,9 @@ class Agreement:
 
     def by_class(self):
         """``ncc_error`` and ``error`` of each class, tensors ``(K,)``; NaN without samples."""
-        found = {"ncc_error": self._ncc_wrong / self._counts}
+        found = {"ncc_error": self._ncc_wrong / self._counts.double()}
         if self._rules.weight is not None:
-            found["error"] = self._wrong / self._counts
+            found["error"] = self._wrong / self._counts.double()
         return found
 
 
