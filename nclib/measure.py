@@ -37,7 +37,9 @@ def load(path):
     try:
         arrays = _READERS[path.suffix.lower()](path)
     except ImportError as error:
-        raise checks.InputError(f"{path} needs a package: pip install {error.name}") from None
+        raise checks.InputError(
+            f"{path} needs a package: pip install {error.name or 'pyarrow'}"
+        ) from None
     except checks.InputError:
         raise
     except Exception as error:  # every reader has its own kinds for damaged files

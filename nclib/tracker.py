@@ -94,8 +94,8 @@ class Tracker:
     def plot(self):
         """Figure of NC1-NC4 over epochs, a colour for each data set, a line style for each layer.
 
-        In a notebook: ``display.clear_output(wait=True); display.display(tracker.plot())`` in the
-        loop is a live plot.
+        Always the same figure, drawn anew.  Live in a loop: ``plt.pause(0.1)`` after it in a
+        script, ``clear_output(wait=True); display(tracker.plot())`` in a notebook.
         """
         import matplotlib.pyplot as plt
         import seaborn as sns
@@ -108,9 +108,11 @@ class Tracker:
         columns = {title: column for title, column in columns.items() if column}
         if not columns:
             raise checks.InputError("nothing measured yet: call step(epoch) first")
-        figure, axes = plt.subplots(
-            1, len(columns), figsize=(3 * len(columns), 2.8), squeeze=False, layout="constrained"
-        )
+        figure = plt.figure(f"nclib.Tracker {id(self):x}")  # always the same one: a live plot
+        figure.clear()
+        figure.set_layout_engine("constrained")
+        figure.set_size_inches(3 * len(columns), 2.8)
+        axes = figure.subplots(1, len(columns), squeeze=False)
         for ax, (title, column) in zip(axes[0], columns.items(), strict=True):
             sns.lineplot(
                 table, x="epoch", y=column, hue="data", style="layer", markers=True, ax=ax,
@@ -121,7 +123,6 @@ class Tracker:
             if column == "nc1" and (table[column].dropna() > 0).all():
                 ax.set_yscale("log")
         sns.move_legend(axes[0, -1], "upper left", bbox_to_anchor=(1, 1), frameon=False)
-        plt.close(figure)  # shown once, by who asked for it
         return figure
 
     def lightning(self):

@@ -170,3 +170,7 @@ def test_a_reader_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(checks.InputError, match="pip install safetensors"):
         measure.load(tmp_path / "a.safetensors")
+    for engine in ("pyarrow", "fastparquet"):
+        monkeypatch.setitem(sys.modules, engine, None)
+    with pytest.raises(checks.InputError, match="pip install pyarrow"):
+        measure.load(tmp_path / "a.parquet")

@@ -4,6 +4,7 @@ import functools
 import subprocess
 import sys
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -144,6 +145,8 @@ def test_the_plot_draws_the_table():
     want = {tuple(part["nc1"]) for _, part in tracker.table.groupby(["data", "layer"])}
     assert drawn == want and len(want) == 4
     assert figure.axes[0].get_yscale() == "log"
+    assert tracker.plot() is figure and len(figure.axes) == 4  # drawn anew, for live plots
+    plt.close(figure)
 
 
 def test_a_head_with_one_logit_and_missing_classes():
