@@ -12,6 +12,7 @@ _HOMES = {
     "certified_gap": "certified",
     "Agreement": "collapse",
     "ClassStatistics": "collapse",
+    "REFERENCE": "collapse",
     "by_class": "collapse",
     "cdnv_by_class": "collapse",
     "nc_metrics": "collapse",

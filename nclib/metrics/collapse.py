@@ -34,6 +34,25 @@ _TILE = 2**23  # scores held at a time
 _PAIRED = 4096  # classes above which ``cdnv`` is the mean over the pairs of some of them
 _MISSING = ("error", "skip")
 
+# How far from collapse is that?  Values of networks as PyTorch initialises them (ReLU, K = 10) and
+# at collapse.
+REFERENCE = {
+    name: {"untrained": value, "collapsed": 0.0}
+    for name, value in {
+        "nc1": 0.9,
+        "nc1_ratio": 1.7,
+        "cdnv": 0.9,
+        "nc2_means": 0.7,
+        "nc2": 0.4,
+        "nc3": 1.4,
+        "nc2_centered": 0.25,
+        "nc3_centered": 1.4,
+        "residual": 0.25,
+        "residual_centered": 0.25,
+        "ncc_disagreement": 0.9,
+    }.items()
+}
+
 
 class ClassStatistics:
     """Counts, class means and within-class scatter in **one streaming pass**, mergeable.
@@ -990,7 +1009,7 @@ def cdnv_by_class(means, variances, classes=None, *, gram=None):
     K = len(means)
     classes = torch.arange(K) if classes is None else classes
     found = []
-    for rows in classes.to(means.device).split(max(1, _TILE // K)):
+    for rows in classes.to(means.device).split(max(32, _TILE // 8 // K)):
         squared = squared_distances(means, rows, gram=gram)
         spread = (variances[rows, None] + variances[None]) / 2
         ratio = torch.where(spread > 0, spread / squared, 0.0).scatter_(1, rows[:, None], 0.0)

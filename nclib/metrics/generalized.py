@@ -25,7 +25,8 @@ from nclib.metrics.precision import Storage, exact
 from nclib.theory import margins, softmax_codes
 
 EXACT_CLASSES = 2048  # above this, per-class quantities are averaged over a sample of classes
-_TILE = 2**23
+SAMPLED_CLASSES = 256  # so many
+_TILE = 2**20  # numbers held at a time, about a cache
 
 
 @exact
@@ -37,7 +38,7 @@ def generalized_nc(
     *,
     reference=None,
     random_draws=None,
-    exact_classes=EXACT_CLASSES,
+    exact_classes=None,
     tol=1e-9,
     precision=None,
 ):
@@ -51,7 +52,8 @@ def generalized_nc(
         reference: the margin ``rho*`` to compare with; default the best known for (K, d).
         random_draws: random classifiers behind ``gnc2_random`` (default 3 for K d <= 200 000).
         exact_classes: with more classes than this, ``gnc2_mean`` and ``gnc3_projection`` are means
-            over that many random classes (said in ``notes``); ``gnc2`` is always over all.
+            over that many random classes (said in ``notes``); ``gnc2`` is always over all.  Default:
+            all classes up to 2048, else 256 random ones.
         tol: width of the certified bracket behind ``gnc2``.
         precision: dtype in which the features were stored, if it is not theirs, as in
             :func:`~nclib.metrics.nc_metrics`.
@@ -101,6 +103,8 @@ def generalized_nc(
         bias = checks.vector("bias", bias, K).detach().double().to(raw.device)
     labels, kept, dropped = _drop_empty(labels, K, notes)
     K, d = len(kept), raw.shape[1]
+    if exact_classes is None:
+        exact_classes = K if K <= EXACT_CLASSES else SAMPLED_CLASSES
     raw_weight = raw_weight[kept].double().to(raw.device)
     bias = None if bias is None else bias[kept]
     W, H = margins.unit_rows("weight", raw_weight), margins.unit_rows("features", raw)
@@ -153,7 +157,7 @@ def log_kernel(directions):
     uniformity) of unit rows ``(K, d)``; infinite and NaN when two coincide."""
     first = second = 0.0
     K = len(directions)
-    for rows in torch.arange(K).split(max(1, _TILE // K)):
+    for rows in torch.arange(K).split(max(32, _TILE // K)):
         kernel = -squared_distances(directions, rows).log() / 2
         kernel[torch.arange(len(rows)), rows] = 0
         first += float(kernel.sum())
@@ -303,7 +307,7 @@ def _mean_gap(rows, targets):
 
 
 def _argmax(features, weight, offset=None):
-    chunks = features.split(max(1, _TILE // len(weight)))
+    chunks = features.split(max(32, _TILE // len(weight)))
     shift = 0.0 if offset is None else offset
     return torch.cat([(h @ weight.T + shift).argmax(1) for h in chunks])
 

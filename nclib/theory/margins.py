@@ -18,7 +18,7 @@ from scipy.optimize import nnls
 
 from nclib import checks
 
-TILE_ENTRIES = 2**23  # logits held at a time: 64 MiB in float64
+TILE_ENTRIES = 2**20  # logits held at a time: 8 MiB in float64, about a cache
 _EPS = np.finfo(np.float64).eps
 
 
@@ -383,7 +383,7 @@ def _class_list(classes, K):
 
 
 def _tile_rows(K):
-    return max(1, TILE_ENTRIES // K)
+    return max(32, TILE_ENTRIES // K)  # rows enough for a fast product
 
 
 def _rounding(d):

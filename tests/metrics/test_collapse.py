@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 
 from nclib import frames
-from nclib.metrics import ClassStatistics, nc_metrics
+from nclib.metrics import REFERENCE, ClassStatistics, nc_metrics
 
 
 def oracle(F, y, W, b):
@@ -426,6 +427,26 @@ def test_streaming_refuses_bad_batches_and_keeps_what_it_has():
         stats.merge(ClassStatistics(4, 4))
     with pytest.raises(ValueError, match="class 0, 1, 2 has no sample"):
         ClassStatistics(3, 4).metrics()
+
+
+def test_reference_values_are_those_of_untrained_and_collapsed_networks():
+    digits = load_digits()
+    inputs = torch.tensor(digits.data, dtype=torch.float32) / 16
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        hidden = torch.nn.Sequential(
+            torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 128), torch.nn.ReLU()
+        )
+        head = torch.nn.Linear(128, 10)
+    found = nc_metrics(hidden(inputs), digits.target, head.weight, head.bias)
+    assert REFERENCE.keys() == found.keys()
+    for name, value in found.items():
+        assert 0.5 < value / REFERENCE[name]["untrained"] < 2, name
+    etf = frames.simplex_etf(10, 128)
+    for name, value in nc_metrics(etf[digits.target], digits.target, etf).items():
+        # The digits' classes are not of one size: their sample mean is not the ETF's centre.
+        near = 0.02 if name.startswith(("nc2_means", "nc3", "residual")) else 1e-12
+        assert value == pytest.approx(REFERENCE[name]["collapsed"], abs=near), name
 
 
 def test_measuring_a_model_does_not_load_the_theory():
