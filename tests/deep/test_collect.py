@@ -173,9 +173,16 @@ def test_wrapped_models():
         "by name": nn.Sequential(OrderedDict(module=model)),
         "inside": nn.Sequential(OrderedDict(net=torch.compile(Net(), backend="eager"))),
     }
+    wrapped["in place"] = Net()
+    wrapped["in place"].compile(backend="eager")
     for name, wrapper in wrapped.items():
-        wrapper(x)  # compiled before the hooks come
-        names = ("net.fc",) if name == "inside" else ("fc", "module.fc", model.fc)
+        with collect.evaluation(wrapper):
+            wrapper(x)  # compiled before the hooks come, in the same mode
+        names = (
+            ("net.fc",)
+            if name == "inside"
+            else ("fc", "module.fc", wrapper.fc if name == "in place" else model.fc)
+        )
         for layer in (None, *names):
             check(collect.statistics(wrapper, batches(x, y), features_of=layer), want, y)
 
