@@ -136,17 +136,17 @@ def hard_margin(weight, features, labels=None, *, normalize=True):
     row-normalised unless ``normalize=False``.  Never exceeds ``rho(W)`` for unit rows (4.G2).
     """
     weight, features, labels = _pairs(weight, features, labels, normalize)
-    margins = [own - rival for own, rival in _own_and_rival(weight, features, labels)]
-    return float(torch.cat(margins).min())
+    return min(
+        float((own - rival).min()) for own, rival in _own_and_rival(weight, features, labels)
+    )
 
 
 def max_cosine(weight):
     """Largest cosine between two rows, ``cos theta`` of the Tammes problem."""
     weight = unit_rows("weight", weight)
     labels = torch.arange(len(weight))
-    return float(
-        torch.cat([r for _, r in _own_and_rival(weight, weight, labels)]).max().clamp(-1, 1)
-    )
+    largest = max(float(rival.max()) for _, rival in _own_and_rival(weight, weight, labels))
+    return min(1.0, max(-1.0, largest))
 
 
 def min_angle(weight):
