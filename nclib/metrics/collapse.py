@@ -929,12 +929,16 @@ class _Rules:
     def choose(self, x):
         """``(predicted, nearest)`` of features ``(B, d)``, int64; no classifier: ``(None, …)``."""
         x = x.to(self.centre.dtype) - self.centre
-        predicted, nearest = [], []
-        for part in x.split(max(1, _TILE // len(self.directions))):
-            nearest.append(torch.addmm(self.nearest_there, part, self.directions.T).argmax(1))
-            if self.weight is not None:
-                predicted.append(torch.addmm(self.logits_there, part, self.weight.T).argmax(1))
-        return torch.cat(predicted) if predicted else None, torch.cat(nearest)
+        size = max(32, _TILE // len(self.directions))
+
+        def largest(there, rows):
+            found = torch.empty(len(x), dtype=torch.int64, device=x.device)
+            for part, out in zip(x.split(size), found.split(size), strict=True):
+                out.copy_(torch.addmm(there, part, rows.T).argmax(1))
+            return found
+
+        nearest = largest(self.nearest_there, self.directions)
+        return None if self.weight is None else largest(self.logits_there, self.weight), nearest
 
     def update(self, x, residual, inside, labels, norms):
         """Count disagreements: features ``(B, d)``, residuals about the shift, these in the span

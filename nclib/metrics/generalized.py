@@ -52,8 +52,8 @@ def generalized_nc(
         reference: the margin ``rho*`` to compare with; default the best known for (K, d).
         random_draws: random classifiers behind ``gnc2_random`` (default 3 for K d <= 200 000).
         exact_classes: with more classes than this, ``gnc2_mean`` and ``gnc3_projection`` are means
-            over that many random classes (said in ``notes``); ``gnc2`` is always over all.  Default:
-            all classes up to 2048, else 256 random ones.
+            over that many random classes (said in ``notes``); ``gnc2`` is always over all.  By
+            default all classes count up to 2048, else 256 random ones.
         tol: width of the certified bracket behind ``gnc2``.
         precision: dtype in which the features were stored, if it is not theirs, as in
             :func:`~nclib.metrics.nc_metrics`.
@@ -307,9 +307,13 @@ def _mean_gap(rows, targets):
 
 
 def _argmax(features, weight, offset=None):
-    chunks = features.split(max(32, _TILE // len(weight)))
+    found = torch.empty(len(features), dtype=torch.int64, device=features.device)
     shift = 0.0 if offset is None else offset
-    return torch.cat([(h @ weight.T + shift).argmax(1) for h in chunks])
+    size = max(32, _TILE // len(weight))
+    # Written in place: small results that live on between the tiles would scatter the memory.
+    for h, out in zip(features.split(size), found.split(size), strict=True):
+        out.copy_((h @ weight.T + shift).argmax(1))
+    return found
 
 
 def _share(hits):

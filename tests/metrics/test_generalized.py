@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+from benchmarks.harness import ROOT
 from nclib import checks, frames
 from nclib.metrics import generalized, generalized_nc
 from nclib.theory import codes, margins
@@ -325,22 +326,22 @@ def test_bad_input():
 
 
 LARGE = """
-import resource, torch
+import torch
+from benchmarks.harness import Memory
 from nclib.metrics import generalized_nc
 K, d = 7000, 8
 draw = torch.Generator().manual_seed(0)
 weight, y = torch.randn(K, d, generator=draw), torch.arange(2 * K) % K
 features = weight[y] + 1e-3 * torch.randn(2 * K, d, generator=draw)
-generalized_nc(features[:20], y[:20], weight)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-found = generalized_nc(features, y, weight, tol=1e-6)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+with Memory() as memory:
+    found = generalized_nc(features, y, weight, tol=1e-6)
+print(memory.extra)
 assert found["num_classes"] == K and found["ncc_accuracy"] > 0.9
 """
 
 
 def test_memory_with_many_classes_is_nothing_of_size_k_squared():
     command = [sys.executable, "-c", LARGE]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    found = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=ROOT)
     assert found.returncode == 0, found.stderr
-    assert float(found.stdout) < 200  # MB; 7000² float64 numbers are 392
+    assert float(found.stdout) < 350  # MB; 7000² float64 numbers are 392, and come in pairs

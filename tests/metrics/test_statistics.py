@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.harness import ROOT
 from nclib import checks
 from nclib.metrics import ClassStatistics, by_class, collapse, nc_metrics
 
@@ -318,23 +319,26 @@ def test_many_classes_agree_with_the_direct_formulas(K, d, monkeypatch):
 
 
 LARGE = """
-import resource, torch
+import torch
+from benchmarks.harness import Memory
 from nclib.metrics import ClassStatistics
 K, d, n = 40_000, 16, 60_000
 draw = torch.Generator().manual_seed(0)
 means, y = torch.randn(K, d, generator=draw), torch.cat([torch.arange(K), torch.arange(n - K)])
 features = means[y] + 1e-3 * torch.randn(n, d, generator=draw)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-statistics = ClassStatistics(K, d, keep=0).update(features, y)
-second = statistics.agreement(means).update(features[:2000], y[:2000])
-found = statistics.metrics(means, agreement=second)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, found["nc1"])
+with Memory() as memory:
+    statistics = ClassStatistics(K, d, keep=0).update(features, y)
+    second = statistics.agreement(means).update(features[:2000], y[:2000])
+    found = statistics.metrics(means, agreement=second)
+print(memory.extra, found["nc1"])
 """
 
 
 def test_memory_with_many_classes_is_nothing_of_size_k_squared():
     command = [sys.executable, "-c", LARGE]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=500)
+    found = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=500, cwd=ROOT
+    )
     megabytes, nc1 = map(float, found.stdout.split())
     # K² float32 numbers are 6.4 GB, tiles a few of 64 MB each, sums 10 MB.
     assert megabytes < 1000
