@@ -66,20 +66,10 @@ def list_(query, markdown):
             click.echo(f"  {name}: {kind} = {default!r}  # {comment}")
         return
     for book in runs.notebooks():
-        click.echo(f"{book}: {_title(book)}")
+        click.echo(f"{book}: {runs.title(book)}")
         for profile in runs.profiles():
             job = runs.job(book, profile)
             click.echo(f"    {profile:9} {_cost(job)}")
-
-
-def _title(book):
-    import json
-
-    from nclib import paths
-
-    content = json.loads((paths.NOTEBOOKS / f"{book}.ipynb").read_text(encoding="utf-8"))
-    first = "".join(content["cells"][0]["source"]).splitlines()
-    return first[0].lstrip("# ").strip() if first else ""
 
 
 def _cost(job):

@@ -116,6 +116,13 @@ def notebooks():
     return found
 
 
+def title(name):
+    """The first line of a notebook, without its marks."""
+    content = json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
+    first = "".join(content["cells"][0]["source"]).splitlines()
+    return first[0].lstrip("# ").strip() if first else name
+
+
 def find(query):
     """The notebook meant by ``01``, ``1``, its full name or a part of it."""
     names = notebooks()
