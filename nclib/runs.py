@@ -336,6 +336,7 @@ def _execute(job, progress, start):
                 progress_bar=progress,
                 log_output=False,
                 shutdown_kernel="immediate",  # everything is written by then
+                kernel_manager_class=_own_kernel(),
             )
             break
         except papermill.PapermillExecutionError as error:
@@ -373,6 +374,22 @@ def _import_papermill():
     # jsonschema would compile a grammar of internationalised web addresses, for more than a second
     # in every process; notebooks hold none.  A module that is None counts as not installed.
     sys.modules.setdefault("rfc3987_syntax", None)
+
+
+def _own_kernel():
+    """A kernel manager that starts this interpreter, whatever a kernelspec of that name starts.
+
+    A kernelspec ``python3`` of another environment, in the home directory or on ``JUPYTER_PATH``,
+    hides the own one; its kernel has another nclib or none, or ends at once.
+    """
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    class OwnKernel(AsyncKernelManager):
+        kernel_spec = KernelSpec(**get_kernel_dict())
+
+    return OwnKernel
 
 
 def _literal(path):
@@ -735,7 +752,11 @@ def store(query):
         os.environ |= _environment(quick, folder / "figures") | {notebook.FOLDER: str(folder)}
         output = folder / "notebook.ipynb"
         papermill.execute_notebook(
-            _literal(source), _literal(output), kernel_name="python3", progress_bar=False
+            _literal(source),
+            _literal(output),
+            kernel_name="python3",
+            progress_bar=False,
+            kernel_manager_class=_own_kernel(),
         )
     content = nbformat.read(output, as_version=4)
     content.metadata = {

@@ -276,3 +276,14 @@ def test_more_threads_than_cores_are_mentioned(tiny, monkeypatch):
         result = CliRunner().invoke(main, ["run", "90", "--out", str(tiny.out), *options])
         assert result.exit_code == 0, result.output
         assert ("note: 3 processes of 2 threads share 4 cores" in result.stderr) == mentioned
+
+
+def test_a_foreign_kernelspec_does_not_take_the_notebooks(tiny, tmp_path):
+    """An environment's kernelspec of the same name, found before the own one."""
+    folder = tmp_path / "jupyter" / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    foreign = {"argv": ["false", "{connection_file}"], "display_name": "x", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(foreign))
+    variables = dict.fromkeys(("JUPYTER_PATH", "JUPYTER_DATA_DIR"), str(tmp_path / "jupyter"))
+    done = tiny("run", "--out", tiny.out, env=tiny.environment | variables)
+    assert done.returncode == 0, done.stdout + done.stderr
