@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -287,3 +289,19 @@ def test_a_foreign_kernelspec_does_not_take_the_notebooks(tiny, tmp_path):
     variables = dict.fromkeys(("JUPYTER_PATH", "JUPYTER_DATA_DIR"), str(tmp_path / "jupyter"))
     done = tiny("run", "--out", tiny.out, env=tiny.environment | variables)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "90", "-p", "K=x"]])
+def test_python_m_nclib_is_the_command(tiny, arguments):
+    said = [
+        subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, env=tiny.environment, timeout=60
+        )
+        for command in (
+            [sys.executable, "-m", "nclib"],
+            [sys.executable, "-c", "import nclib.cli; nclib.cli.main(prog_name='nclib')"],
+        )
+    ]
+    for answer in ("returncode", "stdout", "stderr"):
+        assert getattr(said[0], answer) == getattr(said[1], answer)
+    assert "nclib" in said[0].stdout + said[0].stderr
