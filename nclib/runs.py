@@ -165,7 +165,7 @@ def job(query, profile_name="quick", overrides=None, *, out=None, threads=1):
             changed[key] = value
     if "profile" in changed:
         raise checks.InputError(
-            f"parameter profile names the values: use --profile {changed['profile']}"
+            f"parameter profile is a name only: use --profile {changed['profile']}"
         )
     values |= changed
     for key in values:

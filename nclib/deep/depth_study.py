@@ -110,15 +110,17 @@ def _net(architecture, data, bias, width):
     return nets.resnet(18, K, width=width, in_channels=channels, bias=bias)
 
 
-def require_layers(names, architecture, *, width):
-    """Raise :class:`~nclib.checks.InputError` unless all ``names`` are modules of the network.
+def require_layers(architecture, **names):
+    """Raise :class:`~nclib.checks.InputError` unless the network has modules of these names.
 
-    ``names``: as for :func:`depth_profile`, None for the default.  They do not depend on the data.
+    ``names``: name of a parameter -> its value, as for :func:`depth_profile`; None is the default.
     """
     pixel = Data("one pixel", torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.int64), 2)
-    modules = dict(_net(architecture, pixel, True, width).named_modules())
-    for name in names or []:
-        checks.choice("parameter layers_to_probe", name, list(modules)[1:])
+    for parameter, listed in names.items():
+        if listed is not None:  # modules depend neither on the width nor on the data
+            modules = dict(_net(architecture, pixel, True, 1).named_modules())
+            for name in listed:
+                checks.choice(f"parameter {parameter}", name, list(modules)[1:])
 
 
 def depth_profile(
