@@ -13,6 +13,12 @@ class InputError(ValueError):
     """A value that nclib cannot work with; the message names it and says what to do."""
 
 
+def require(condition, message):
+    """Raise :class:`InputError` with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise InputError(message)
+
+
 def integer(name, value, minimum=1):
     """``value`` as an int, at least ``minimum``; bools and floats are refused."""
     if isinstance(value, bool) or not isinstance(value, Integral):

@@ -55,15 +55,14 @@ def _check_cores(jobs, threads, scheduler):
 @click.option("--markdown", is_flag=True, help="The README's table of results.")
 def list_(query, markdown):
     """Results, notebooks, profiles and what the last runs cost."""
-    from nclib import report, runs
+    from nclib import parameters, report, runs
 
     if markdown:
         click.echo(report.results_table())
         return
     if query:
-        for name, (kind, default, comment) in runs.declared(runs.find(query)).items():
-            kind = getattr(kind, "__name__", str(kind)) if not hasattr(kind, "__args__") else kind
-            click.echo(f"  {name}: {kind} = {default!r}  # {comment}")
+        for name, (kind, default, comment) in parameters.declared(runs.find(query)).items():
+            click.echo(f"  {name}: {parameters.type_name(kind)} = {default!r}  # {comment}")
         return
     for book in runs.notebooks():
         click.echo(f"{book}: {runs.title(book)}")

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from PIL import Image
 
-from nclib import __version__, checks, claims, files, paths, runs
+from nclib import __version__, checks, claims, files, parameters, paths, runs
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -194,21 +194,21 @@ def command(manifest):
 
     A run of a notebook that is no longer there shows all its parameters.
     """
-    name, parameters = manifest["notebook"], manifest.get("parameters", {})
-    profile = parameters.get("profile", "quick")
+    name, values = manifest["notebook"], manifest.get("parameters", {})
+    profile = values.get("profile", "quick")
     kinds, base = {}, {"profile": profile}
     if name in runs.notebooks() and profile in runs.profiles():
-        known = runs.declared(name)
-        kinds = {key: kind for key, (kind, _, _) in known.items()}
-        base = {key: default for key, (_, default, _) in known.items()}
+        known = parameters.declared(name)
+        kinds = {key: one.kind for key, one in known.items()}
+        base = {key: one.default for key, one in known.items()}
         base |= runs.profile(profile).get(name, {}) | {"profile": profile}
     base = json.loads(json.dumps(base))  # as the manifest holds it: JSON's keys are texts
     parts = ["nclib", "run", name.split("_")[0]]
     if profile != "quick":
         parts += ["--profile", profile]
-    for key, value in parameters.items():
+    for key, value in values.items():
         if key not in base or base[key] != value:
-            # A parameter of type str takes the text as it is, every other one reads YAML.
+            # A parameter of type str takes the text as it is, every other one reads JSON.
             plain = isinstance(value, str) and kinds.get(key, str) is str
             parts += ["-p", f"{key}={value if plain else json.dumps(value)}"]
     if manifest.get("threads", 1) != 1:

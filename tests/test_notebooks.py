@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from nclib import claims, environment, paths, runs
+from nclib import claims, environment, parameters, paths, runs
 
 BOOKS = runs.notebooks()
 
@@ -43,12 +43,12 @@ def test_code_cells_are_short_and_end_with_the_run(book):
 
 @pytest.mark.parametrize("book", BOOKS)
 def test_parameters_have_types_comments_and_valid_profiles(book):
-    known = runs.declared(book)
+    known = parameters.declared(book)
     assert {"profile", "seed", "device"} <= known.keys()
     for name, (_, _, comment) in known.items():
         assert comment, f"parameter {name} needs a trailing comment"
     for profile in runs.profiles():
-        runs.job(book, profile)  # raises for unknown names and wrong types
+        runs.job(book, profile)  # raises for unknown names, wrong types and impossible values
 
 
 @pytest.mark.parametrize("book", BOOKS)

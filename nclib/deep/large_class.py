@@ -257,20 +257,34 @@ def image_folder(path, *, size=50, test_share=0.1, seed=0):
     For face identities and the like: images are resized and cropped to ``size`` pixels and kept as
     bytes ``(N, 3, size, size)``; put :class:`Standardize` in front of the network.
     """
-    from torchvision import datasets, transforms
+    from torchvision import transforms
 
     checks.real("test_share", test_share, above=0, below=1)
     steps = [transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()]
-    try:
-        folder = datasets.ImageFolder(path, transforms.Compose(steps))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise checks.InputError(
-            f"no image folder at {path} ({error}); expected one sub-folder of images per class"
-        ) from None
+    folder = open_folder(path, transforms.Compose(steps))
     images = torch.stack([image for image, _ in folder])
     data = Data("image folder", images, torch.tensor(folder.targets), len(folder.classes))
     train, test = data.split(1 - test_share, generator=torch.Generator().manual_seed(seed))
     return train, test
+
+
+def open_folder(path, transform=None):
+    """torchvision's ``ImageFolder``, nothing read yet.
+
+    Raises :class:`~nclib.checks.InputError` if there are not at least two sub-folders of images.
+    """
+    from torchvision import datasets
+
+    try:
+        folder = datasets.ImageFolder(path, transform)
+        if len(folder.classes) < 2:
+            raise FileNotFoundError("a single class")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise checks.InputError(
+            f"no image folder at {str(path)!r} ({error}); expected one sub-folder of images per "
+            "class"
+        ) from None
+    return folder
 
 
 class Standardize(nn.Module):

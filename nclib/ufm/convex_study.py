@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from scipy.optimize import linprog
 
+from nclib import checks
 from nclib.metrics import convex_duality as metrics
 from nclib.theory import convex_duality as theory
 from nclib.ufm import convex, solve
@@ -507,6 +508,22 @@ def deep_values(points, depths, beta):
         }
         rows += [row | dict(kind=kind, value=value) for kind, value in values.items()]
     return pd.DataFrame(rows)
+
+
+def require_descents(cases):
+    """Raise :class:`~nclib.checks.InputError` unless ``cases`` show what depth changes.
+
+    ``cases``: as the notebook's parameter ``descents``, rows of numbers (points, depth, beta).
+    """
+    checks.require(
+        all(points == int(points) and depth == int(depth) for points, depth, _ in cases),
+        f"points and depth in parameter descents must be whole numbers, got {cases}",
+    )
+    depths = [depth for _, depth, _ in cases]
+    checks.require(
+        min(depths) == 3 < max(depths),
+        f"parameter descents needs a network of depth 3 and a deeper one, got depths {depths}",
+    )
 
 
 def widened(layers, width, noise, generator):
