@@ -75,7 +75,7 @@ def alignment_angles(weight, means):
             f"weight and means must have the same shape, got {tuple(weight.shape)} and "
             f"{tuple(means.shape)}"
         )
-    return angles_between(weight, means)
+    return angles_between(weight.to(means.device), means)
 
 
 def within_class_angles(features, labels, *, num_classes=None):
