@@ -1,9 +1,9 @@
 """Every public function of ``nclib.deep`` and ``nclib.metrics`` with tensors on an accelerator."""
 
+import cProfile
 import importlib
 import inspect
 import pkgutil
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -507,19 +507,22 @@ def test_no_function_is_forgotten():
     assert (on_host | CASES.keys()) - everything == set()
 
 
-# What metrics are given beside the features may lie on the CPU.
+# What metrics are given beside the features may lie on the CPU; whole studies train networks.
 SPLIT = [(name, True) for name in CASES if name.split(".")[0] in METRICS]
+STUDIES = ("study", "language.", "train.grid")
+CHECKED = [
+    pytest.param(*case, marks=[pytest.mark.slow] * any(words in case[0] for words in STUDIES))
+    for case in [(name, False) for name in CASES] + SPLIT
+]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "split"), [(name, False) for name in CASES] + SPLIT)
+@pytest.mark.parametrize(("name", "split"), CHECKED)
 def test_works_on_an_accelerator(name, split):
-    ran = set()
+    calls = cProfile.Profile(subcalls=False, builtins=False)
     with Accelerator() as gpu:
         given = things(gpu, torch.device("cpu") if split else gpu)
-        sys.setprofile(lambda frame, event, _: ran.add(frame.f_code))
-        try:
+        with calls:
             CASES[name](given)
-        finally:
-            sys.setprofile(None)
+    ran = {entry.code for entry in calls.getstats()}
     assert ran & code_of(named(name)), "the case does not call what it is called after"
