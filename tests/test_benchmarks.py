@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from benchmarks import harness, notebooks, report, scaling
 from benchmarks.rows import ROWS
+from nclib.deep import train
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -112,11 +114,40 @@ def test_rows_not_measured_keep_their_numbers(tmp_path):
     assert found["ours_s"].tolist() == [1.235, 1.235]
 
 
+def test_a_row_without_a_goal_misses_none(tmp_path):
+    side = {"seconds": [1.0], "memory": 0.0, "values": {"a": 1.0}, "load": 0.0}
+    side |= {"bytes": 0.0, "flops": 0.0, "rate": "single"}
+    rates = {"bandwidth": 1e10, "single": 1e11}
+
+    def missed(order, *rows):
+        lines = [harness.table_row(row, {"ours": side, "baseline": side}, rates) for row in rows]
+        return report.missed(report.store_rows(tmp_path, pd.DataFrame(lines), order)).tolist()
+
+    free, slow = harness.Row("free", "", dict, {}, {}), harness.Row("slow", "", dict, {}, {}, 2.0)
+    assert missed(["free"], free) == []
+    assert missed(["free", "slow"], slow) == ["slow"]
+    assert missed(["free", "slow"], free) == ["slow"]  # the stored line is seen again
+
+
+def test_a_warning_about_tensor_cores_is_not_shown(monkeypatch, recwarn):
+    fit = train.fit
+
+    def compiling(*arguments):
+        warnings.warn("TensorFloat32 tensor cores for float32 matrix … available", stacklevel=1)
+        return fit(*arguments)
+
+    monkeypatch.setattr(train, "fit", compiling)
+    ROWS["engine"].task("toy").ours()
+    assert not [str(w.message) for w in recwarn if "TensorFloat" in str(w.message)]
+
+
 def test_a_profile_names_the_costliest_operators():
     product = torch.randn(400, 400)
     task = harness.Task(lambda: {"a": float((product @ product).sum())}, dict)
     row = harness.Row("product", "one product", lambda: task, {}, {})
-    found = harness.profile(row, most=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = harness.profile(row, most=2)
     assert found[0]["operator"] == "mm" and found[0]["calls"] == 1
     assert found[0]["share"] > 0.5 and len(found) == 2
     assert tuple(found[0]) == report.PROFILE

@@ -68,10 +68,11 @@ def test_claim_tables_are_complete():
             assert len(claims.load_catalogue(book)) >= sizes[number], book
 
 
-def test_profiles_are_safe_yaml_with_numbers_that_are_numbers():
-    for path in paths.PROFILES.glob("*.yaml"):
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        assert content is None or isinstance(content, dict)
+@pytest.mark.parametrize("profile", runs.profiles())
+def test_a_profile_has_a_section_for_every_notebook(profile):
+    content = yaml.safe_load((paths.PROFILES / f"{profile}.yaml").read_text(encoding="utf-8"))
+    assert list(content) == BOOKS
+    assert all(isinstance(section, dict) for section in content.values())
 
 
 def test_environment_file_is_generated_from_the_dependency_list():

@@ -72,12 +72,13 @@ class Data:
         wanted = [n] * self.num_classes if isinstance(n, int) else list(n)
         if len(wanted) != self.num_classes:
             raise checks.InputError(f"{len(wanted)} class sizes for {self.num_classes} classes")
-        order = torch.arange(len(self))
+        # On the CPU, where the generator is: the draw is the same on every device.
+        order, labels = torch.arange(len(self)), self.labels.cpu()
         if generator is not None:
             order = torch.randperm(len(self), generator=generator)
         chosen = []
         for k, count in enumerate(wanted):
-            own = order[self.labels[order] == k]
+            own = order[labels[order] == k]
             if len(own) < count:
                 raise checks.InputError(
                     f"{self.name} has {len(own)} samples of class {k}, {count} were asked for"
@@ -123,8 +124,8 @@ def checksum(*parts):
     """SHA-256 (16 hex digits) of inputs and labels, for manifests."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part.inputs.contiguous().numpy().tobytes())
-        digest.update(part.labels.contiguous().numpy().tobytes())
+        digest.update(part.inputs.contiguous().numpy(force=True).tobytes())
+        digest.update(part.labels.contiguous().numpy(force=True).tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -81,7 +81,7 @@ def alignment_angles(weight, means):
             f"weight and means must have the same shape, got {tuple(weight.shape)} and "
             f"{tuple(means.shape)}"
         )
-    return angles_between(weight, means)
+    return angles_between(weight.to(means.device), means)
 
 
 @exact
