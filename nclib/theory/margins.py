@@ -199,7 +199,7 @@ def margin(weight, *, tol=1e-9, max_solves=None):
     limit = np.inf if max_solves is None else checks.integer("max_solves", max_solves, 0)
     weight = unit_rows("weight", weight)
     rows, features, K = weight.cpu().numpy(), weight.clone(), len(weight)
-    if K <= min(_FEW, limit):
+    if min(_FEW, limit) >= K:
         lower, upper = np.array([_project_row(rows, k, tol)[:2] for k in range(K)]).T
         worst = int(upper.argmin())
         return MarginBracket(float(lower.min()), float(upper[worst]), worst, K)
