@@ -1,22 +1,25 @@
 # Two commands: `make figures` and `make test`.  Both create .venv if there is none.
 PYTHON ?= python3
 VENV ?= .venv
-JOBS ?= 2
+export JOBS ?= 2
 BIN = $(VENV)/bin
-NBVAL = --nbval --nbval-current-env --nbval-cell-timeout 900 --nbval-sanitize-with tests/nbval.cfg
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: figures test soak bench env store clean
+.PHONY: figures test test-fast test-other soak bench env store clean
 
 figures: $(BIN)/.installed  ## run every notebook's quick profile, write figures, claims, report
 	$(BIN)/nclib run --jobs $(JOBS)
 	$(BIN)/nclib report
 
 test: $(BIN)/.installed  ## unit, property, notebook and end-to-end tests
-	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(NBVAL) notebooks
+	$(BIN)/python -m tests.run $@
+
+test-fast: $(BIN)/.installed  ## those that are not slow
+	$(BIN)/python -m tests.run $@
+
+test-other: $(BIN)/.installed  ## as on other processors, and with the oldest allowed versions
+	$(BIN)/python -m tests.run $@
 
 soak: $(BIN)/.installed  ## kill -9 at random moments, 25 times on local processes, 25 on Dask
 	NCLIB_SOAK_KILLS=25 $(BIN)/python -m pytest -s tests/test_soak.py

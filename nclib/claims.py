@@ -24,6 +24,7 @@ A notebook only supplies the numbers.  The verdict is computed from them here, n
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -196,6 +197,19 @@ class Ledger:
             )
         return pd.DataFrame(rows)
 
+    def __repr__(self):
+        return self.verdicts()[["id", "verdict"]].to_string(index=False, header=False)
+
+    def _repr_html_(self):
+        """The verdict of each row, and folded below it every check with its numbers."""
+        rows, every = self.verdicts(), self.table()
+        numbers = every.drop(columns="statement").astype(object).where(every.notna(), None)
+        options = {"index": False, "border": 0, "justify": "left"}
+        return (
+            f"{rows.to_html(**options)}<details><summary>{len(every)} checks with their numbers"
+            f"</summary>{numbers.map(short).to_html(classes='numbers', **options)}</details>"
+        )
+
     def write(self, folder):
         """Write ``claims.json`` into ``folder``.
 
@@ -212,7 +226,7 @@ class Ledger:
                 f"rows {', '.join(forgotten)} of {self.notebook} were never checked; check them, "
                 "or say in the catalogue which profile they need"
             )
-        write_json(Path(folder) / "claims.json", [asdict(claim) for claim in self.claims])
+        files.write_json(Path(folder) / "claims.json", [asdict(claim) for claim in self.claims])
 
 
 def row_of(check):
@@ -225,6 +239,15 @@ def _on_networks(entry, check):
     listed = entry.get("networks", False)
     suffix = check.partition(".")[2]
     return listed if isinstance(listed, bool) else suffix.partition(".")[0] in listed
+
+
+def by_row(notebook, found):
+    """The claims ``found`` of each row of a notebook; rows without any have one, ``not run``."""
+    blank, rows = Ledger(notebook).claims, {}
+    for missing in blank:
+        own = [c for c in found if c.id == missing.id or c.id.startswith(missing.id + ".")]
+        rows[missing.id] = own or [missing]
+    return rows
 
 
 def worst(verdicts):
@@ -248,32 +271,53 @@ def load_catalogue(notebook):
 
 
 def read(path):
-    """The claims stored in a ``claims.json``."""
-    return [Claim(**entry) for entry in read_json(path, list)]
+    """The claims stored in a ``claims.json``.
 
-
-def read_json(path, kind=dict):
-    """The object or list in a JSON file that a run wrote.
-
-    Raises :class:`~nclib.checks.InputError` if the file is missing or damaged.
+    Raises :class:`~nclib.checks.InputError` naming the file if it is missing or damaged.
     """
-    path = Path(path)
+    entries = files.read_json(path, list)
     try:
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, kind):
-            raise ValueError(f"holds a {type(content).__name__}")
-    except (OSError, ValueError) as error:
-        raise checks.InputError(
-            f"{path} is missing or damaged ({error}); `nclib run` makes this run again"
-        ) from None
-    return content
+        found = [Claim(**entry) for entry in entries]
+    except TypeError as error:
+        raise files.damaged(path, f"an entry is no claim: {error}") from None
+    strange = [claim.id for claim in found if claim.verdict not in VERDICTS]
+    if strange:
+        raise files.damaged(path, f"claim {strange[0]} has an unknown verdict")
+    return found
 
 
-def write_json(path, content):
-    """Write JSON atomically: a reader sees the old file or the new one, never half of one."""
-    with files.replacing(path) as temporary:
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        temporary.write_text(text, encoding="utf-8")
+@dataclass(frozen=True)
+class Place:
+    """A cell by its execution count, the last figure made up to there, what of nclib it calls."""
+
+    cell: int
+    figure: str
+    calls: list
+
+
+def places(notebook, row):
+    """The cells of ``notebook`` that check ``row``, as :class:`Place` objects."""
+    path = paths.NOTEBOOKS / f"{notebook}.ipynb"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    found, figure, modules = [], "", {}
+    codes = ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == "code"]
+    for number, source in enumerate(codes, 1):
+        for home, names in re.findall(r"^from (nclib[\w.]*) import (.+)$", source, re.MULTILINE):
+            for name, _, alias in (part.partition(" as ") for part in names.split(", ")):
+                modules[alias or name] = f"{home}.{name}"
+        figure = (re.findall(r'run\.figure\(.*?"(\d\d_\w+)"', source, re.DOTALL) or [figure])[-1]
+        if re.search(rf"""["'(]{row}["'.]""", source):
+            called = dict.fromkeys(re.findall(r"\b(\w+)((?:\.\w+)?)\(", source))
+            calls = [modules[name] + dot for name, dot in called if name in modules]
+            found.append(Place(number, figure, calls))
+    return found
+
+
+def short(value):
+    """A number as people read it in a ledger: three significant digits."""
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _number(value):

@@ -101,10 +101,14 @@ def _cost(job):
 @click.option("--out", type=click.Path(file_okay=False), help="Folder for runs/ and figures/.")
 @click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster at this address.")
 @click.option("--force", is_flag=True, help="Run again even if nothing changed.")
-def run(notebooks, profile, pairs, jobs, threads, out, scheduler, force):
+@click.option("--store", is_flag=True, help="Replace the stored results by those of this run.")
+def run(notebooks, profile, pairs, jobs, threads, out, scheduler, force, store):
     """Execute NOTEBOOKS (default: all) and write figures, claims and manifests.
 
-    Exit code: 0 if all ran and no claim fails, 1 if a notebook failed or a claim fails, 2 for
+    Where results of the profile are stored in figures/, they stay, and each notebook says how
+    closely it reproduces them.
+
+    Exit code: 0 if all ran, no claim fails and all stored results are reproduced, 1 if not, 2 for
     wrong input.
     """
     from nclib import runs
@@ -121,6 +125,7 @@ def run(notebooks, profile, pairs, jobs, threads, out, scheduler, force):
         parallel=jobs,
         scheduler=scheduler,
         force=force,
+        store=store,
         progress=sys.stderr.isatty(),
         report=click.echo,
     )
@@ -128,8 +133,13 @@ def run(notebooks, profile, pairs, jobs, threads, out, scheduler, force):
     wrong = sum(o.verdicts.get("fails", 0) for o in outcomes)
     if all(o.status == "unchanged" for o in outcomes):
         click.echo("nothing changed: all results are up to date")
-    if failed or wrong:
-        click.echo(f"{len(failed)} notebook(s) failed, {wrong} claim(s) fail", err=True)
+    differ = sum(o.reproduced is False for o in outcomes)
+    if failed or wrong or differ:
+        click.echo(
+            f"{len(failed)} notebook(s) failed, {wrong} claim(s) fail, {differ} notebook(s) differ "
+            "from the stored results",
+            err=True,
+        )
         sys.exit(1)
 
 
@@ -174,56 +184,91 @@ def sweep(notebook, profile, pairs, seeds, file, jobs, threads, out, scheduler, 
 
 
 @main.command()
+@click.argument("which", required=False, metavar="[ID]")
 @click.option("--profile", "name", default="quick", show_default=True, help="Name of the run.")
 @click.option("--out", type=click.Path(file_okay=False), help="Folder given to `nclib run`.")
 @click.option("--all", "everything", is_flag=True, help="Every check with its numbers.")
-def claims(name, out, everything):
-    """The ledger of the last runs; exit code 1 if a claim fails."""
-    from nclib import claims as ledger
-    from nclib import notebook, paths, runs
+def claims(which, name, out, everything):
+    """The ledger of the last runs, or all about the row ID (such as 4.G7).
 
+    Exit code 1 if a claim fails, 2 for an ID, a run or a folder that is not there.
+    """
+    from nclib import claims as ledger
+    from nclib import paths, runs
+
+    results = runs.results(out)
+    known = sorted({run for run, _ in results})
+    if name not in known:
+        there = f"it holds {', '.join(known)}" if known else "start with `nclib run`"
+        raise checks.InputError(f"no run {name} in {paths.figures(out)}; {there}")
+    if which:
+        _show_row(which, name, results)
+        return
     fails = 0
     for book in runs.notebooks():
         if not (paths.CLAIMS / f"{book}.yaml").exists():
             continue
-        path = paths.figures(out) / name / book / "claims.json"
-        found = ledger.read(path) if path.exists() else []
+        folder = results.get((name, book))
+        found = ledger.read(folder / "claims.json") if folder else []
         click.echo(f"\n{book} [{name}]" + ("" if found else "  not run"))
-        for claim_id, row in _rows(ledger, book, found, everything):
-            verdict = row.verdict
+        for row, own in ledger.by_row(book, found).items():
+            verdict = ledger.worst(claim.verdict for claim in own)
             fails += verdict == "fails"
-            color = {"holds": "green", "fails": "red", "counterexample": "yellow"}.get(verdict)
-            mark = click.style(f"{verdict:14}", fg=color)
-            detail = f"  {notebook.short(row.measured)} ({_bound(row)})" if everything else ""
-            note = f"  [{row.note}]" if verdict == "not run" and row.note else ""
-            click.echo(f"  {claim_id:8} {mark} {row.statement}{detail}{note}")
+            click.echo(f"  {row:8} {_mark(verdict)} {own[0].statement}{_reason(own, verdict)}")
+            for claim in own if everything and found else []:
+                click.echo(f"  {_check(claim)}")
     if fails:
-        click.echo(f"\n{fails} claim(s) fail", err=True)
+        click.echo(f"\n{fails} row(s) fail", err=True)
         sys.exit(1)
 
 
-def _bound(claim):
-    from nclib import notebook
-
-    if claim.tolerance is None or isinstance(claim.expected, bool | str):
-        return str(claim.expected)
-    return f"{notebook.short(claim.expected)} ± {claim.tolerance:g}"
+def _mark(verdict):
+    color = {"holds": "green", "fails": "red", "not run": None}.get(verdict, "yellow")
+    return click.style(f"{verdict:14}", fg=color)
 
 
-def _rows(ledger, book, found, everything):
-    if everything and found:
-        return [(claim.id, claim) for claim in found]
-    rows = []
-    number = ledger.Ledger(book).number
-    blank = ledger.Ledger(book).claims
-    for missing in blank:
-        own = [c for c in found if c.id == missing.id or c.id.startswith(missing.id + ".")]
-        if own:
-            verdict = ledger.worst(c.verdict for c in own)
-            rows.append((missing.id, next(c for c in own if c.verdict == verdict)))
-        else:
-            rows.append((missing.id, missing))
-    return rows if number else []
+def _reason(own, verdict):
+    note = next(claim.note for claim in own if claim.verdict == verdict)
+    return f"  [{note}]" if verdict == "not run" and note else ""
+
+
+def _check(claim):
+    from nclib.claims import short
+
+    bound = str(claim.expected)
+    if claim.tolerance is not None and not isinstance(claim.expected, bool | str):
+        bound = f"{short(claim.expected)} ± {claim.tolerance:g}"
+    numbers = f"{short(claim.measured)} ({bound})" if claim.verdict != "not run" else ""
+    return f"  {claim.id:24} {_mark(claim.verdict)} {numbers:36} {claim.note}".rstrip()
+
+
+def _show_row(which, name, results):
+    """Statement, source, verdict, numbers, picture, cell and functions of one row."""
+    from nclib import claims as ledger
+    from nclib import paths, runs
+
+    number, _, check = which.partition(".")
+    row = ledger.row_of(check)
+    book = runs.find(number)
+    catalogue = ledger.load_catalogue(book)
+    if row not in catalogue:
+        raise checks.InputError(
+            f"{book} has no row {row or '(none given)'}; it has {', '.join(catalogue)}"
+        )
+    folder = results.get((name, book))
+    found = ledger.read(folder / "claims.json") if folder else []
+    own = ledger.by_row(book, found)[f"{int(number)}.{row}"]
+    click.echo(catalogue[row]["statement"])
+    click.echo(f"source    {catalogue[row]['source']}")
+    click.echo(f"verdict   {_mark(ledger.worst(c.verdict for c in own)).strip()}  [{name}]")
+    for claim in own:
+        click.echo(_check(claim))
+    for place in ledger.places(book, row):
+        if place.figure and folder:
+            click.echo(f"picture   {folder / place.figure}.png")
+        click.echo(f"cell      {paths.NOTEBOOKS / book}.ipynb, [{place.cell}]")
+        for name in place.calls:
+            click.echo(f"calls     {name}")
 
 
 @main.command()

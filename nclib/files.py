@@ -1,6 +1,8 @@
-"""Files: written whole or not at all, YAML read without running anything."""
+"""Files: written whole or not at all; YAML and JSON read without running anything."""
 
 import contextlib
+import hashlib
+import json
 import os
 import secrets
 from pathlib import Path
@@ -31,6 +33,40 @@ def write_csv(path, table):
     """Write the DataFrame ``table``: equal tables give equal bytes, on every system."""
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.10g", lineterminator="\n")
+
+
+def read_json(path, kind=dict):
+    """The object or list in a JSON file that a run wrote.
+
+    Raises :class:`~nclib.checks.InputError` if the file is missing or damaged.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, kind):
+            raise ValueError(f"holds a {type(content).__name__}")
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from None
+    return content
+
+
+def write_json(path, content):
+    """Write JSON atomically: a reader sees the old file or the new one, never half of one."""
+    with replacing(path) as temporary:
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")
+
+
+def damaged(path, reason):
+    """The error for a file that a run wrote and that cannot be used."""
+    return checks.InputError(
+        f"{path} is missing or damaged ({reason}); `nclib run` makes this run again"
+    )
+
+
+def digest(path):
+    """The first 16 hexadecimal digits of the SHA-256 of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def read_yaml(path):

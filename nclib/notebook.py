@@ -21,10 +21,12 @@ import typing
 from functools import cache
 from pathlib import Path
 
-from nclib import checks, claims, files, paths
+from nclib import checks, claims, files, paths, reproduction
 
 # Set by the batch runner; without them a notebook writes below runs/interactive (git-ignored).
 FOLDER, FIGURES, THREADS = "NCLIB_RUN_FOLDER", "NCLIB_RUN_FIGURES", "NCLIB_THREADS"
+# Set under nbval: a cell fails if its table, the last cell if a verdict is not the stored one.
+REPRODUCE = "NCLIB_REPRODUCE"
 
 
 def start(name, namespace, *, at_least=None, above=None, choices=None):
@@ -133,32 +135,58 @@ class Run:
             random.seed(seed)
             torch.manual_seed(seed)
         self.ledger = claims.Ledger(name)
+        self.tables = {}  # name -> columns that vary
         style.use()
 
-    def figure(self, figure, name, data=None):
-        """Save ``figure`` as ``name.png`` and ``name.pdf``, and ``data`` as ``name.csv``.
+    def figure(self, figure, name, data=None, *, varies=()):
+        """Save ``figure`` as ``name.png`` and ``name.pdf``, ``data`` as ``name.csv``; show it.
 
-        ``data`` is the tidy DataFrame the figure was drawn from.  The figure stays open, so the
-        notebook shows it.
+        ``data`` is the tidy DataFrame the figure was drawn from; the picture carries its checksum.
+        ``varies``: as in :meth:`table`.
         """
+        import matplotlib.pyplot as plt
+
         from nclib.plots import style
 
-        style.save(figure, files.inside(self.figures, name))
+        stem = files.inside(self.figures, name)
         if data is not None:
-            self.table(data, name)
+            self.table(data, name, varies=varies)
+        digest = files.digest(f"{stem}.csv") if data is not None else ""
+        style.save(figure, stem, table=digest)
+        _show(f"{stem}.png", name, width=round(80 * figure.get_figwidth()))
+        plt.close(figure)
+        self._reproduce(name)
 
-    def table(self, data, name):
-        """Save the DataFrame ``data`` as ``name.csv`` beside the figures."""
+    def table(self, data, name, *, varies=()):
+        """Save the DataFrame ``data`` as ``name.csv`` beside the figures.
+
+        ``varies``: the columns that trained networks or random starts decide, ``True`` for all
+        decimal numbers; only verdicts tell whether another machine reproduces these.  Or a mapping
+        from columns that a solver leaves less exact to their tolerance, or ``"rows"`` if even the
+        number of rows is open.
+        """
         files.write_csv(files.inside(self.figures, f"{name}.csv"), data)
+        self.tables[name] = list(varies) if isinstance(varies, tuple) else varies
+        self._reproduce(name)
+
+    def _reproduce(self, name):
+        """Under nbval: raise if the table ``name`` is not the stored one."""
+        if REPRODUCE in os.environ and name in self.tables:
+            path = self.figures / f"{name}.csv"
+            reproduction.compare_tables(path, self._stored(), self.tables[name])
+
+    def _stored(self):
+        return paths.figures() / self.parameters.get("profile", "quick") / self.name
 
     def checkpoint(self, name, **config):
         """Path of the checkpoint of the training called ``name`` with this ``config``.
 
-        The file name holds a hash of ``config`` (any JSON-able values) and of the library code that
-        trains and measures, so a changed setting never meets an old checkpoint.
+        The file name holds a hash of ``config`` (any JSON-able values), of the calling cell and of
+        the library code that this notebook trains and measures with, so a changed setting never
+        meets an old checkpoint.
         """
-        text = json.dumps(config, sort_keys=True, default=str)
-        text += code_digest("deep", "metrics", "losses.py", "frames.py") + str(self.threads)
+        text = json.dumps(config, sort_keys=True, default=str) + _calling_cell()
+        text += code_digest(self.name) + str(self.threads)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         return files.inside(self.folder / "checkpoints", f"{name}-{digest}.pt")
 
@@ -172,18 +200,38 @@ class Run:
             "threads": self.threads,
             "versions": versions(),
             "data": dict(sorted(_DATA_USED.items())),
+            "tables": self.tables,
         }
-        claims.write_json(self.figures / "record.json", record)
+        files.write_json(self.figures / "record.json", record)
         counts = self.ledger.verdicts()["verdict"].value_counts()
         summary = ", ".join(f"{counts[v]} {v}" for v in claims.VERDICTS if v in counts)
         print(f"{self.name}: {summary}")
+        if REPRODUCE in os.environ:
+            found = reproduction.compare(self.figures, self._stored(), self.tables)
+            if found.differences:
+                raise reproduction.NotReproduced("; ".join(found.lines()))
 
 
-def short(value):
-    """A number as people read it in a ledger: three significant digits."""
-    if value is None:
-        return ""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _calling_cell():
+    """The code of the cell that runs, without comments and layout; empty outside of notebooks."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    cell = shell.user_ns["In"][-1] if shell else ""
+    try:
+        return ast.unparse(ast.parse(cell))
+    except SyntaxError:  # magics
+        return cell
+
+
+def _show(path, name, width):
+    """Show a saved picture in the notebook, as ``width`` pixels; elsewhere do nothing."""
+    from IPython import get_ipython
+    from IPython.display import display
+
+    if get_ipython() is not None:
+        shown = {"image/png": Path(path).read_bytes(), "text/plain": f"figure {name}"}
+        display(shown, raw=True, metadata={"image/png": {"width": width}})
 
 
 _DATA_USED = {}
@@ -225,13 +273,50 @@ def versions():
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
-@cache
-def code_digest(*parts):
-    """Hash of the library files below the given parts of ``nclib`` (all of it without parts)."""
-    digest = hashlib.sha256()
+def library_files(source, without=()):
+    """Files of nclib that Python ``source`` imports, through any number of steps, sorted.
+
+    :mod:`nclib.notebook`, which every notebook needs, is one of them.  Modules whose names begin
+    with one of ``without`` are passed over.
+    """
     package = Path(__file__).parent
-    for part in parts or ("",):
-        target = package / part
-        for file in sorted(target.rglob("*.py")) if target.is_dir() else [target]:
-            digest.update(str(file.relative_to(package)).encode() + file.read_bytes())
+    found, waiting = set(), [source, "import nclib.notebook"]
+    while waiting:
+        for name in _imports(waiting.pop()):
+            parts = name.split(".")[1:]
+            if name.startswith(tuple(without)):
+                continue
+            for depth in range(len(parts) + 1):
+                stem = package.joinpath(*parts[:depth])
+                for file in (stem / "__init__.py", stem.with_suffix(".py")):
+                    if file.is_file() and file not in found:
+                        found.add(file)
+                        waiting.append(file.read_text(encoding="utf-8"))
+    return sorted(found)
+
+
+def _imports(source):
+    # IPython's magics are not Python; they import nothing of nclib.
+    lines = ("" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] == "nclib")
+
+
+@cache
+def code_digest(name):
+    """Hash of the library that decides what the notebook ``name`` trains and measures.
+
+    That is what it imports, through any number of steps, without what only draws.
+    """
+    book = json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
+    source = "\n".join("".join(c["source"]) for c in book["cells"] if c["cell_type"] == "code")
+    package, digest = Path(__file__).parent, hashlib.sha256()
+    for file in library_files(source, without=("nclib.plots", "nclib.notebook")):
+        digest.update(str(file.relative_to(package)).encode() + file.read_bytes())
     return digest.hexdigest()

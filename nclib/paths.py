@@ -19,10 +19,10 @@ def data():
 
 
 def runs(out=None):
-    """Folder of executed notebooks, tables and checkpoints."""
-    return Path(out or ROOT) / "runs"
+    """Folder of executed notebooks, tables and checkpoints; by default beside the notebooks."""
+    return Path(out or NOTEBOOKS.parent) / "runs"
 
 
 def figures(out=None):
-    """Folder of the figures and ledgers that are committed."""
-    return Path(out or ROOT) / "figures"
+    """Folder of the figures and ledgers that are committed; by default beside the notebooks."""
+    return Path(out or NOTEBOOKS.parent) / "figures"

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from nclib import __version__, checks, claims, files, notebook, paths, runs
+from nclib import __version__, checks, claims, files, paths, runs
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -22,7 +22,7 @@ def write(*, out=None, target=None):
     inline, and its policy admits this one script only.  Every text that comes from a run is
     escaped.  Raises :class:`~nclib.checks.InputError` if nothing ran or a result is damaged.
     """
-    found = [_read(path, out) for path in sorted(paths.figures(out).glob("*/*/manifest.json"))]
+    found = [_read(*place, folder, out) for place, folder in runs.results(out).items()]
     if not found:
         raise checks.InputError("no finished run to report on; start with `nclib run`")
     order = {name: i for i, name in enumerate(runs.profiles())}
@@ -38,7 +38,7 @@ def write(*, out=None, target=None):
         books=sorted({run["notebook"] for run in found}),
         profiles=list(dict.fromkeys(profile(run) for run in found)),
         verdicts=claims.VERDICTS,
-        short=notebook.short,
+        short=claims.short,
         version=__version__,
         script=Markup(script),
         script_hash=f"sha256-{digest}",
@@ -49,17 +49,16 @@ def write(*, out=None, target=None):
     return target
 
 
-def _read(path, out):
-    manifest = claims.read_json(path)
-    run, book = path.parts[-3], path.parts[-2]  # where it lies, whatever the file says
-    found = claims.read(path.with_name("claims.json"))
+def _read(run, book, folder, out):
+    manifest = files.read_json(folder / "manifest.json")  # run and book: whatever the file says
+    found = claims.read(folder / "claims.json")
     pictures = [
         {
             "name": file.stem,
             "title": file.stem.split("_", 1)[-1].replace("_", " "),
             "source": _embedded(file),
         }
-        for file in sorted([*path.parent.glob("*.png"), *path.parent.glob("*.gif")])
+        for file in sorted([*folder.glob("*.png"), *folder.glob("*.gif")])
     ]
     missing = {"device": "", "threads": 1, "seconds": 0, "revision": "", "versions": {}, "data": {}}
     return (missing | manifest) | {
@@ -139,23 +138,21 @@ def results_table():
     One line per notebook and profile: command, verdicts, seconds and device.
     """
     lines = [
-        "| notebook | command | rows: hold | counterexample | fail | not run | time | device |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| notebook | command | rows: {' | '.join(claims.VERDICTS)} | time | device |",
+        "|---|---|" + "---|" * (len(claims.VERDICTS) + 2),
     ]
     found = []
     for path in paths.figures().glob("*/*/manifest.json"):
-        manifest = claims.read_json(path)
+        manifest = files.read_json(path)
         if manifest["run"] in runs.profiles():
             found.append((manifest["notebook"], runs.profiles().index(manifest["run"]), path))
     for book, _, path in sorted(found):
-        manifest = claims.read_json(path)
+        manifest = files.read_json(path)
         rows = {}
         for claim in claims.read(path.with_name("claims.json")):
             rows.setdefault(".".join(claim.id.split(".")[:2]), []).append(claim.verdict)
         verdicts = [claims.worst(checked) for checked in rows.values()]
-        counts = " | ".join(
-            str(verdicts.count(v)) for v in ("holds", "counterexample", "fails", "not run")
-        )
+        counts = " | ".join(str(verdicts.count(v)) for v in claims.VERDICTS)
         lines.append(
             f"| [{book}](notebooks/{book}.ipynb) | `{command(manifest)}` | {counts} "
             f"| {manifest['seconds']:.0f} s | {manifest['device']} |"

@@ -8,13 +8,15 @@ output folder (default: the checkout) it writes ::
 
 Each notebook runs in its own process, so that a dead kernel or worker costs one job only.  Results
 appear in ``figures`` when the notebook came to its end; a failed one leaves earlier results alone.
+
+Results of a profile that are stored in the checkout are the reference: a later run is compared with
+them (:mod:`nclib.reproduction`), keeps its own in ``runs/<name>/<notebook>/figures`` and replaces
+them only if told to store.
 """
 
 import ast
-import base64
 import contextlib
 import errno
-import fcntl
 import hashlib
 import itertools
 import json
@@ -35,7 +37,12 @@ from pathlib import Path
 
 import yaml
 
-from nclib import checks, claims, files, notebook, paths
+from nclib import checks, claims, files, notebook, paths, reproduction
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 @dataclass(frozen=True)
@@ -64,16 +71,35 @@ class Job:
         """Figures, tables, claims and manifest."""
         return paths.figures(self.out) / self.name / self.notebook
 
+    @property
+    def stored(self):
+        """The stored results that this run should reproduce; only a plain profile has some."""
+        if self.name not in profiles():
+            return None
+        folder = paths.figures() / self.name / self.notebook
+        return folder if reproduction.intact(folder) else None
+
+    @property
+    def own(self):
+        """Where results go instead of ``figures``, to leave the stored ones alone."""
+        return self.folder / "figures"
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: ``status`` is ``done``, ``unchanged`` or ``failed``."""
+    """What became of a job: ``status`` is ``done``, ``unchanged`` or ``failed``.
+
+    ``notes``: one line each about claims that fail and about what the stored results say otherwise;
+    ``reproduced`` is ``None`` where nothing is stored.
+    """
 
     job: Job
     status: str
     seconds: float
     message: str = ""
     verdicts: dict = field(default_factory=dict)
+    notes: list = field(default_factory=list)
+    reproduced: bool | None = None
 
 
 # Notebooks, parameters, profiles ------------------------------------------------------------------
@@ -223,7 +249,7 @@ def fingerprint(job):
     content = json.loads(job.source.read_text(encoding="utf-8"))
     cells = [[c["cell_type"], "".join(c["source"])] for c in content["cells"]]
     package = Path(__file__).parent
-    library = library_files("\n".join(text for kind, text in cells if kind == "code"))
+    library = notebook.library_files("\n".join(text for kind, text in cells if kind == "code"))
     catalogue = paths.CLAIMS / f"{job.notebook}.yaml"
     parts = [
         json.dumps([cells, job.parameters, job.threads, notebook.versions()], sort_keys=True),
@@ -233,76 +259,71 @@ def fingerprint(job):
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def library_files(source):
-    """Files of nclib that Python ``source`` imports, through any number of steps, sorted."""
-    package = Path(__file__).parent
-    found, waiting = set(), [source, "import nclib.notebook"]
-    while waiting:
-        for name in _imports(waiting.pop()):
-            parts = name.split(".")[1:]
-            for depth in range(len(parts) + 1):
-                stem = package.joinpath(*parts[:depth])
-                for file in (stem / "__init__.py", stem.with_suffix(".py")):
-                    if file.is_file() and file not in found:
-                        found.add(file)
-                        waiting.append(file.read_text(encoding="utf-8"))
-    return sorted(found)
-
-
-def _imports(source):
-    # IPython's magics are not Python; they import nothing of nclib.
-    lines = ("" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
-    for node in ast.walk(ast.parse("\n".join(lines))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        yield from (name for name in names if name.split(".")[0] == "nclib")
-
-
 def finished(job):
     """The manifest of a finished and undamaged run of this very job, or ``None``."""
     try:
-        manifest = claims.read_json(job.figures / "manifest.json")
-        claims.read_json(job.folder / "notebook.ipynb")
-        known = manifest["files"]
-        intact = all(known[name] == _digest(job.figures / name) for name in known)
-    except (checks.InputError, OSError, KeyError, TypeError):
+        files.read_json(job.folder / "notebook.ipynb")
+    except checks.InputError:
         return None
-    return manifest if intact and manifest.get("fingerprint") == fingerprint(job) else None
+    mark = fingerprint(job)
+    for folder in (job.own, job.figures):
+        manifest = reproduction.intact(folder)
+        if manifest and manifest.get("fingerprint") == mark:
+            return manifest
+    return None
 
 
-def _digest(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-
-
-def execute(job, force=False, progress=False):
+def execute(job, force=False, progress=False, store=False):
     """Run one notebook in this process; returns an :class:`Outcome` and never raises for it.
 
     While another nclib run works on the same job this one waits; what that run finished is not
-    done again.
+    done again.  ``store``: replace stored results that this run does not reproduce to the byte.
     """
     start = time.monotonic()
     try:
         with _lock(job.folder):
             if not force and finished(job):
-                return Outcome(job, "unchanged", 0.0, "", _verdicts(job))
+                return _outcome(job, "unchanged", 0.0, store)
             message = _execute(job, progress, start)
             if message:
                 _keep_partial(job)
                 return Outcome(job, "failed", time.monotonic() - start, message)
-            return Outcome(job, "done", time.monotonic() - start, "", _verdicts(job))
+            return _outcome(job, "done", time.monotonic() - start, store)
     except Exception as error:
         return Outcome(job, "failed", time.monotonic() - start, _explain(error, job))
 
 
-def _explain(error, job):
-    """An exception as one line, with the way out where nclib knows one."""
-    text = f"{type(error).__name__}: {error}"
+def _outcome(job, status, seconds, store):
+    """The :class:`Outcome` of a run that came to its end: verdicts, and what it reproduces."""
+    if job.own.exists() and (store or job.stored != job.figures):
+        _publish(job.own, job.figures)  # also where the stored ones are damaged
+    folder = job.own if job.own.exists() else job.figures
+    found = claims.read(folder / "claims.json")
+    verdicts = {v: sum(c.verdict == v for c in found) for v in claims.VERDICTS}
+    notes = [f"{claim.id} fails: {claim.statement}" for claim in found if claim.verdict == "fails"]
+    comparison = None
+    if not store and job.stored not in (None, folder):
+        tables = files.read_json(folder / "manifest.json").get("tables", {})
+        comparison = reproduction.compare(folder, job.stored, tables)
+        notes += [comparison.summary(), *comparison.lines()]
+    reproduced = None if comparison is None else not comparison.differences
+    record = {"reproduced": reproduced, "notes": notes}
+    files.write_json(job.folder / "reproduction.json", record)
+    return Outcome(job, status, seconds, "", verdicts, notes, reproduced)
+
+
+def _explain(error, job, text=None):
+    """An exception as one line, with the way out where nclib knows one.
+
+    ``text``: what a kernel said of its error, which has no number here but names it.
+    """
     folder = paths.runs(job.out).parent
     code = getattr(error, "errno", None)
+    if text is not None:
+        named = re.search(r"\[Errno (\d+)\]", text)
+        # torch.save does not name the error of a disk that fills
+        code = int(named[1]) if named else errno.ENOSPC * ("PytorchStreamWriter" in text)
+    text = text or f"{type(error).__name__}: {error}"
     if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{text}; no space is left for {folder}: free some and run again"
     if code in (errno.EROFS, errno.EACCES, errno.EPERM):
@@ -312,9 +333,6 @@ def _explain(error, job):
 
 def _execute(job, progress, start):
     """Execute and publish; returns what went wrong, or ``None``."""
-    _import_papermill()
-    import papermill
-
     # What a killed run left behind.  Its kernel may live a second longer: it writes to a staging
     # folder of its own, and checkpoints that are the same whoever writes them.
     for stale in job.folder.glob("staging*"):
@@ -323,8 +341,39 @@ def _execute(job, progress, start):
         stale.unlink(missing_ok=True)
     staging = Path(tempfile.mkdtemp(prefix="staging-", dir=job.folder))
     partial = job.folder / "notebook.partial.ipynb"
-    os.environ |= _environment(job, staging)
     mark = fingerprint(job)
+    try:
+        os.environ |= _environment(job, staging)
+        if message := _papermill(job, partial, progress):
+            return message
+        record = staging / "record.json"
+        if not record.exists():
+            return "the notebook stopped before its last cell (did a cell call sys.exit?)"
+        manifest = files.read_json(record) | {
+            "run": job.name,
+            "fingerprint": mark,
+            "seconds": round(time.monotonic() - start, 1),
+            "machine": {"system": platform.system(), "cores": os.cpu_count()},
+            "revision": revision(),
+        }
+        record.unlink()
+        kept = sorted(p for p in staging.iterdir() if p.suffix not in (".pdf", ".tmp"))
+        manifest["files"] = {p.name: files.digest(p) for p in kept}
+        files.write_json(staging / "manifest.json", manifest)
+        os.replace(partial, job.folder / "notebook.ipynb")
+        shutil.rmtree(job.own, ignore_errors=True)
+        _publish(staging, job.own if job.stored == job.figures else job.figures)
+        (job.folder / "notebook.failed.ipynb").unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return None
+
+
+def _papermill(job, partial, progress):
+    """Execute the notebook into ``partial``; returns what went wrong, or ``None``."""
+    _import_papermill()
+    import papermill
+
     for attempt in (1, 2):
         try:
             papermill.execute_notebook(
@@ -339,7 +388,8 @@ def _execute(job, progress, start):
             )
             break
         except papermill.PapermillExecutionError as error:
-            return f"cell {error.exec_count}: {error.ename}: {error.evalue}"
+            text = f"{error.ename}: {error.evalue}"
+            return f"cell {error.exec_count}: {_explain(error, job, text)}"
         except OSError:
             raise
         except Exception as error:
@@ -349,23 +399,6 @@ def _execute(job, progress, start):
             kind = type(error).__name__
             where = f"after {_cells_run(partial)} cells" if partial.exists() else "at the start"
             return f"the kernel died or timed out {where} ({kind}: {error})"
-    record = staging / "record.json"
-    if not record.exists():
-        return "the notebook stopped before its last cell (did a cell call sys.exit?)"
-    manifest = claims.read_json(record) | {
-        "run": job.name,
-        "fingerprint": mark,
-        "seconds": round(time.monotonic() - start, 1),
-        "machine": {"system": platform.system(), "cores": os.cpu_count()},
-        "revision": revision(),
-    }
-    record.unlink()
-    kept = sorted(p for p in staging.iterdir() if p.suffix not in (".pdf", ".tmp"))
-    manifest["files"] = {p.name: _digest(p) for p in kept}
-    _publish(staging, job.figures)
-    os.replace(partial, job.folder / "notebook.ipynb")
-    claims.write_json(job.figures / "manifest.json", manifest)  # last: it marks the run as finished
-    (job.folder / "notebook.failed.ipynb").unlink(missing_ok=True)
     return None
 
 
@@ -393,17 +426,17 @@ def _environment(job, staging):
     }
 
 
-def _publish(staging, target):
+def _publish(source, target):
     """Move new files over the old ones, then remove what the new run no longer makes."""
     target.mkdir(parents=True, exist_ok=True)
-    new = {path.name for path in staging.iterdir()}
+    new = {path.name for path in source.iterdir()}
     (target / "manifest.json").unlink(missing_ok=True)
-    for path in staging.iterdir():
-        os.replace(path, target / path.name)
+    for path in sorted(source.iterdir(), key=lambda path: path.name == "manifest.json"):
+        os.replace(path, target / path.name)  # the manifest last: it marks the run as finished
     for path in target.iterdir():
         if path.is_file() and path.name not in new:
             path.unlink()
-    staging.rmdir()
+    source.rmdir()
 
 
 def _cells_run(path):
@@ -414,14 +447,14 @@ def _cells_run(path):
     return sum(bool(cell.get("execution_count")) for cell in content["cells"])
 
 
-def _verdicts(job):
-    found = claims.read(job.figures / "claims.json")
-    return {v: sum(c.verdict == v for c in found) for v in claims.VERDICTS}
-
-
 @contextlib.contextmanager
 def _lock(folder):
     """One process at a time per notebook and run name; a dead process holds no lock."""
+    if fcntl is None:
+        raise checks.InputError(
+            "batch runs need the file locks of Linux or macOS; on Windows use WSL, or open the "
+            "notebooks in Jupyter"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+") as handle:
         try:
@@ -439,7 +472,7 @@ def _lock(folder):
 
 def holder(job):
     """Who works on this job at the moment: ``"process 123 on host"``, or ``None``."""
-    with contextlib.suppress(OSError), open(job.folder / ".lock") as handle:
+    with contextlib.suppress(OSError, AttributeError), open(job.folder / ".lock") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -459,9 +492,9 @@ def revision():
 # Executing many -----------------------------------------------------------------------------------
 
 
-def execute_apart(job, force=False, progress=False):
+def execute_apart(job, **options):
     """:func:`execute` in a process of its own; this is what executors and clusters are given."""
-    request = json.dumps({"job": asdict(job), "force": force, "progress": progress})
+    request = json.dumps({"job": asdict(job), "options": options})
     start = time.monotonic()
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -470,7 +503,7 @@ def execute_apart(job, force=False, progress=False):
                 [sys.executable, "-m", "nclib.runs"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=None if progress else log,
+                stderr=None if options.get("progress") else log,
                 text=True,
                 env=os.environ | {"NCLIB_PARENT": str(os.getpid())},
             )
@@ -500,8 +533,8 @@ def _serve():
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     request = json.loads(sys.stdin.read())
-    outcome = execute(Job(**request["job"]), request["force"], request["progress"])
-    answer = {k: getattr(outcome, k) for k in ("status", "seconds", "message", "verdicts")}
+    outcome = execute(Job(**request["job"]), **request["options"])
+    answer = {k: v for k, v in vars(outcome).items() if k != "job"}
     print(json.dumps(answer), file=channel, flush=True)
 
 
@@ -546,18 +579,21 @@ def engine(jobs=1, scheduler=None):
 CONNECT_WITHIN = 10.0  # seconds that a scheduler has to answer
 
 
-def run_all(jobs, *, parallel=1, scheduler=None, force=False, progress=None, report=print):
+def run_all(
+    jobs, *, parallel=1, scheduler=None, force=False, store=False, progress=None, report=print
+):
     """Execute jobs side by side; returns their :class:`Outcome` objects in the order of ``jobs``.
 
     A failed notebook does not stop the others.  ``report`` receives one line per finished job.
     """
     outcomes = {}
     single = parallel == 1 and scheduler is None and bool(progress)
+    options = {"force": force, "progress": single, "store": store}
     with engine(parallel, scheduler) as submit:
         for job in jobs:
             if who := holder(job):
                 report(f"{job.notebook} [{job.name}] waits: {who} is working in {job.folder}")
-        futures = {submit(execute_apart, job, force, single): job for job in jobs}
+        futures = {submit(execute_apart, job, **options): job for job in jobs}
         for future in as_completed(futures):
             job = futures[future]
             try:
@@ -603,10 +639,38 @@ def describe(outcome):
         return f"{text}: {outcome.message} (partial notebook in {job.folder})"
     counts = ", ".join(f"{n} {v}" for v, n in outcome.verdicts.items() if n)
     took = "" if outcome.status == "unchanged" else f" in {outcome.seconds:.0f} s"
-    return f"{text}{took}: {counts}"
+    notes = outcome.notes[:_SHOWN]
+    if len(outcome.notes) > _SHOWN:
+        rest = len(outcome.notes) - _SHOWN
+        notes.append(f"… {rest} more in {job.folder / 'reproduction.json'}")
+    if outcome.verdicts.get("fails"):
+        notes.append(f"the executed notebook is in {job.folder}")
+    if outcome.reproduced is False:
+        notes.append(f"this run's figures are in {job.own}; `nclib run --store` keeps them")
+    return "\n    ".join([f"{text}{took}: {counts}", *notes])
+
+
+_SHOWN = 8  # notes that are printed
 
 
 # Reading results ----------------------------------------------------------------------------------
+
+
+def results(out=None):
+    """Folders of the results of all finished runs below ``out``: (run, notebook) -> folder.
+
+    That of the stored results, unless a run on this machine did not reproduce them.
+    """
+    found = {}
+    for path in sorted(paths.figures(out).glob("*/*/manifest.json")):
+        name, book = path.parts[-3:-1]
+        here = paths.runs(out) / name / book
+        found[name, book] = path.parent
+        with contextlib.suppress(checks.InputError):
+            reproduced = files.read_json(here / "reproduction.json").get("reproduced")
+            if reproduced is False and (here / "figures" / "manifest.json").exists():
+                found[name, book] = here / "figures"
+    return found
 
 
 def load(out=None, names=None):
@@ -619,13 +683,12 @@ def load(out=None, names=None):
     import pandas as pd
 
     rows = []
-    for path in sorted(paths.figures(out).glob("*/*/manifest.json")):
-        name, book = path.parts[-3], path.parts[-2]
+    for (name, book), folder in results(out).items():
         if names is not None and (name, book) not in names:
             continue
-        parameters = claims.read_json(path).get("parameters", {})
+        parameters = files.read_json(folder / "manifest.json").get("parameters", {})
         extra = {f"p.{key}": value for key, value in parameters.items()}
-        for claim in claims.read(path.with_name("claims.json")):
+        for claim in claims.read(folder / "claims.json"):
             rows.append({"run": name, "notebook": book} | asdict(claim) | extra)
     return pd.DataFrame(rows)
 
@@ -677,7 +740,7 @@ def estimate(jobs, parallel=1):
     for one in jobs:
         path = paths.figures() / one.parameters.get("profile", "quick") / one.notebook
         try:
-            total += claims.read_json(path / "manifest.json")["seconds"]
+            total += files.read_json(path / "manifest.json")["seconds"]
         except checks.InputError:
             return None
     return total / parallel
@@ -711,33 +774,19 @@ def summary(table, parameters):
 
 
 def store(query):
-    """Execute a notebook with its defaults and keep the outputs in the committed file.
+    """Execute a notebook's quick profile and keep its outputs in the committed file.
 
-    An up-to-date run of the quick profile without overrides is the same execution and is taken.
-
-    Timing metadata is stripped, so that the same outputs give the same file; pictures are reduced
-    to a palette.
+    A finished run of that profile is the same execution and is taken.  Its results become the
+    stored ones.  Timing metadata is stripped, so that the same outputs give the same file.  Raises
+    :class:`~nclib.checks.InputError` if the notebook fails.
     """
     import nbformat
-    import papermill
 
-    from nclib.plots import style
-
-    name = find(query)
-    source = paths.NOTEBOOKS / f"{name}.ipynb"
-    quick = job(name, "quick")
-    if not quick.parameters and finished(quick):
-        output = quick.folder / "notebook.ipynb"  # this very execution stands already
-    else:
-        folder = paths.runs() / "store" / name
-        shutil.rmtree(folder, ignore_errors=True)
-        (folder / "figures").mkdir(parents=True)
-        os.environ |= _environment(quick, folder / "figures") | {notebook.FOLDER: str(folder)}
-        output = folder / "notebook.ipynb"
-        papermill.execute_notebook(
-            _literal(source), _literal(output), kernel_name="python3", progress_bar=False
-        )
-    content = nbformat.read(output, as_version=4)
+    quick = job(find(query), "quick")
+    outcome = execute_apart(quick, store=True)
+    if outcome.status == "failed":
+        raise checks.InputError(describe(outcome))
+    content = nbformat.read(quick.folder / "notebook.ipynb", as_version=4)
     content.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -747,16 +796,12 @@ def store(query):
         tags = cell.metadata.get("tags", [])
         cell.metadata = {"tags": tags} if tags else {}
         for result in cell.get("outputs", []):
-            result.get("metadata", {}).clear()
             if "text/plain" in result.get("data", {}):  # addresses of objects differ every time
                 plain = result.data["text/plain"]
                 result.data["text/plain"] = re.sub(r"0x[0-9a-f]{6,}", "0x0", plain)
-            if "image/png" in result.get("data", {}):
-                pixels = style.shrink(base64.b64decode(result.data["image/png"]))
-                result.data["image/png"] = base64.b64encode(pixels).decode()
-    with files.replacing(source) as temporary:
+    with files.replacing(quick.source) as temporary:
         nbformat.write(content, temporary)
-    return source
+    return quick.source
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import nbformat
 import pytest
 from PIL import Image
 
-from nclib import claims, paths
+from nclib import files, paths
 
 PARAMETERS = """profile: str = "quick"  # name of the profile
 seed: int = 0  # seed
@@ -44,7 +45,8 @@ notebook.note_data("noise", data.checksum(noise))
 net = nets.seeded(seed, nets.mlp, [8, 8, 4], 10)
 recipe = train.Recipe(epochs=epochs, lr=0.05, batch_size=25)
 def objective(net, x, y):
-    time.sleep(pause / 4)
+    # Through the environment a run takes its time under the name that it has without.
+    time.sleep(float(os.environ.get("TINY_PAUSE", pause)) / 4)
     return losses.get("ce")(net(x), y)
 path = run.checkpoint("net", epochs=epochs, seed=seed)
 history = train.fit(net, noise, objective, recipe, checkpoint=path, measure=lambda net, e: {})"""
@@ -68,6 +70,19 @@ CATALOGUE = """A1: {statement: "a bound", source: test}
 A2: {statement: "an <i>equality</i>", source: test}
 A3: {statement: "a large run", source: test, needs: paper}
 """
+
+SWEEP = ("sweep", "90", "-p", "K=2,3")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """Skip a file, by the name of the package, that needs one of the extra `test` not installed."""
+    report = yield
+    missing = re.search(r"No module named '(hypothesis)'", str(report.longrepr))
+    if report.failed and missing:
+        report.outcome = "skipped"
+        report.longrepr = str(collector.path), 0, f"Skipped: needs {missing[1]} (extra `test`)"
+    return report
 
 
 def eventually(read, seconds=60):
@@ -122,7 +137,7 @@ class Cluster:
     def close(self):
         for process in (*self.workers, self.scheduler):
             process.kill()
-            process.wait()
+            process.wait(60)
 
 
 class Tiny:
@@ -172,7 +187,7 @@ class Tiny:
             | {"verdict": verdict}
             for i, verdict in enumerate(verdicts)
         ]
-        claims.write_json(folder / "claims.json", found)
+        files.write_json(folder / "claims.json", found)
         known = {"profile": "quick", "seed": 0, "K": 4, "mode": "ok", "label": "", "epochs": 4}
         manifest = {
             "parameters": known | {"pause": 0.0} | parameters,
@@ -183,7 +198,7 @@ class Tiny:
             "versions": {"torch": "2"},
             "data": {},
         }
-        claims.write_json(folder / "manifest.json", manifest)
+        files.write_json(folder / "manifest.json", manifest)
 
     def here(self, monkeypatch):
         """Make this folder of notebooks that of the testing process, too."""
@@ -194,9 +209,10 @@ class Tiny:
 
     def close(self):
         """End what a failed test left running."""
-        for process in self.processes:
+        while self.processes:
+            process = self.processes.pop()
             process.kill()
-            process.wait()
+            process.wait(60)
             process.stdout.close()
 
     @staticmethod
@@ -215,10 +231,44 @@ def tiny(tmp_path, monkeypatch):
     found.close()
 
 
+@pytest.fixture(scope="session")
+def books(tmp_path_factory):
+    return Tiny(tmp_path_factory.mktemp("tiny"))
+
+
 @pytest.fixture(scope="module")
-def shared_tiny(tmp_path_factory):
-    """A :class:`Tiny` that the tests of a file share."""
+def shared_tiny(books):
+    """A :class:`Tiny` that all tests share: none may change its notebook or its ``out``."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        found = Tiny(tmp_path_factory.mktemp("tiny")).here(monkeypatch)
-        yield found
-        found.close()
+        yield books.here(monkeypatch)
+        books.close()
+
+
+@pytest.fixture(scope="session")
+def undisturbed_once(books, tmp_path_factory):
+    """``undisturbed_once(name, *command)``: its output folder; the workers of xdist share it.
+
+    They need no lock: of two drivers in one folder the second takes the results of the first.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def call(name, *command):
+        done = books(*command, "--jobs", "2", "--out", folder / name)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return folder / name
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def undisturbed(undisturbed_once):
+    """The folder of ``nclib run 90`` that nothing disturbed; only to be read."""
+    return undisturbed_once("undisturbed-run", "run", "90")
+
+
+@pytest.fixture(scope="session")
+def undisturbed_sweep(undisturbed_once):
+    """The same of :data:`SWEEP`."""
+    return undisturbed_once("undisturbed-sweep", *SWEEP)

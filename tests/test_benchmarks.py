@@ -43,6 +43,7 @@ def test_memory_is_the_peak_of_the_block_alone():
     assert 35 < memory.extra < 60 or sys.platform != "linux"
 
 
+@pytest.mark.slow
 def test_one_side_is_measured_in_a_process_of_its_own():
     found = harness.apart({"row": "metrics-512-10", "side": "ours", "size": "toy"})
     assert found["values"]["nc1"] > 0 and found["bytes"] > 0
@@ -142,8 +143,10 @@ def test_the_readme_holds_the_stored_table():
     assert (report.RESULTS / "benchmarks.png").stat().st_size < 200_000
 
 
+@pytest.mark.slow
 def test_unknown_rows_are_named():
     command = [sys.executable, "-m", "benchmarks", "nonsense"]
-    found = subprocess.run(command, cwd=harness.ROOT, capture_output=True, text=True)
+    pipes = {"capture_output": True, "text": True, "timeout": 240}
+    found = subprocess.run(command, cwd=harness.ROOT, **pipes)
     assert found.returncode == 2
     assert found.stderr.startswith("benchmarks: no row nonsense")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from nclib import claims
+from nclib import claims, paths
 
 CATALOGUE = {
     "L1": {"statement": "one", "source": "paper"},
@@ -140,3 +140,29 @@ def test_no_row_swallows_another_that_begins_alike():
     one.below("L2", 0, 1)
     table = one.verdicts().set_index("id")
     assert dict(table["verdict"]) == {"1.L1": "holds", "1.L2": "holds", "1.L10": "fails"}
+
+
+def test_a_row_leads_to_its_cell_its_picture_and_the_functions_called():
+    found = claims.places("04_large_class_gnc", "G7")
+    assert [place.figure for place in found] == ["02_known_margins"]
+    assert "nclib.theory.codes.sharp_code" in found[0].calls
+    for book in ("01_multi_loss_equivalence", "06_convex_duality"):
+        stored = paths.figures() / "quick" / book
+        for row in claims.load_catalogue(book):
+            for place in claims.places(book, row):
+                assert not place.figure or (stored / f"{place.figure}.png").exists(), row
+
+
+def test_one_row_on_the_command_line_has_everything():
+    from click.testing import CliRunner
+
+    from nclib.cli import main
+
+    ask = lambda *words: CliRunner().invoke(main, ["claims", *words])
+    text = ask("4.G7").output
+    for part in ("Softmax and Tammes", "source    Jiang et al.", "verdict", "02_known_margins"):
+        assert part in text
+    for wrong, message in (("4.G99", "no row G99"), ("9.A1", "is unknown"), ("4", "has no row")):
+        result = ask(wrong)
+        assert result.exit_code == 2
+        assert message in result.output

@@ -5,36 +5,26 @@ import signal
 import sys
 import time
 from concurrent.futures import CancelledError
-from pathlib import Path
 
 import pytest
 
 from nclib import checks, runs
-from tests.conftest import Cluster, eventually
+from tests.conftest import SWEEP, Cluster, eventually
 
-pytest.importorskip("distributed", reason="needs the extra `cluster`")
+pytest.importorskip("distributed", reason="needs distributed (extra `cluster`)")
 pytestmark = pytest.mark.slow
 
-SWEEP = ("sweep", "90", "-p", "K=2,3")
 
-
-@pytest.fixture
-def cluster(tmp_path, shared_tiny):
-    found = Cluster(tmp_path, shared_tiny.environment)
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory, shared_tiny):
+    environment = shared_tiny.environment | {"TINY_PAUSE": "0.5"}
+    found = Cluster(tmp_path_factory.mktemp("cluster"), environment)
     yield found
     found.close()
 
 
-@pytest.fixture(scope="module")
-def serial(shared_tiny):
-    """What the sweep gives without a cluster."""
-    done = shared_tiny(*SWEEP, "--out", shared_tiny.out)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return shared_tiny.results(shared_tiny.out)
-
-
 def test_the_cluster_gives_the_bytes_of_the_serial_sweep_and_repeats_nothing(
-    cluster, serial, shared_tiny, tmp_path
+    cluster, undisturbed_sweep, shared_tiny, tmp_path
 ):
     # A relative folder: workers have another working directory than the driver.
     arguments = (*SWEEP, "--scheduler", cluster.address, "--out", "out")
@@ -42,7 +32,8 @@ def test_the_cluster_gives_the_bytes_of_the_serial_sweep_and_repeats_nothing(
     done = shared_tiny(*arguments, cwd=tmp_path / "driver")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("done in") == 2
-    assert shared_tiny.results(tmp_path / "driver" / "out") == serial
+    results = shared_tiny.results
+    assert results(tmp_path / "driver" / "out") == results(undisturbed_sweep)
     again = shared_tiny(*arguments, cwd=tmp_path / "driver")
     assert again.stdout.count("unchanged") == 2
     failing = shared_tiny(
@@ -59,24 +50,23 @@ def test_equal_calls_are_separate_jobs(cluster):
         assert first.result(60) != second.result(60)
 
 
-def test_the_job_of_a_dead_worker_ends_on_another_one(cluster, serial, shared_tiny, tmp_path):
+def test_the_job_of_a_dead_worker_ends_on_another_one(
+    cluster, undisturbed_sweep, shared_tiny, tmp_path
+):
     out = tmp_path / "out"
-    slow = ("-p", "pause=0.8", "--scheduler", cluster.address)
-    driver = shared_tiny(*SWEEP, *slow, "--out", out, background=True)
+    options = ("--scheduler", cluster.address, "--out", out)
+    driver = shared_tiny(*SWEEP, *options, background=True)
     victim = cluster.busy(out)
     os.kill(victim.pid, signal.SIGKILL)
-    victim.wait()
+    victim.wait(60)
     output, _ = driver.communicate(timeout=200)
     assert driver.returncode == 0, output
     assert output.count("done in") == 2
-    # `pause` is in the runs' names; everything else is equal.
-    strip = lambda results: sorted(
-        (Path(name).name, content) for name, content in results.items() if "sweep-" not in name
-    )
-    assert strip(shared_tiny.results(out)) == strip(serial)
+    assert shared_tiny.results(out) == shared_tiny.results(undisturbed_sweep)
 
 
-def test_a_lost_scheduler_is_one_clear_line_per_job(cluster, shared_tiny, tmp_path):
+def test_a_lost_scheduler_is_one_clear_line_per_job(shared_tiny, tmp_path):
+    cluster = Cluster(tmp_path, shared_tiny.environment, workers=1)
     out = tmp_path / "out"
     slow = ("-p", "pause=30", "--scheduler", cluster.address)
     driver = shared_tiny(*SWEEP, *slow, "--out", out, background=True)
@@ -115,7 +105,7 @@ def test_a_result_that_is_not_in_the_drivers_folder_is_a_failure(tiny, monkeypat
     """The worker says `done`, but wrote into a folder of the same name on its own disk."""
 
     class Elsewhere:
-        def submit(self, function, job, *arguments):
+        def submit(self, function, job, **options):
             from concurrent.futures import Future
 
             future = Future()

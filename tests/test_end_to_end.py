@@ -4,11 +4,11 @@ import json
 import os
 import shutil
 import signal
-import time
 
 import pytest
 
 from nclib import runs
+from tests.conftest import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -22,11 +22,10 @@ def contents(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "manifest.json"}
 
 
-def test_a_run_writes_its_results_and_is_repeated_only_if_something_changed(tiny):
-    first = tiny("run", "--out", tiny.out)
-    assert first.returncode == 0, first.stderr
-    assert "90_tiny [quick] done" in first.stdout
-    assert "2 holds, 1 not run" in first.stdout
+def test_a_run_writes_its_results_and_is_repeated_only_if_something_changed(
+    tiny, undisturbed, undisturbed_sweep
+):
+    shutil.copytree(undisturbed, tiny.out)
     folder = figures(tiny)
     names = {"01_loss.png", "01_loss.pdf", "01_loss.csv", "claims.json", "manifest.json"}
     assert {p.name for p in folder.iterdir()} == names
@@ -41,14 +40,13 @@ def test_a_run_writes_its_results_and_is_repeated_only_if_something_changed(tiny
     assert again.returncode == 0
     assert "nothing changed" in again.stdout
     forced = tiny("run", "--out", tiny.out, "--force")
-    assert "done" in forced.stdout
+    assert forced.returncode == 0, forced.stderr
+    assert "90_tiny [quick] done" in forced.stdout
+    assert "2 holds, 1 not run" in forced.stdout
     assert contents(folder) == before  # byte-identical figures, tables and claims
 
-    changed = tiny("run", "90", "-p", "K=5", "--out", tiny.out)
-    assert changed.returncode == 0, changed.stderr
-    assert contents(folder) == before  # another run, in its own folder
-    table = runs.load(tiny.out)
-    assert sorted(table["p.K"].unique()) == [4, 5]
+    table = runs.load(undisturbed_sweep)  # other parameters, each in its own folder
+    assert sorted(table["p.K"].unique()) == [2, 3]
     assert set(table["verdict"]) == {"holds", "not run"}
     assert len(table) == 6
 
@@ -96,8 +94,8 @@ FAILURES = {
 }
 
 
-def test_failing_notebooks_leave_their_partials_and_the_others_run(tiny):
-    assert tiny("run", "90", "--out", tiny.out).returncode == 0
+def test_failing_notebooks_leave_their_partials_and_the_others_run(tiny, undisturbed):
+    shutil.copytree(undisturbed, tiny.out)
     before = contents(figures(tiny))
     sections = ["90_tiny: {K: 4, mode: fails}"]
     for number, mode in enumerate(FAILURES, 90):
@@ -117,35 +115,36 @@ def test_failing_notebooks_leave_their_partials_and_the_others_run(tiny):
         assert not (tiny.out / "figures" / "quick" / name).exists()
         assert "noise" in (tiny.out / f"runs/quick/{name}/notebook.failed.ipynb").read_text()
     assert "90_tiny [quick] done" in result.stdout
-    assert "1 holds, 1 fails, 1 not run" in result.stdout
+    assert "1 holds, 1 not run, 1 fails" in result.stdout
     assert "4 notebook(s) failed, 1 claim(s) fail" in result.stderr
 
     shown = tiny("claims", "--out", tiny.out)
     assert shown.returncode == 1
-    assert "1 claim(s) fail" in shown.stderr
+    assert "1 row(s) fail" in shown.stderr
     changed = contents(figures(tiny))
     assert changed["01_loss.png"] == before["01_loss.png"]
     assert changed["claims.json"] != before["claims.json"]
 
+    # What had stopped half-way is whole as soon as its cell is mended.
+    (tiny.books / "profiles" / "quick.yaml").write_text("{91_exit: {K: 4}, 92_kill: {K: 4}}")
+    mended = tiny("run", "91", "92", "--jobs", "2", "--out", tiny.out)
+    assert mended.returncode == 0, mended.stdout
+    for name in ("91_exit", "92_kill"):
+        assert not (tiny.out / f"runs/quick/{name}/notebook.failed.ipynb").exists()
+        assert (tiny.out / f"figures/quick/{name}/manifest.json").exists()
 
-def test_a_killed_run_resumes_to_the_same_result(tiny):
-    whole = tiny("run", "-p", "epochs=12", "--out", tiny.out / "whole")
-    assert whole.returncode == 0, whole.stdout
-    out = tiny.out / "killed"
-    process = tiny("run", "-p", "epochs=12", "-p", "pause=0.4", "--out", out, background=True)
-    deadline = time.monotonic() + 90
-    while not list(out.glob("runs/*/90_tiny/checkpoints/*.pt")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
+
+def test_a_killed_run_resumes_to_the_same_result(tiny, undisturbed):
+    slow = tiny.environment | {"TINY_PAUSE": "0.6"}
+    process = tiny("run", "--out", tiny.out, background=True, env=slow)
+    eventually(lambda: next(tiny.out.glob("runs/*/90_tiny/checkpoints/*.pt")))
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.wait(60)
     process.stdout.close()
-    assert not list(out.glob("figures/*/90_tiny/claims.json"))
-    resumed = tiny("run", "-p", "epochs=12", "-p", "pause=0.4", "--out", out)
+    assert not list(tiny.out.glob("figures/*/90_tiny/claims.json"))
+    resumed = tiny("run", "--out", tiny.out)
     assert resumed.returncode == 0, resumed.stdout
-    one = next((tiny.out / "whole" / "figures").glob("*/90_tiny"))
-    two = next((out / "figures").glob("*/90_tiny"))
-    assert contents(one) == contents(two)
+    assert tiny.results(tiny.out) == tiny.results(undisturbed)
 
 
 def test_a_lost_figure_or_a_changed_notebook_makes_a_run_unfinished(tiny, tmp_path):
@@ -173,7 +172,7 @@ def test_a_lost_figure_or_a_changed_notebook_makes_a_run_unfinished(tiny, tmp_pa
 
 
 def test_the_library_files_of_a_notebook_are_those_it_imports():
-    names = lambda source: {p.name for p in runs.library_files(source)}
+    names = lambda source: {p.name for p in runs.notebook.library_files(source)}
     one = names("from nclib.theory import multi_loss")
     assert {"multi_loss.py", "losses.py", "checks.py", "notebook.py", "claims.py"} <= one
     assert not {"runs.py", "report.py", "cli.py", "train.py", "normalized.py"} & one
@@ -241,8 +240,8 @@ def test_a_kernel_that_does_not_start_is_tried_once_more(tiny, monkeypatch):
             raise RuntimeError("address already in use")
         shutil.copy(source, target)
         staging = os.environ[runs.notebook.FIGURES]
-        runs.claims.write_json(f"{staging}/record.json", {"parameters": {}})
-        runs.claims.write_json(f"{staging}/claims.json", [])
+        runs.files.write_json(f"{staging}/record.json", {"parameters": {}})
+        runs.files.write_json(f"{staging}/claims.json", [])
 
     monkeypatch.setattr(papermill, "execute_notebook", execute)
     monkeypatch.setattr(os, "environ", dict(os.environ))

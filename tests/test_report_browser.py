@@ -8,7 +8,7 @@ import pytest
 from nclib import report
 
 pytestmark = pytest.mark.slow
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra `test`")
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra `test`)")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HOSTILE = "\"'><img src=x onerror=alert(1)><script>alert(2)</script>{{7*7}}; rm -rf ~ #"
 

@@ -142,7 +142,9 @@ def test_a_shell_reads_the_reports_command_as_words(shared_tiny, tmp_path, text)
     job = runs.job("90", overrides={"label": text})
     command = report.command({"notebook": "90_tiny", "parameters": job.parameters})
     script = f"set -- {command}; printf '%s\\0' \"$@\""
-    done = subprocess.run(["sh", "-c", script], capture_output=True, cwd=tmp_path, check=True)
+    done = subprocess.run(
+        ["sh", "-c", script], capture_output=True, cwd=tmp_path, check=True, timeout=60
+    )
     words = done.stdout.decode().split("\0")[:-1]
     assert words == ["nclib", "run", "90", "-p", f"label={text}"]
     assert list(tmp_path.iterdir()) == []
@@ -155,7 +157,7 @@ def test_a_foreign_manifest_cannot_lie_about_its_place_or_its_command(tiny):
     manifest = json.loads(path.read_text()) | hostile
     manifest["parameters"]["profile"] = "x; rm -rf ~"
     path.write_text(json.dumps(manifest))
-    found = report._read(path, tiny.out)
+    found = report._read("quick", "90_tiny", path.parent, tiny.out)
     assert (found["run"], found["notebook"]) == ("quick", "90_tiny")
     assert found["link"] == "quick/90_tiny/notebook.ipynb"
     words = shlex.split(found["command"])

@@ -14,20 +14,13 @@ import psutil
 import pytest
 
 from nclib import runs
-from tests.conftest import Cluster
+from tests.conftest import SWEEP, Cluster
 
 pytestmark = pytest.mark.slow
 KILLS = os.environ.get("NCLIB_SOAK_KILLS")  # per engine
 SEED = int(os.environ.get("NCLIB_SOAK_SEED", "20260"))
-SWEEP = ("sweep", "90", "-p", "K=2,3", "-p", "pause=0.4")
+PAUSE = {"TINY_PAUSE": "0.4"}
 NAMES = {"worker": "nclib.runs", "kernel": "ipykernel"}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(shared_tiny):
-    done = shared_tiny(*SWEEP, "--jobs", "2", "--out", shared_tiny.out)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return shared_tiny.results(shared_tiny.out)
 
 
 def family(process):
@@ -60,9 +53,9 @@ def kill_one_of(ancestors, victim, driver, chance):
 
 def finished_runs_are_whole(out):
     for path in out.glob("figures/*/*/manifest.json"):
-        manifest = runs.claims.read_json(path)
+        manifest = runs.files.read_json(path)
         for name, digest in manifest["files"].items():
-            assert runs._digest(path.with_name(name)) == digest
+            assert runs.files.digest(path.with_name(name)) == digest
 
 
 class Local:
@@ -80,7 +73,7 @@ class Local:
         if victim == "driver":
             orphans = family(driver)
             hit = kill(driver)
-            driver.wait()
+            driver.wait(60)
             # Workers look for their driver five times a second, kernels for their worker once.
             _, alive = psutil.wait_procs([process for _, process in orphans], timeout=15)
             assert not alive, "processes outlive their driver"
@@ -97,25 +90,25 @@ class Dask:
     Jobs outlive their driver here: they end on their workers, and a rerun takes their results.
     """
 
-    victims = ("cluster worker", "driver", "kernel")
-    kills = int(KILLS or 2)
+    victims = ("driver", "cluster worker", "kernel")
+    kills = int(KILLS or 1)  # tests/test_cluster.py kills a worker at its work
 
     def __init__(self, tiny, folder):
         folder.mkdir()
-        self.cluster = Cluster(folder, tiny.environment)
+        self.cluster = Cluster(folder, tiny.environment | PAUSE)
         self.options = ("--scheduler", self.cluster.address)
 
     def hit(self, driver, victim, chance):
         if victim == "driver":
             hit = kill(driver)
-            driver.wait()
+            driver.wait(60)
             return hit
         if victim == "kernel":
             return kill_one_of(self.cluster.workers, victim, driver, chance)
         place = chance.randrange(len(self.cluster.workers))
         worker = self.cluster.workers[place]
         kill(worker)
-        worker.wait()
+        worker.wait(60)
         self.cluster.workers[place] = self.cluster.worker()
         return True
 
@@ -124,18 +117,20 @@ class Dask:
 
 
 @pytest.mark.parametrize("kind", [Local, Dask])
-def test_random_kills_lose_nothing(shared_tiny, undisturbed, tmp_path, kind):
+def test_random_kills_lose_nothing(shared_tiny, undisturbed_sweep, tmp_path, kind):
     chance = random.Random(SEED)
     engine = kind(shared_tiny, tmp_path / "cluster")
     kills, whole = dict.fromkeys(kind.victims, 0), 0
 
     def start(out):
-        return shared_tiny(*SWEEP, *engine.options, "--out", out, background=True)
+        environment = shared_tiny.environment | PAUSE
+        options = (*engine.options, "--out", out)
+        return shared_tiny(*SWEEP, *options, background=True, env=environment)
 
     def complete(driver, out):
         output, _ = driver.communicate(timeout=600)
         if driver.returncode == 0:
-            assert shared_tiny.results(out) == undisturbed
+            assert shared_tiny.results(out) == shared_tiny.results(undisturbed_sweep)
             return True
         assert driver.returncode == 1, output
         assert "Traceback" not in output

@@ -4,6 +4,7 @@ import pytest
 
 from nclib import checks, runs, sweeps
 from nclib.plots import style, sweep
+from tests.conftest import SWEEP
 
 
 def test_the_grid_is_the_cartesian_product(tiny, tmp_path):
@@ -99,25 +100,24 @@ def test_the_figure_shows_what_varies_in_the_order_of_the_values():
 
 
 @pytest.mark.slow
-def test_a_sweep_writes_one_table_and_gives_equal_bytes_one_by_one_and_two_at_once(tiny):
+def test_a_sweep_writes_one_table_and_gives_equal_bytes_one_by_one_and_two_at_once(
+    tiny, undisturbed_sweep
+):
     plan = tiny("sweep", "90", "-p", "K=2,3", "--seeds", "0:2", "--dry-run", "--out", tiny.out)
     assert plan.returncode == 0, plan.stderr
     assert "4 runs of 90_tiny; time unknown" in plan.stdout
     assert not tiny.out.exists()
-    batch = lambda folder, jobs: tiny(
-        *("sweep", "90", "-p", "K=2,5", "--out", tiny.out / folder, "--jobs", jobs)
-    )
-    done = batch("one", 1)
+    batch = lambda jobs: tiny(*SWEEP, "--out", tiny.out, "--jobs", jobs)
+    done = batch(1)
     assert done.returncode == 0, done.stdout
-    folder = next((tiny.out / "one" / "runs").glob("sweep-*"))
+    folder = next((tiny.out / "runs").glob("sweep-*"))
     names = {p.name for p in folder.iterdir()}
     assert names == {"sweep.csv", "summary.csv", "sweep.png", "sweep.pdf"}
     table = pd.read_csv(folder / "sweep.csv")
-    assert sorted(table["p.K"].unique()) == [2, 5]
+    assert sorted(table["p.K"].unique()) == [2, 3]
     assert set(table["id"]) == {"90.A1", "90.A2", "90.A3"}
-    assert batch("two", 2).returncode == 0
-    one = tiny.results(tiny.out / "one")
-    assert one == tiny.results(tiny.out / "two")
+    one = tiny.results(tiny.out)
+    assert one == tiny.results(undisturbed_sweep)  # two at once
     suffixes = [name.rsplit(".", 1)[1] for name in one]
     assert {s: suffixes.count(s) for s in ("png", "csv", "json", "pdf")} == {
         "png": 3,
@@ -125,22 +125,6 @@ def test_a_sweep_writes_one_table_and_gives_equal_bytes_one_by_one_and_two_at_on
         "json": 2,
         "pdf": 3,
     }
-    again = batch("one", 2)
+    again = batch(2)
     assert again.stdout.count("unchanged") == 2
-    assert tiny.results(tiny.out / "one") == one
-
-
-@pytest.mark.slow
-def test_a_failed_run_is_missing_in_the_table_until_the_sweep_is_completed(tiny):
-    first = tiny("sweep", "90", "-p", "mode=ok,raise", "--out", tiny.out)
-    assert first.returncode == 1
-    assert "1 run(s) failed" in first.stderr
-    path = next((tiny.out / "runs").glob("sweep-*/sweep.csv"))
-    assert set(pd.read_csv(path)["p.mode"]) == {"ok"}
-    source = (tiny.books / "90_tiny.ipynb").read_text()
-    (tiny.books / "90_tiny.ipynb").write_text(source.replace("asked to fail", "x").replace(
-        r"if mode == \"raise\": raise", r"if mode == \"never\": raise"
-    ))  # fmt: skip
-    second = tiny("sweep", "90", "-p", "mode=ok,raise", "--out", tiny.out)
-    assert second.returncode == 0, second.stdout
-    assert set(pd.read_csv(path)["p.mode"]) == {"ok", "raise"}
+    assert tiny.results(tiny.out) == one

@@ -142,7 +142,8 @@ def deep_spline(x, y, beta, depth, *, grid=400):
     """
     beta, depth = checks.real("beta", beta, above=0), checks.integer("depth", depth, 2)
     x, y = _data(x, y)
-    constant = fit_spline(x, y, highest := max(constant_threshold(x, y), np.finfo(float).tiny))
+    highest = max(constant_threshold(x, y), np.finfo(float).tiny)
+    constant = fit_spline(x, y, 2 * highest)  # at the threshold itself rounding would decide
 
     def cost(spline):
         return spline.residual @ spline.residual / 2 + beta * depth / 2 * spline.norm ** (2 / depth)

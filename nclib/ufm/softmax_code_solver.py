@@ -206,6 +206,9 @@ def polish(weight, *, goal="margin", steps=60, trust=0.05, tol=1e-14):
         if value <= 0:  # duplicate rows: there is no direction to go
             return weight
         move, gain = _linear_step(weight.numpy(), features, trust)
+        if gain is None:  # HiGHS gives up on some degenerate programmes; a smaller one is another
+            trust /= 4
+            continue
         if gain < tol:
             break
         candidate = torch.nn.functional.normalize(weight + torch.from_numpy(move), dim=1)
@@ -237,7 +240,10 @@ def _tangents(rows):
 
 
 def _linear_step(W, H, trust):
-    """``(moves of W (K, d), predicted gain)`` of the linearised margins in a trust region."""
+    """``(moves of W (K, d), predicted gain)`` of the linearised margins in a trust region.
+
+    Both are None where the linear programme was not solved.
+    """
     K, d = W.shape
     features = W if H is None else H
     margins = (W * features).sum(1)[:, None] - features @ W.T
@@ -272,6 +278,6 @@ def _linear_step(W, H, trust):
         options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
     )
     if programme.status != 0:
-        return np.zeros_like(W), 0.0
+        return None, None
     moves = trust * programme.x[: K * width].reshape(K, width)
     return np.einsum("kia,ka->ki", bases_w, moves), trust * float(programme.x[-1])

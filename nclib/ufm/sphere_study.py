@@ -15,6 +15,8 @@ from nclib.metrics.angles import sphere_metrics
 from nclib.theory import normalized as theory
 from nclib.ufm import sphere
 
+ROUNDING = 1e-12  # gaps below are rounding, and so is what a solver does there
+
 
 def _generator(seed):
     return torch.Generator().manual_seed(seed)
@@ -73,8 +75,8 @@ def derivative_errors(counts, d, scale, *, seed=0, step=5e-4):
 def convergence(K, n, d, scale, lambda_w, lambda_h, *, seed=0):
     """Solver histories on the normalized and the regularized problem from the same start.
 
-    Columns ``problem, method, iteration, gap, gradient_norm``; and a summary with the final NC
-    metrics per run.
+    Columns ``problem, method, iteration, gap, gradient_norm``, up to the first gap below
+    ``ROUNDING``; and a summary with the final NC metrics per run.
     """
     features, weight, labels = sphere.random_point([n] * K, d, generator=_generator(seed))
     normalized = f"normalized, τ = {scale:g}"
@@ -89,10 +91,12 @@ def convergence(K, n, d, scale, lambda_w, lambda_h, *, seed=0):
     for name, (problem, best) in problems.items():
         for method in ("trust-region", "steepest-descent"):
             found = sphere.minimize(problem, features, weight, method=method)
+            gaps = np.array([value - best for value, _ in found.history])
+            last = int(np.argmax(gaps < ROUNDING)) if (gaps < ROUNDING).any() else len(gaps) - 1
             rows += [
-                {"problem": name, "method": method, "iteration": i, "gap": value - best}
+                {"problem": name, "method": method, "iteration": i, "gap": gaps[i]}
                 | {"gradient_norm": norm}
-                for i, (value, norm) in enumerate(found.history)
+                for i, (_, norm) in enumerate(found.history[: last + 1])
             ]
             metrics = sphere_metrics(found.features, labels, found.weight)
             summary.append(

@@ -21,6 +21,7 @@ def toy(per_class=6, K=3, seed=0, side=3):
 RECIPE = train.Recipe(epochs=600, lr=0.02, batch_size=None, optimizer="adam", schedule="cosine")
 
 
+@pytest.mark.slow
 def test_training_closes_the_certified_gap():
     images = toy()
     decay = bn.weight_decay_for([6] * 3, 0.4)

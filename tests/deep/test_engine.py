@@ -70,6 +70,7 @@ def test_the_engine_agrees_with_a_plain_loop(augment, optimizer, fast):
     assert layout == fast
 
 
+@pytest.mark.slow
 def test_bf16_stays_within_the_spread_of_seeds():
     data = images(N=120)
     recipe = replace(RECIPE, epochs=25, batch_size=40)

@@ -119,6 +119,7 @@ def test_margins_leave_out_full_sets():
     assert study.margins(logits, torch.tensor([[1, 0, 0], [1, 1, 1]])) == {1: 2.5}
 
 
+@pytest.mark.slow
 def test_a_trained_net_collapses_towards_the_theory_and_decodes_unseen_pairs():
     """A toy where the unconstrained-features model fits well: linear features, separable images."""
     data = toy(n=20)

@@ -69,6 +69,7 @@ def test_objective_is_the_one_pytorch_trains(name, bias):
     assert (found.dual is None) == (name == "cross_entropy" and bias)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "bias", "counts"),
     [

@@ -2,7 +2,6 @@
 
 import math
 
-import cvxpy as cp
 import numpy as np
 import pytest
 import torch
@@ -163,6 +162,7 @@ def test_effective_rank():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_obtuse_projection_against_cvxpy(seed):
+    cp = pytest.importorskip("cvxpy")
     K = 4
     raw = torch.randn(K, K, generator=gen(seed), dtype=torch.float64)
     gram = raw @ raw.T

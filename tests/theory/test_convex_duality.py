@@ -93,6 +93,7 @@ def test_whitened_layers_have_the_collapsed_cost(depth, beta):
         np.testing.assert_allclose(left @ left.T, right.T @ right, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_depth_three_training_finds_nothing_better():
     """Claim 6.C13, the part that holds."""
     labels, X = labels_of([3, 2, 2]), whitened(2, 7, 8)
@@ -185,6 +186,7 @@ def test_whitened_prediction_is_the_network():
     np.testing.assert_allclose(theory.whitened_prediction(X, labels, 0.6, new), direct, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.05, 0.5, 1.5, 5.0])
 @pytest.mark.parametrize("depth", [2, 3])
 def test_whitened_scalar_output(beta, depth):
@@ -204,6 +206,7 @@ def test_whitened_scalar_output_takes_one_column_and_no_more():
         theory.whitened_relu_value(gaussian(14, 6, 2), 0.3)
 
 
+@pytest.mark.slow
 def test_whitened_bracket():
     X, Y = whitened(12, 6, 8), gaussian(13, 6, 3)
     lower, upper = theory.whitened_relu_bracket(Y, 0.4)
@@ -260,6 +263,7 @@ def test_balanced_head_has_gamma_over_alpha():
     np.testing.assert_allclose(head.gamma / head.alpha, math.sqrt(3), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.3, 1.5])
 def test_training_a_batch_norm_head(beta):
     labels, A = labels_of([4, 3, 2]), gaussian(17, 9, 10)
@@ -268,6 +272,7 @@ def test_training_a_batch_norm_head(beta):
     assert trained == pytest.approx(theory.collapsed_value([4, 3, 2], beta), abs=1e-8)
 
 
+@pytest.mark.slow
 def test_batch_norm_head_without_rank():
     labels, A = labels_of([6, 4, 3]), gaussian(18, 13, 5)
     with pytest.raises(checks.InputError, match="only a lower bound"):
@@ -335,6 +340,7 @@ def test_dual_bound_vectors_and_errors():
             theory.dual_bound(residual, targets, beta)
 
 
+@pytest.mark.slow
 def test_cross_entropy_optimum():
     """Claim 6.C22: value against training, dual bound tight there and below elsewhere."""
     labels, X = labels_of([3] * 4), whitened(24, 12, 14)
@@ -381,6 +387,7 @@ def test_cross_entropy_bound_uses_fenchel_conjugate():
     assert theory.cross_entropy_dual_bound(logits, labels, beta) == pytest.approx(total, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", [2, 4])
 def test_free_bias_balanced(K):
     """Section 3.6: closed form, against training with an output bias."""
@@ -408,6 +415,7 @@ def test_free_bias_balanced(K):
         assert best == pytest.approx(expected, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_free_bias_unbalanced_sandwiches_training():
     counts, beta = [7, 4, 2], 0.8
     labels, X = labels_of(counts), whitened(28, 13, 14)
@@ -512,6 +520,7 @@ def test_balanced_pytorch_threshold():
         )
 
 
+@pytest.mark.slow
 def test_ufm_units_against_nonnegative_features():
     """Section 3.9a: nonnegative unconstrained features, trained; and the linear UFM of result 1."""
     K, n_k, lambda_w, lambda_h = 3, 4, 0.02, 0.005

@@ -2,7 +2,6 @@
 
 import math
 
-import cvxpy as cp
 import numpy as np
 import pytest
 import torch
@@ -206,6 +205,7 @@ def test_realised_point_attains_the_value_and_is_stationary(setting):
 @pytest.mark.parametrize("setting", [s for s in SETTINGS if len(s["lambdas"]) == 1])
 def test_one_layer_optimum_solves_the_convex_problem(setting):
     """Oracle: min ‖Z + b1ᵀ − Y‖²/(2N) + √(λ_W λ_H) ‖Z‖_* (+ λ_b/2 ‖b‖²), by cvxpy."""
+    cp = pytest.importorskip("cvxpy")
     counts = np.array(setting["class_counts"])
     N, K = counts.sum(), len(counts)
     Y = np.eye(K)[np.repeat(np.arange(K), counts)].T

@@ -1,6 +1,5 @@
 """Certified distances against a convex solver, closed forms and brute force."""
 
-import cvxpy as cp
 import numpy as np
 import pytest
 import torch
@@ -18,6 +17,7 @@ def gaussian(K, d, seed=0):
 
 def by_cvxpy(weight, k):
     """dist(w_k, conv of the others) of normalised rows, by an interior-point solver."""
+    cp = pytest.importorskip("cvxpy")
     rows = (weight / weight.norm(dim=1, keepdim=True)).numpy()
     others = np.delete(rows, k, axis=0)
     alpha = cp.Variable(len(others), nonneg=True)
@@ -165,7 +165,8 @@ def test_pruned_margin_equals_the_minimum(K, d, monkeypatch):
     bracket = margins.margin(weight)
     assert bracket.upper - bracket.lower <= 1e-9
     assert bracket.lower - 1e-9 <= float(distance.min()) <= bracket.upper + 1e-9
-    assert bracket.worst_class == int(distance.argmin())
+    # Two classes, for one, have the same distance: its class may be either.
+    assert float(distance[bracket.worst_class] - distance.min()) <= 1e-9
     if K == 300:
         assert bracket.solved < K / 3
 

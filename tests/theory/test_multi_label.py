@@ -3,7 +3,6 @@
 import math
 from itertools import combinations
 
-import cvxpy as cp
 import numpy as np
 import pytest
 import torch
@@ -99,6 +98,7 @@ def test_against_direct_minimisation(setting):
 @pytest.mark.parametrize("setting", SETTINGS[:4])
 def test_against_the_convex_problem_in_the_logits(setting):
     """min over Z of loss(Z) + 2 √(λ_W λ_H) ‖Z‖_* , one column a label set, by an interior point."""
+    cp = pytest.importorskip("cvxpy")
     K, counts, lambda_w, lambda_h, reduction = setting
     columns = [(S, n) for m, n in counts.items() for S in combinations(range(K), m)]
     N = sum(n for _, n in columns)

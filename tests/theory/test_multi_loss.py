@@ -150,7 +150,7 @@ def test_thresholds_separate_zero_from_collapse(name, params, lambda_b, K):
         )
         alive = best.margin > 0 or best.mean_component > 1e-12
         assert alive == (factor < 1)
-        assert best.value <= zero + 1e-15
+        assert best.value <= zero * (1 + 1e-14)
         if not alive:
             assert best.value == pytest.approx(zero, abs=1e-14)
 
@@ -182,6 +182,7 @@ def test_focal_convexity_threshold_table(gamma, t):
     assert theory.focal_convexity_threshold(gamma) == pytest.approx(t, abs=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 3.0, 5.0])
 def test_focal_loss_is_convex_exactly_above_the_threshold(gamma):
     rng = np.random.default_rng(int(10 * gamma))

@@ -7,7 +7,6 @@ Riemannian one.  None of it uses nclib.ufm.sphere.
 
 import math
 
-import cvxpy as cp
 import numpy as np
 import pytest
 import torch
@@ -359,10 +358,12 @@ class TestBestScale:
 
 
 def assert_critical_with(point, tolerance=1e-12):
-    norm, spectrum = oracle(point.features, point.weight, point.labels, point.scale)
-    assert norm < 1e-13
-    loss = plain_loss(point.features, point.weight, point.labels, point.scale)
-    assert abs(float(loss) - point.value) < 1e-13
+    """Logits are rounded to eps * scale, their gradient is ``scale`` times as wide as the loss."""
+    eps, scale = torch.finfo(torch.float64).eps, point.scale
+    norm, spectrum = oracle(point.features, point.weight, point.labels, scale)
+    assert norm < 1e-13 + 4 * eps * scale**2
+    loss = plain_loss(point.features, point.weight, point.labels, scale)
+    assert abs(float(loss) - point.value) < 1e-13 + 4 * eps * scale
     if point.min_eigenvalue is not None:
         assert abs(float(spectrum[0]) - point.min_eigenvalue) < tolerance
     return spectrum
@@ -490,7 +491,7 @@ class TestZoo:
 @pytest.fixture(scope="module")
 def spurious():
     labels = torch.arange(3)
-    for seed in range(60):
+    for seed in range(200):  # one start in about ten
         value, features, weight = solve(3, 2, labels, 12.0, seed)
         if value > 0.05:
             return value, features, weight, labels
@@ -499,6 +500,7 @@ def spurious():
 
 def sdp_value(counts, scale):
     """min over Gram matrices Z ⪰ 0 with unit diagonal, any dimension (independent solver)."""
+    cp = pytest.importorskip("cvxpy")
     K, N = len(counts), sum(counts)
     labels = np.repeat(np.arange(K), counts)
     Z = cp.Variable((K + N, K + N), PSD=True)

@@ -1,4 +1,3 @@
-import cvxpy as cp
 import numpy as np
 import pytest
 import torch
@@ -14,6 +13,7 @@ def data(seed, n):
 
 def pattern_oracle(X, y, beta):
     """The paper's finite program: one cone pair per activation pattern (section 3.8)."""
+    cp = pytest.importorskip("cvxpy")
     angles = np.linspace(0, 2 * np.pi, 20_001)
     directions = np.stack([np.cos(angles), np.sin(angles)], 1)
     patterns = np.unique((X @ directions.T >= 0).T, axis=0)

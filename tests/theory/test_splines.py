@@ -1,4 +1,3 @@
-import cvxpy as cp
 import numpy as np
 import pytest
 import torch
@@ -23,6 +22,7 @@ def ramps(x, knots):
 
 def interpolation_oracle(x, y, knots):
     """cvxpy: least l1 norm of ramps with an offset through the points."""
+    cp = pytest.importorskip("cvxpy")
     D = ramps(x, knots)
     w, b = cp.Variable(D.shape[1]), cp.Variable()
     problem = cp.Problem(cp.Minimize(cp.norm1(w)), [D @ w + b == y])
@@ -30,6 +30,7 @@ def interpolation_oracle(x, y, knots):
 
 
 def lasso_oracle(x, y, beta, knots):
+    cp = pytest.importorskip("cvxpy")
     D = ramps(x, knots)
     w, b = cp.Variable(D.shape[1]), cp.Variable()
     return cp.Problem(cp.Minimize(cp.sum_squares(D @ w + b - y) / 2 + beta * cp.norm1(w))).solve(
@@ -176,6 +177,7 @@ def test_dual_bound_below_every_network():
 
 
 def test_deep_spline_against_a_scan_of_its_definition():
+    cp = pytest.importorskip("cvxpy")
     x, y = data(4, 7, 0, 3)
     for depth in (2, 3, 4):
         found = splines.deep_spline(x, y, 0.05, depth)
@@ -207,6 +209,7 @@ def test_deep_spline_gives_up_past_its_threshold():
 
 @pytest.mark.parametrize("beta", [1e-6, 1e-3, 0.1])
 def test_lasso_solver_without_intercept(beta):
+    cp = pytest.importorskip("cvxpy")
     rng = np.random.default_rng(3)
     D, y = rng.standard_normal((8, 20)), rng.standard_normal(8)
     found = solver.lasso(D, y, beta)

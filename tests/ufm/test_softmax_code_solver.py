@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import OptimizeResult
 
 from nclib import checks
 from nclib.theory import codes
@@ -73,6 +74,7 @@ def test_polish_repairs_a_perturbed_optimum(name):
     assert margin >= theory.margin(code + 0.02 * noise).value
 
 
+@pytest.mark.slow
 def test_polish_of_the_angle_reaches_the_tammes_angle():
     """Published optimal angles (degrees): the pairwise problem, from perturbed margin codes."""
     for (K, d), angle in {(7, 3): 77.869542, (8, 3): 74.858492, (10, 3): 66.146821}.items():
@@ -88,7 +90,24 @@ def test_polish_leaves_optima_and_duplicates_alone():
     torch.testing.assert_close(solver.polish(code), code)
 
 
+def test_polish_goes_on_where_a_linear_programme_is_not_solved(monkeypatch):
+    """HiGHS gives up on some programmes of degenerate codes, on one processor or the other."""
+    solve, calls = solver.linprog, []
+
+    def unreliable(*arguments, **options):
+        calls.append(1)
+        found = solve(*arguments, **options)
+        return OptimizeResult(status=4) if len(calls) in (2, 3, 5) else found
+
+    monkeypatch.setattr(solver, "linprog", unreliable)
+    noise = 0.02 * unit(12, 3, seed=4)
+    polished = solver.polish(codes.icosahedron() + noise)
+    assert len(calls) > 5
+    assert theory.margin(polished, tol=1e-12).value == pytest.approx(1 - 5**-0.5, abs=1e-11)
+
+
 @pytest.mark.parametrize("size", [(7, 3), (13, 3)])
+@pytest.mark.slow
 def test_default_starts_reach_the_table(size):
     code = solver.solve(*size, seed=3)
     assert theory.margin(code).value == pytest.approx(theory.known_margin(*size), abs=1e-9)
@@ -121,10 +140,12 @@ def test_each_start_has_its_own_schedule():
     assert not torch.allclose(both[0], both[1], atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(12, 3), (16, 5), (9, 5), (24, 4)])
 def test_the_search_itself_reaches_codes_that_solve_would_construct(size):
-    best = solver.polish(solver.search(*size, starts=32)[0])
-    assert theory.margin(best).value == pytest.approx(theory.known_margin(*size), abs=1e-6)
+    best = solver.best(solver.search(*size, starts=32))
+    found = theory.margin(best, tol=1e-12).value
+    assert found == pytest.approx(theory.known_margin(*size), abs=1e-10)
 
 
 def test_larger_codes_beat_random_by_far():

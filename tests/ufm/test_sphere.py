@@ -30,6 +30,33 @@ def geodesic(rows, direction, t):
     return (speed * t).cos() * rows + (speed * t).sin() * direction / speed
 
 
+def autograd(features, weight, labels, scale):
+    """Gradient and Hessian in tangent coordinates of the cross-entropy of the rows x/|x|."""
+    K, d, rows = len(weight), weight.shape[1], torch.cat([weight, features])
+    own = F.one_hot(labels, K).bool()
+
+    def fun(x):
+        x = F.normalize(x.view(-1, d), dim=1)
+        logits = scale * x[K:] @ x[:K].T
+        gaps = (logits - logits[own][:, None])[~own].view(-1, K - 1)
+        right = gaps.exp().sum(1).log1p()  # its derivatives keep their digits if p of the true
+        wrong = logits.logsumexp(1) - logits[own]  # class is 1 up to rounding, and if it is 0
+        return torch.where(gaps.amax(1) < 0, right, wrong).mean()
+
+    basis = torch.block_diag(*sphere.tangent_bases(rows))
+    gradient, matrix = torch.func.grad(fun), torch.func.hessian(fun)
+    return gradient(rows.flatten()) @ basis, basis.T @ matrix(rows.flatten()) @ basis
+
+
+def assert_blocks_close(found, expected, width, *, rows=None, tolerance=1e-10):
+    """Every block of ``width`` columns and ``rows`` rows agrees relative to its largest entry."""
+    rows = rows or width
+    parts = [m.unfold(0, rows, rows).unfold(1, width, width) for m in (found, expected)]
+    size = parts[1].abs().amax((2, 3))
+    miss = (parts[0] - parts[1]).abs().amax((2, 3))
+    assert bool((miss <= tolerance * size).all()), float((miss / size).nan_to_num().max())
+
+
 SIZES = [([2, 1, 3], 4, 1.7), ([1, 1], 2, 0.3), ([3, 2, 2, 1, 1], 3, 6.0)]
 
 
@@ -93,17 +120,37 @@ class TestDerivatives:
     def test_eigenvalues_by_autograd(self, counts, d, scale):
         """Away from critical points too: normalisation is a second-order retraction."""
         features, weight, labels = point(counts, d, 8)
-        K, rows = len(weight), torch.cat([weight, features])
-
-        def fun(x):
-            x = F.normalize(x.view(-1, d), dim=1)
-            return F.cross_entropy(scale * x[K:] @ x[:K].T, labels)
-
-        basis = torch.block_diag(*[torch.linalg.svd(row[None]).Vh[1:].T for row in rows])
-        matrix = basis.T @ torch.func.hessian(fun)(rows.flatten()) @ basis
+        expected = torch.linalg.eigvalsh(autograd(features, weight, labels, scale)[1])
         found = ufm.sphere_hessian_eigenvalues(features, weight, labels, scale)
-        assert found.shape == ((d - 1) * len(rows),)
-        assert float((found - torch.linalg.eigvalsh(matrix)).abs().max()) < 1e-13
+        assert found.shape == ((d - 1) * (len(weight) + len(features)),)
+        assert float((found - expected).abs().max()) < 1e-13
+
+    @pytest.mark.parametrize("scale", [0.3, 6.0, 30.0, 45.0, 60.0])
+    @pytest.mark.parametrize("noise", [0.03, 0.3, None])
+    @pytest.mark.parametrize(("counts", "d"), [([2, 1, 3], 4), ([1, 1], 2), ([2, 2, 1, 1, 1], 5)])
+    def test_every_block_off_the_minimum(self, counts, d, scale, noise):
+        """From next to the minimum, where all of it is as small as e^-scale, to random rows.
+
+        Each block of two rows, relative to its own size: the worst sample must not hide the others.
+        """
+        features, weight, labels = point(counts, d, 9)
+        if noise:
+            etf = frames.simplex_etf(len(counts), d)
+            features = F.normalize(etf[labels] + noise * features, dim=1)
+            weight = F.normalize(etf + noise * weight, dim=1)
+        gradient, expected = autograd(features, weight, labels, scale)
+        found = sphere.sphere_hessian(features, weight, labels, scale)
+        assert_blocks_close(found, expected, d - 1)
+        slopes = sphere.sphere_gradient(features, weight, labels, scale)
+        bases = sphere.tangent_bases(torch.cat([weight, features]))
+        slopes = torch.einsum("mdx,md->mx", bases, torch.cat(slopes[::-1]))
+        assert_blocks_close(slopes.flatten()[None], gradient[None], d - 1, rows=1)
+        columns = []  # the product with every tangent basis vector, in the same coordinates
+        for vector in torch.block_diag(*bases).T.reshape(-1, len(bases), d):
+            D, E = vector[: len(weight)], vector[len(weight) :]
+            out = sphere.sphere_hessian_product(features, weight, labels, scale, E, D)
+            columns.append(torch.einsum("mdx,md->mx", bases, torch.cat(out[::-1])).flatten())
+        assert_blocks_close(torch.stack(columns, 1), expected, d - 1, rows=len(expected))
 
     def test_hessian_product_ignores_radial_parts(self):
         features, weight, labels = point([2, 2], 3)

@@ -1,0 +1,345 @@
+"""Reproduction: a run is compared with the stored results, which stay; what differs is named."""
+
+import json
+import os
+import shutil
+
+import pandas as pd
+import pytest
+
+from nclib import checks, files, notebook, paths, reproduction, runs
+from nclib.plots import style
+
+TABLE = pd.DataFrame(
+    {"K": [2, 3], "loss": ["ce", "mse"], "gap": [1e-15, 2e-9], "value": [0.5, float("inf")]}
+)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    folder = tmp_path / "stored"
+    files.write_csv(folder / "t.csv", TABLE)
+    files.write_json(folder / "claims.json", [])
+    return folder
+
+
+def compared(stored, table, varies=()):
+    path = stored.parent / "t.csv"
+    files.write_csv(path, table)
+    return reproduction.compare_tables(path, stored, varies)
+
+
+def test_tables_agree_up_to_rounding(stored):
+    assert compared(stored, TABLE) == 0.0
+    assert compared(stored, TABLE.assign(gap=[3e-12, 2.1e-9])) < 1e-9
+    largest = compared(stored, TABLE.assign(value=[0.5 * (1 + 1e-8), float("inf")]))
+    assert largest == pytest.approx(0.5e-8 / 0.6, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"value": [0.505, float("inf")]}, "t, column value, row 0: 0.505, stored 0.5"),
+        ({"value": [0.5, 1.0]}, "column value, row 1: 1.0, stored inf"),
+        ({"value": [0.5, None]}, "column value, row 1: nan, stored inf"),
+        ({"gap": [1e-15, 2e-5]}, "column gap, row 1: 2e-05, stored 2e-09"),
+        ({"K": [2, 4]}, "column K, row 1: 4, stored 3"),
+        ({"loss": ["ce", "fl"]}, "column loss, row 1: fl, stored mse"),
+        ({"more": [1, 2]}, "has columns"),
+    ],
+)
+def test_a_difference_names_table_column_row_and_both_values(stored, change, message):
+    with pytest.raises(reproduction.NotReproduced, match=message):
+        compared(stored, TABLE.assign(**change))
+
+
+def test_rows_and_missing_tables_count(stored):
+    with pytest.raises(reproduction.NotReproduced, match="has 1 rows, stored 2"):
+        compared(stored, TABLE[:1])
+    assert compared(stored, TABLE[:1], "rows") == 0.0
+    with pytest.raises(reproduction.NotReproduced, match="has columns"):
+        compared(stored, TABLE[["K"]], "rows")
+    (stored / "t.csv").unlink()
+    with pytest.raises(reproduction.NotReproduced, match="table t is not stored"):
+        compared(stored, TABLE)
+
+
+def test_declared_columns_are_left_to_the_verdicts(stored):
+    trained = TABLE.assign(gap=[0.3, 0.4], value=[0.7, 0.8])
+    assert compared(stored, trained, True) == 0.0
+    assert compared(stored, trained, ["gap", "value"]) == 0.0
+    with pytest.raises(reproduction.NotReproduced, match="column value"):
+        compared(stored, trained, ["gap"])
+    with pytest.raises(reproduction.NotReproduced, match="column K"):
+        compared(stored, TABLE.assign(K=[2, 4]), True)  # a count is no trained number
+
+
+def test_a_column_may_have_a_tolerance_of_its_own(stored):
+    moved = TABLE.assign(value=[0.5005, float("inf")])
+    assert compared(stored, moved, {"value": 1e-3}) == 0.0
+    with pytest.raises(reproduction.NotReproduced, match="column value, row 0"):
+        compared(stored, moved, {"value": 1e-4})
+    with pytest.raises(reproduction.NotReproduced, match="column gap"):
+        compared(stored, moved.assign(gap=1.0), {"value": 1e-3})
+
+
+def test_verdicts_and_lost_tables_are_differences(stored, tmp_path):
+    claim = {"statement": "s", "source": "s", "measured": 1.0, "expected": "<= 1"}
+    claim |= {"tolerance": None, "verdict": "holds", "id": "1.A"}
+    mine = tmp_path / "mine"
+    for place, verdict in ((stored, "holds"), (mine, "not reproduced")):
+        files.write_json(place / "claims.json", [claim | {"verdict": verdict}])
+    files.write_csv(stored / "lost.csv", TABLE)
+    files.write_csv(mine / "t.csv", TABLE)
+    found = reproduction.compare(mine, stored, {"t": []})
+    assert found.summary().startswith("1 of 2 tables and 0 of 1 verdicts reproduced")
+    assert found.lines() == [
+        "table lost is stored, but not made by this run (lost.csv)",
+        "claim 1.A: not reproduced, stored holds",
+    ]
+
+
+# The picture, its table and the notebook ---------------------------------------------------------
+
+
+def committed():
+    return sorted(paths.figures().glob("*/*/manifest.json"))
+
+
+def test_there_are_stored_results():
+    assert len(committed()) >= 13
+
+
+@pytest.mark.parametrize("manifest", committed(), ids=lambda p: "-".join(p.parts[-3:-1]))
+def test_stored_files_are_those_of_one_run(manifest):
+    folder = manifest.parent
+    assert reproduction.intact(folder), f"{folder} was changed by hand: nclib run --store"
+    pictures = [path for path in folder.glob("*.png") if path.with_suffix(".csv").exists()]
+    assert pictures
+    for path in pictures:
+        assert style.table_of(path) == files.digest(path.with_suffix(".csv")), path
+
+
+@pytest.mark.parametrize("book", runs.notebooks())
+def test_the_pictures_in_a_notebook_are_the_stored_figures(book):
+    import base64
+
+    content = json.loads((paths.NOTEBOOKS / f"{book}.ipynb").read_text(encoding="utf-8"))
+    outputs = [output for cell in content["cells"] for output in cell.get("outputs", [])]
+    shown = [o["data"] for o in outputs if "image/png" in o.get("data", {})]
+    assert shown
+    for data in shown:
+        name = "".join(data["text/plain"]).removeprefix("figure ")
+        stored = (paths.figures() / "quick" / book / f"{name}.png").read_bytes()
+        assert base64.b64decode("".join(data["image/png"])) == stored, name
+
+
+def test_a_picture_carries_the_checksum_of_its_table(tmp_path, monkeypatch):
+    monkeypatch.setenv(notebook.FIGURES, str(tmp_path))
+    run = notebook.Run("00_quickstart", {"profile": "quick"})
+    figure, axes = style.grid(1, 2)
+    run.figure(figure, "one", TABLE)
+    assert style.table_of(tmp_path / "one.png") == files.digest(tmp_path / "one.csv")
+    figure, axes = style.grid(1, 2)
+    run.figure(figure, "two")
+    assert style.table_of(tmp_path / "two.png") is None
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.01])
+def test_under_nbval_the_cell_of_a_figure_fails_with_its_table(tmp_path, monkeypatch, factor):
+    monkeypatch.setenv(notebook.FIGURES, str(tmp_path))
+    monkeypatch.setenv(notebook.REPRODUCE, "1")
+    name = "01_scalar_picture"
+    stored = paths.figures() / "quick" / "01_multi_loss_equivalence" / f"{name}.csv"
+    table = pd.read_csv(stored)
+    number = table.select_dtypes("float").columns[-1]
+    run = notebook.Run("01_multi_loss_equivalence", {"profile": "quick"})
+    if factor == 1.0:
+        run.table(table, name)
+        return
+    with pytest.raises(reproduction.NotReproduced, match=f"{name}, column {number}"):
+        run.table(table.assign(**{number: factor * table[number]}), name)
+
+
+def test_under_nbval_the_last_cell_fails_with_a_verdict(tmp_path, monkeypatch):
+    monkeypatch.setenv(notebook.FIGURES, str(tmp_path))
+    monkeypatch.setenv(notebook.REPRODUCE, "1")
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "books")
+    run = notebook.Run("00_quickstart", {"profile": "quick"})
+    for row in run.ledger.catalogue:
+        run.ledger.below(row, 0.0, 1.0)
+    folder = tmp_path / "figures/quick/00_quickstart"
+    run.ledger.write(folder)
+    run.finish()
+    text = (folder / "claims.json").read_text().replace('"holds"', '"counterexample"', 1)
+    (folder / "claims.json").write_text(text)
+    with pytest.raises(reproduction.NotReproduced, match="claim 0.Q1: holds, stored counterexamp"):
+        run.finish()
+
+
+# From the command line ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_stored_results_stay_until_told_otherwise(tiny):
+    root = tiny.books.parent
+    stored, own = (root / place / "90_tiny" for place in ("figures/quick", "runs/quick"))
+    contents = lambda: {p.name: p.read_bytes() for p in stored.iterdir()}
+    first = tiny("run")
+    assert first.returncode == 0, first.stdout
+    assert "reproduced" not in first.stdout  # nothing was stored
+    before = contents()
+
+    again = tiny("run", "--force")
+    assert "1 of 1 tables and 3 of 3 verdicts reproduced, largest difference 0" in again.stdout
+    assert contents() == before  # manifest, seconds and all
+    same = tiny("run")
+    assert "90_tiny [quick] unchanged" in same.stdout
+    assert "reproduced" in same.stdout
+
+    text = (tiny.books / "90_tiny.ipynb").read_text().replace("lr=0.05", "lr=0.06")
+    (tiny.books / "90_tiny.ipynb").write_text(text)
+    changed = tiny("run")
+    assert changed.returncode == 1
+    assert "0 of 1 tables and 3 of 3 verdicts reproduced" in changed.stdout
+    assert "table 01_loss, column " in changed.stdout
+    assert "1 notebook(s) differ from the stored results" in changed.stderr
+    assert contents() == before
+    assert runs.results()["quick", "90_tiny"] == own / "figures"
+
+    kept = tiny("run", "--store")
+    assert kept.returncode == 0, kept.stdout
+    assert "unchanged" in kept.stdout  # taken, not run again
+    assert contents()["01_loss.csv"] != before["01_loss.csv"]
+    assert runs.results()["quick", "90_tiny"] == stored
+    assert reproduction.intact(stored)
+
+    # Another folder: its own results, compared with the stored ones.
+    elsewhere = tiny("run", "--out", tiny.out)
+    assert "1 of 1 tables" in elsewhere.stdout
+    assert (tiny.out / "figures/quick/90_tiny/01_loss.png").exists()
+    # Damaged stored results are made again.
+    (stored / "01_loss.csv").write_text("epoch\n")
+    assert tiny("run").returncode == 0
+    assert reproduction.intact(stored)
+
+
+def test_a_profile_that_is_not_stored_has_no_reference(tiny):
+    assert runs.job("90").stored is None
+    tiny.fake("quick", {}, ["holds"], out=tiny.books.parent)
+    assert runs.job("90").stored is None  # no files are listed in its manifest
+    folder = runs.job("90").figures
+    manifest = files.read_json(folder / "manifest.json") | {"files": {}}
+    files.write_json(folder / "manifest.json", manifest)
+    assert runs.job("90").stored == folder
+    assert runs.job("90", out=tiny.out).stored == folder
+    assert runs.job("90", overrides={"K": 5}).stored is None
+
+
+def test_missing_or_broken_claims_are_an_error_that_names_the_file(tiny):
+    tiny.fake("quick", {}, ["holds"])
+    path = tiny.out / "figures/quick/90_tiny/claims.json"
+    entries = json.loads(path.read_text())
+    broken = [
+        [{k: v for k, v in entries[0].items() if k != "verdict"}],
+        [entries[0] | {"verdict": "fine"}],
+        {"a": 1},
+        ["text"],
+    ]
+    for content in broken:
+        path.write_text(json.dumps(content))
+        found = tiny("claims", "--out", tiny.out)
+        assert (found.returncode, "claims.json is missing or damaged" in found.stderr) == (2, True)
+    path.unlink()
+    found = tiny("claims", "--out", tiny.out)
+    assert (found.returncode, "claims.json is missing or damaged" in found.stderr) == (2, True)
+
+
+def test_an_unknown_run_is_an_error_that_lists_the_runs(tiny):
+    tiny.fake("quick", {}, ["holds"])
+    found = tiny("claims", "--profile", "quik", "--out", tiny.out)
+    assert found.returncode == 2
+    assert "no run quik" in found.stderr
+    assert "it holds quick" in found.stderr
+    empty = tiny("claims", "--out", tiny.out / "nothing")
+    assert empty.returncode == 2
+    assert "start with `nclib run`" in empty.stderr
+
+
+def test_the_exit_code_of_a_run_counts_claims_and_differences(tiny, monkeypatch):
+    """A claim that fails although no notebook does; a table that differs although all holds."""
+    from click.testing import CliRunner
+
+    from nclib.cli import main
+
+    job = runs.job("90", out=tiny.out)
+    outcomes = [
+        (runs.Outcome(job, "done", 1.0, verdicts={"holds": 2}), 0),
+        (runs.Outcome(job, "done", 1.0, verdicts={"not reproduced": 1, "not converged": 1}), 0),
+        (runs.Outcome(job, "done", 1.0, verdicts={"holds": 1, "fails": 1}), 1),
+        (runs.Outcome(job, "unchanged", 0.0, verdicts={"fails": 1}), 1),
+        (runs.Outcome(job, "failed", 1.0, "x"), 1),
+        (runs.Outcome(job, "done", 1.0, verdicts={"holds": 1}, reproduced=False), 1),
+        (runs.Outcome(job, "done", 1.0, verdicts={"holds": 1}, reproduced=True), 0),
+    ]
+    for outcome, code in outcomes:
+        monkeypatch.setattr(runs, "run_all", lambda *_, found=outcome, **__: [found])
+        result = CliRunner().invoke(main, ["run", "90", "--out", str(tiny.out)])
+        assert result.exit_code == code, outcome
+
+
+def test_every_ingredient_changes_the_fingerprint(tiny, monkeypatch):
+    base = runs.job("90", out=tiny.out)
+    marks = [runs.fingerprint(base)]
+    marks.append(runs.fingerprint(runs.job("90", overrides={"K": 5}, out=tiny.out)))
+    marks.append(runs.fingerprint(runs.job("90", out=tiny.out, threads=2)))
+    catalogue = tiny.books / "claims" / "90_tiny.yaml"
+    catalogue.write_text(catalogue.read_text().replace("a bound", "another bound"))
+    marks.append(runs.fingerprint(base))
+    base.source.write_text(base.source.read_text().replace("lr=0.05", "lr=0.06"))
+    marks.append(runs.fingerprint(base))
+    monkeypatch.setattr(notebook, "versions", lambda: {"torch": "0"})
+    marks.append(runs.fingerprint(base))
+    assert len(set(marks)) == len(marks)
+    assert runs.fingerprint(base) == marks[-1]
+
+
+@pytest.mark.parametrize("module", ["deep/train.py", "losses.py", "theory/margins.py"])
+def test_a_change_of_what_is_measured_changes_the_checkpoint(tmp_path, monkeypatch, module):
+    """theory/margins.py: notebook 04 measures margins while it trains."""
+    book = "04_large_class_gnc"
+    package = tmp_path / "nclib"
+    shutil.copytree(paths.ROOT / "nclib", package)
+    monkeypatch.setattr(notebook, "__file__", str(package / "notebook.py"))
+    digest = notebook.code_digest.__wrapped__
+    before = digest(book)
+    for drawn in ("plots/large_class.py", "report.py", "notebook.py"):
+        (package / drawn).write_text((package / drawn).read_text() + "\n# another picture\n")
+    assert digest(book) == before
+    (package / module).write_text((package / module).read_text() + "\n# changed\n")
+    assert digest(book) != before
+
+
+def test_no_space_left_in_the_kernel_has_a_hint(tiny, monkeypatch):
+    import papermill
+
+    job = runs.job("90", out=tiny.out)
+
+    def execute(source, target, **_):
+        (tiny.out / "x").parent.mkdir(exist_ok=True)
+        raise papermill.PapermillExecutionError(
+            1, 4, "x", "OSError", "[Errno 28] No space left on device", []
+        )
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    outcome = runs.execute(job)
+    assert outcome.status == "failed"
+    assert "cell 4: OSError" in outcome.message
+    assert "free some and run again" in outcome.message
+    assert not list(job.folder.glob("staging-*"))
+
+
+def test_a_wrong_address_is_an_input_error():
+    with pytest.raises(checks.InputError, match="choose from"):
+        runs.find("no such notebook")
