@@ -33,7 +33,16 @@ from nclib.deep import (
     train,
 )
 from nclib.deep.data import Data, checksum
-from nclib.metrics import angles, certified, collapse, convex_duality, frames, generalized
+from nclib.metrics import (
+    angles,
+    certified,
+    collapse,
+    convex_duality,
+    frames,
+    generalized,
+    ood,
+    precision,
+)
 from nclib.metrics import multi_label as multi
 from nclib.theory import codes
 from nclib.theory import convex_duality as duality
@@ -83,6 +92,20 @@ def statistics(t):
     return found.merge(other).update(t.features.float(), t.labels).metrics(t.weight, t.bias)
 
 
+def streamed(t):
+    return collapse.ClassStatistics(K, D, device=t.features.device).update(t.features, t.labels)
+
+
+def second_pass(t):
+    second = streamed(t).agreement(t.weight, t.bias)
+    second.update(t.features, t.labels).metrics()
+    return second.by_class()
+
+
+def batches(t):
+    return DataLoader(TensorDataset(t.data.inputs.cpu(), t.data.labels.cpu()), batch_size=10)
+
+
 def certificate(t, **options):
     ones = torch.ones(D, device=t.weight.device)
     options |= {"bn_weight": ones, "bn_bias": 0.1 * ones, "weight_decay": 0.01}
@@ -98,8 +121,7 @@ def book(t):
 
 
 def collected(t, features_of):
-    loader = DataLoader(TensorDataset(t.data.inputs.cpu(), t.data.labels.cpu()), batch_size=10)
-    return collect.statistics(t.net, loader, K, features_of=features_of).metrics()
+    return collect.statistics(t.net, batches(t), K, features_of=features_of).metrics()
 
 
 def certified_training(t):
@@ -169,6 +191,9 @@ CASES = {
     "batch_norm_head.closed_form_accuracy": lambda t: batch_norm_head.closed_form_accuracy(
         t.data, t.data, [1, 4], 0.3
     ),
+    "collect.Taps": lambda t: collect.Taps(t.net).measure(batches(t), K),
+    "collect.measure": lambda t: collect.measure(t.net, batches(t), K),
+    "collect.next_token": lambda t: collect.next_token({"labels": t.targets.long()}),
     "collect.evaluation": lambda t: collect.accuracy(t.net, t.data),
     "collect.in_batches": lambda t: collect.in_batches(t.net, t.data.inputs, batch_size=9),
     "collect.features": lambda t: collect.features(t.net, t.data.inputs),
@@ -371,6 +396,18 @@ CASES = {
         certificate(t, loss=loss, bias=bias) for loss in certified.LOSSES for bias in (None, t.bias)
     ],
     "collapse.ClassStatistics": statistics,
+    "collapse.Agreement": second_pass,
+    "collapse.by_class": lambda t: collapse.by_class(t.features, t.labels, t.weight, t.bias),
+    "collapse.cdnv_by_class": lambda t: collapse.cdnv_by_class(
+        streamed(t).means, streamed(t).variances
+    ),
+    "collapse.squared_distances": lambda t: collapse.squared_distances(
+        t.features, torch.arange(4, device=t.features.device)
+    ),
+    "ood.nc5": lambda t: ood.nc5(streamed(t), t.features),
+    "ood.neco": lambda t: ood.neco(streamed(t), t.features),
+    "ood.nci": lambda t: ood.nci(streamed(t), t.features, t.weight, t.bias),
+    "precision.Storage": lambda t: precision.Storage.of(t.features).floor(t.weight, 48, 1.0),
     "collapse.nc_metrics": lambda t: [
         collapse.nc_metrics(t.features, t.labels, t.weight, t.bias),
         collapse.nc_metrics(torch.cat([t.features] * 20, 1), t.labels),
@@ -443,21 +480,22 @@ def losses_compared(t, architecture):
 
 # Functions and classes that take no tensor.
 HOST = """
-batch_norm_head: weight_decay_for log_spaced
-data: load fetch check
-depth_study: measure_points last_two_blocks
-gnc_study: recipe load square_assignments four_garments face_network_parameters
+batch_norm_head: weight_decay_for log_spaced require_whitening
+data: load fetch check require smallest_class
+depth_study: measure_points last_two_blocks require_layers
+gnc_study: require recipe load square_assignments four_garments face_network_parameters
 language: words next_words
-large_class: clusters similar_pairs image_folder
+large_class: clusters similar_pairs image_folder open_folder
 layers: decay_from_mse_loss decay_to_mse_loss
-loss_study: equivalence gaps
-multi_label_data: label_set_table hold_out prepare svhn read_digit_struct
+loss_study: equivalence gaps require
+multi_label_data: require label_set_table hold_out prepare svhn read_digit_struct
 multi_label_study: Trained
-nets: mlp cnn resnet seeded
+nets: mlp cnn resnet seeded require_widths
 normalized: Mode Study published matched floors
 angles: simplex_angle
 convex_duality: mass_near
 certified: Certificate
+precision: exact
 """
 
 
