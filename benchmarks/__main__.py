@@ -44,11 +44,9 @@ def main(names, out, toy, rounds, listing):
         click.echo(report.line(lines[-1]))
     if lines:
         table = report.store_rows(folder, pd.DataFrame(lines), list(ROWS))
-        missed = table["row"][
-            (table["ratio"] < table["goal"]) | (table["over_floor"] > table["most"])
-        ]
         if not toy:
-            report.store_profiles(folder, [harness.apart({"profile": name}) for name in missed])
+            profiles = [harness.apart({"profile": name}) for name in report.missed(table)]
+            report.store_profiles(folder, profiles)
     if "scaling" in chosen:
         report.store(folder, "scaling", scaling.run(scaling.TOY if toy else scaling.SWEEPS))
     if "notebooks" in chosen and len(split := notebooks.split()):

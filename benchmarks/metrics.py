@@ -18,16 +18,17 @@ def features(N, d, K, ratio):
     return inputs, labels, weight
 
 
-# The baseline: the definitions, batch by batch ----------------------------------------------------
+# The baseline: the definitions, batch by batch in three passes (means, Σ_W, NC4), written as the
+# public library neural-collapse (rhubarbwu) does it ----------------------------------------------
 
 
 def plain_means(batches, K, d):
-    """Class means and counts, one pass."""
+    """Class means and counts, one pass; sums by a product with one-hot rows."""
     sums, counts = torch.zeros(K, d), torch.zeros(K)
     for x, y in batches:
-        for k in y.unique():
-            sums[k] += x[y == k].sum(0)
-            counts[k] += (y == k).sum()
+        hot = (y[:, None] == torch.arange(K)).float()
+        sums += hot.T @ x
+        counts += hot.sum(0)
     return sums / counts[:, None], counts
 
 
@@ -59,25 +60,26 @@ def plain_metrics(within, means, counts, weight):
 
 
 def plain_disagreement(batches, means, weight, N):
-    """Share of samples whose nearest class mean is not the predicted class."""
-    wrong = 0
+    """Share of samples whose nearest class mean is not the predicted class, a third pass."""
+    wrong, norms = 0, means.square().sum(1)
     for x, _ in batches:
-        nearest = torch.cdist(x, means).argmin(1)
+        nearest = (x.square().sum(1)[:, None] + norms - 2 * x @ means.T).argmin(1)
         wrong += int((nearest != (x @ weight.T).argmax(1)).sum())
     return wrong / N
 
 
+def plain(batches, weight, N, d, K):
+    """NC1 to NC4."""
+    means, counts = plain_means(batches, K, d)
+    found = plain_metrics(plain_covariance(batches, means, N), means, counts, weight)
+    return found | {"ncc_disagreement": plain_disagreement(batches, means, weight, N)}
+
+
 def in_memory(N, d, K, ratio):
     inputs, labels, weight = features(N, d, K, ratio)
-
-    def baseline():
-        batches = list(zip(inputs.split(BATCH), labels.split(BATCH), strict=True))
-        means, counts = plain_means(batches, K, d)
-        within = plain_covariance(batches, means, N)
-        found = plain_metrics(within, means, counts, weight)
-        return found | {"ncc_disagreement": plain_disagreement(batches, means, weight, N)}
-
+    batches = list(zip(inputs.split(BATCH), labels.split(BATCH), strict=True))
     ours = lambda: nc_metrics(inputs, labels, weight)
+    baseline = lambda: plain(batches, weight, N, d, K)
     # The features are read twice; NC1 needs their products with the span of the class means, and
     # before collapse (within-class spread above the between-class one) the logits need one more.
     products = min(K, d / 2) + (K if ratio > 1 else 0)
@@ -94,18 +96,57 @@ def streamed(N, d, K, ratio):
             statistics.update(x, y)
         return statistics.metrics(weight)
 
-    def baseline():
-        means, counts = plain_means(batches, K, d)
-        return plain_metrics(plain_covariance(batches, means, N), means, counts, weight)
+    # One pass over the loader: the features are copied, then read twice.
+    products = min(K, d / 2)
+    baseline = lambda: plain(batches, weight, N, d, K)
+    return Task(ours, baseline, bytes=4 * inputs.numel() * 4, flops=2 * N * d * products)
 
-    return Task(ours, baseline, bytes=inputs.numel() * 4, flops=N * d * (d + 1))
+
+def sums(N, d, K, ratio):
+    """Features too many to be kept: sums in a first pass, NC4 in a second one."""
+    inputs, labels, weight = features(N, d, K, ratio)
+    batches = list(zip(inputs.split(BATCH), labels.split(BATCH), strict=True))
+
+    def ours():
+        statistics = ClassStatistics(K, d, keep=0)
+        for x, y in batches:
+            statistics.update(x, y)
+        second = statistics.agreement(weight)
+        for x, y in batches:
+            second.update(x, y)
+        return statistics.metrics(weight, agreement=second)
+
+    baseline = lambda: plain(batches, weight, N, d, K)
+    return Task(ours, baseline, bytes=2 * inputs.numel() * 4, flops=N * d * (d + 1))
+
+
+def tokens(N, d, K, ratio):
+    """Tokens of a language head, in two passes; baseline: the logits of the tokens alone."""
+    inputs, labels, weight = features(N, d, K, ratio)
+    batches = list(zip(inputs.split(BATCH), labels.split(BATCH), strict=True))
+
+    def ours():
+        statistics = ClassStatistics(K, d, keep=0)
+        for x, y in batches:
+            statistics.update(x, y)
+        second = statistics.agreement(weight, missing="skip")
+        for x, y in batches:
+            second.update(x, y)
+        # NC1 to NC3 follow from the sums, once, whatever the number of tokens.
+        return second.metrics()
+
+    def baseline():
+        wrong = sum(int(((x @ weight.T).argmax(1) != y).sum()) for x, y in batches)
+        return {"error": wrong / N}
+
+    return Task(ours, baseline, flops=2 * N * d * K)
 
 
 def products(N, d, K, ratio):
     inputs, labels, _ = features(N, d, K, ratio)
 
     def ours():
-        statistics = ClassStatistics(K, d)
+        statistics = ClassStatistics(K, d, keep=0)
         for x, y in zip(inputs.split(BATCH), labels.split(BATCH), strict=True):
             statistics.update(x, y)
         means = statistics.means.square().sum(1)
@@ -141,14 +182,35 @@ ROWS = [
     )
 ] + [
     Row(
-        f"stream-{d}",
-        f"NC metrics streamed in one pass, N={N}, d={d}, K=10; baseline: two passes",
+        f"stream-{d}-{K}",
+        f"NC metrics of a loader, read once, N={N}, d={d}, K={K}; baseline: three passes",
         streamed,
-        {"N": N, "d": d, "K": 10, "ratio": 0.1},
-        TOY,
+        {"N": N, "d": d, "K": K, "ratio": 0.1},
+        TOY | {"K": 40 if K > 500 else 5},
+        goal=4,
         tolerance=1e-5,
     )
-    for N, d in ((60_000, 512), (20_000, 2048))
+    for N, d, K in ((60_000, 512, 10), (60_000, 512, 100), (20_000, 2048, 10), (20_000, 2048, 1000))
+] + [
+    Row(
+        "stream-sums-512",
+        "the same without keeping features: two passes, N=60000, d=512, K=10; baseline: three",
+        sums,
+        {"N": 60_000, "d": 512, "K": 10, "ratio": 0.1},
+        TOY,
+        goal=1,
+        tolerance=1e-5,
+    ),
+    Row(
+        "tokens-32000",
+        "statistics and NC4 of a language head, N=8192 tokens, d=768, K=32000, two passes; "
+        "baseline: the logits of the tokens alone",
+        tokens,
+        {"N": 8192, "d": 768, "K": 32_000, "ratio": 3.0},
+        TOY | {"ratio": 3.0},
+        goal=0.33,
+        tolerance=1e-3,
+    ),
 ] + [
     Row(
         f"stream-gemm-{d}",

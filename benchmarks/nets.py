@@ -1,6 +1,7 @@
 """Rows: grids of small nets, and the training engine against a plain loop."""
 
 import multiprocessing
+import warnings
 from dataclasses import replace
 
 import torch
@@ -110,7 +111,9 @@ def engine(N, size, depth, epochs):
     loss = losses.get("ce")
 
     def ours():
-        history = train.fit(make(), data, lambda net, x, y: loss(net(x), y), fast)
+        with warnings.catch_warnings():  # the products are bfloat16, as asked for
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+            history = train.fit(make(), data, lambda net, x, y: loss(net(x), y), fast)
         return {"train_loss": history["train_loss"].iloc[-1]}
 
     def baseline():

@@ -15,6 +15,7 @@ COLUMNS = (
     "row", "what", "ours_s", "baseline_s", "ratio", "goal", "floor_s", "over_floor", "most",
     "ours_mb", "baseline_mb", "difference", "tolerance", "spread", "load",
 )  # fmt: skip
+OPTIONAL = ("goal", "floor_s", "over_floor", "most")  # what a row may lack
 PROFILE = ("row", "operator", "calls", "seconds", "share")
 START, END = "<!-- table -->", "<!-- /table -->"
 
@@ -49,8 +50,14 @@ def store_rows(folder, measured, order):
     measured = measured[measured["row"].isin(order)]
     place = {name: i for i, name in enumerate(order)}
     table = measured.sort_values("row", key=lambda names: names.map(place))
+    table = table.astype(dict.fromkeys(OPTIONAL, float))
     store(folder, "rows", table[list(COLUMNS)])
     return table
+
+
+def missed(table):
+    """Names of the rows that miss a goal they have."""
+    return table["row"][(table["ratio"] < table["goal"]) | (table["over_floor"] > table["most"])]
 
 
 def store_profiles(folder, profiles):

@@ -12,10 +12,14 @@ Shapes, everywhere in this package (torch layout, **one row per sample**):
 ===========  ==========================================  =========
 
 The papers write features as columns; theory modules say so once.  Importing ``nclib`` is cheap:
-submodules are imported by those who need them.
+submodules are imported by those who need them, and ``Tracker`` imports PyTorch when it is made.
 """
 
 import warnings
+
+from nclib.tracker import Tracker
+
+__all__ = ["Tracker"]
 
 # torch.func warns about its own use of torch.jit on first call; that text, with a path in it, would
 # end up in stored notebooks.

@@ -13,6 +13,12 @@ class InputError(ValueError):
     """A value that nclib cannot work with; the message names it and says what to do."""
 
 
+def require(condition, message):
+    """Raise :class:`InputError` with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise InputError(message)
+
+
 def integer(name, value, minimum=1):
     """``value`` as an int, at least ``minimum``; bools and floats are refused."""
     if isinstance(value, bool) or not isinstance(value, Integral):
@@ -45,18 +51,47 @@ def choice(name, value, accepted):
 
 
 def tensor(name, value):
-    """``value`` as a tensor; Python numbers and lists stay float64, which torch would round."""
+    """``value`` as a dense tensor; Python numbers and lists stay float64, which torch would round.
+
+    Arrays that torch cannot read as they lie (foreign byte order, negative strides, read-only,
+    sparse, data frames, extended precision) are copied.
+    """
     import numpy as np
     import torch
 
-    if not isinstance(value, torch.Tensor | np.ndarray):
+    if isinstance(value, torch.Tensor):
+        return value if value.layout == torch.strided else value.to_dense()
+    if isinstance(value, list | tuple) and any(isinstance(v, torch.Tensor) for v in value):
         try:
-            value = np.asarray(value)
-        except (ValueError, TypeError, RuntimeError) as error:
+            return torch.stack([torch.as_tensor(v) for v in value])
+        except (RuntimeError, TypeError) as error:
             raise InputError(f"{name} cannot be read as an array: {error}") from None
-        if value.dtype.kind not in "biufc":
-            raise InputError(f"{name} must hold numbers, got an array of {value.dtype}")
+    value = _array(name, value)
+    if value.dtype.kind == "O":  # such as nullable columns of pandas
+        try:
+            value = value.astype(np.float64)
+        except (ValueError, TypeError):
+            pass
+    if value.dtype.kind not in "biufc":
+        raise InputError(f"{name} must hold numbers, got an array of {value.dtype}")
+    if value.dtype.kind == "f" and value.dtype.itemsize > 8:
+        value = value.astype(np.float64)
+    value = value.astype(value.dtype.newbyteorder("="), copy=False)
+    if not value.flags.writeable or any(stride < 0 for stride in value.strides):
+        value = value.copy()
     return torch.as_tensor(value)
+
+
+def _array(name, value):
+    """``value`` as a numpy array, of whatever it holds."""
+    import numpy as np
+
+    if hasattr(value, "toarray"):  # sparse, of scipy
+        value = value.toarray()
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{name} cannot be read as an array: {error}") from None
 
 
 def matrix(name, value, *, rows=None, columns=None, dtype=None):
@@ -69,10 +104,16 @@ def matrix(name, value, *, rows=None, columns=None, dtype=None):
 
     value = tensor(name, value)
     if value.ndim != 2:
-        raise InputError(f"{name} must be a matrix (rows, columns), got shape {tuple(value.shape)}")
+        maps = "; pool maps (B, C, H, W) with .mean((2, 3)), or take their positions as samples"
+        raise InputError(
+            f"{name} must be a matrix (rows, columns), got shape {tuple(value.shape)}"
+            + maps * (value.ndim == 4)
+        )
+    if value.is_complex():
+        raise InputError(f"{name} must hold real numbers, got {value.dtype}")
     if not value.is_floating_point():
         value = value.to(torch.float64)
-    if value.dtype in (torch.float16, torch.bfloat16):
+    elif torch.finfo(value.dtype).bits < 32:
         value = value.float()
     for axis, wanted, word in ((0, rows, "rows"), (1, columns, "columns")):
         if wanted is not None and value.shape[axis] != wanted:
@@ -112,29 +153,104 @@ def vector(name, value, length, dtype=None):
 def labels(value, num_classes=None, *, length=None, name="labels"):
     """``(labels, K)``: labels as an int64 vector with entries in 0..K-1.
 
-    ``num_classes=None`` takes ``K = max + 1``.  Float labels are accepted only if integral.
+    Accepts class indices (integers, integral floats) of shape ``(N,)`` or ``(N, 1)``; booleans, two
+    classes; one-hot rows ``(N, K)``; and class names, see :func:`named`.  ``num_classes`` is K or
+    the list of the K names in order; ``None`` takes ``K = max + 1``, or the number of names.
+
+    Raises :class:`InputError` for anything else.
     """
     import torch
 
-    value = torch.as_tensor(value)
+    value, names = named(value, num_classes, name=name)
+    K = num_classes if names is None else len(names)
+    value = tensor(name, value)
+    if value.ndim == 2 and value.shape[1] == 1:
+        value = value[:, 0]
+    if value.ndim == 2 and _one_hot(value):
+        if K is not None and integer("num_classes", K, 2) != value.shape[1]:
+            raise InputError(f"{name} are one-hot rows of {value.shape[1]} classes, expected {K}")
+        K, value = value.shape[1], value.to(torch.uint8).argmax(1)
     if value.ndim != 1:
         raise InputError(
-            f"{name} must be a vector of class indices, got shape {tuple(value.shape)}; "
-            "for one-hot rows use targets.argmax(1)"
+            f"{name} must be a vector of class indices or one-hot rows, got shape "
+            f"{tuple(value.shape)}; for soft labels use targets.argmax(1), for several labels per "
+            "sample nclib.metrics.multi_label_metrics"
         )
     if length is not None and len(value) != length:
         raise InputError(f"{name} has {len(value)} entries for {length} samples")
     if value.numel() == 0:
         raise InputError(f"{name} is empty: there is no sample")
+    if value.dtype == torch.bool and K is None:
+        K = 2
     fractional = value.is_floating_point() and not bool((value == value.round()).all())
-    if fractional or value.dtype == torch.bool:
+    if fractional or value.is_complex():
         raise InputError(f"{name} must be integer class indices, got dtype {value.dtype}")
     value = value.long()
-    low, high = int(value.min()), int(value.max())
-    K = high + 1 if num_classes is None else integer("num_classes", num_classes, 2)
+    low, high = (int(v) for v in value.aminmax())
+    if K is None:
+        K = high + 1
+    elif names is None:
+        integer("num_classes", K, 2)
     if low < 0 or high >= K:
-        raise InputError(f"{name} must lie in 0..{K - 1}, found {low if low < 0 else high}")
+        raise InputError(
+            f"{name} must lie in 0..{K - 1}, found {low if low < 0 else high}"
+            + (" (padding? leave those samples out)" if low < 0 else "")
+        )
     return value, K
+
+
+def named(value, num_classes=None, *, name="labels"):
+    """``(indices, names)``: labels that are texts as class indices, and the K names in order.
+
+    Texts are numbered as the list ``num_classes`` is, or as the categories of a pandas
+    ``Categorical`` are, else in sorted order (that of torchvision's ``ImageFolder`` and of
+    scikit-learn's ``LabelEncoder``).  Everything else comes back as it is, with ``names=None``;
+    texts of digits are indices.
+
+    Raises :class:`InputError` for unknown names, or if K is given as a number and not all K names
+    occur: their numbers would be a guess.
+    """
+    import numpy as np
+    import torch
+
+    names = None if num_classes is None or isinstance(num_classes, Integral) else num_classes
+    if names is not None:
+        if isinstance(names, str) or not all(isinstance(n, str) for n in names):
+            raise InputError(f"num_classes must be an integer or a list of names, got {names!r}")
+        names = list(names)
+        if len(set(names)) < max(2, len(names)):
+            raise InputError(f"class names must be at least two, all different; got {names}")
+    tensors = isinstance(value, list | tuple) and any(isinstance(v, torch.Tensor) for v in value)
+    if tensors or isinstance(value, torch.Tensor):
+        return value, names
+    categories = getattr(getattr(value, "dtype", None), "categories", None)
+    value = _array(name, value)
+    if value.dtype.kind not in "OUST":
+        return value, names
+    flat = [v.decode() if isinstance(v, bytes) else v for v in value.ravel().tolist()]
+    if not any(isinstance(v, str) for v in flat):
+        return value, names
+    missing = sum(not isinstance(v, str) for v in flat)
+    if missing:
+        raise InputError(f"{name} has {missing} entries that are no names; drop or fill those")
+    if names is None and all(v.strip().lstrip("+-").isdecimal() for v in flat):
+        return np.array([int(v) for v in flat]).reshape(value.shape), None
+    if names is None:
+        names = sorted(set(flat)) if categories is None else [str(c) for c in categories]
+        if num_classes is not None and integer("num_classes", num_classes, 2) != len(names):
+            raise InputError(
+                f"{name} are names of {len(names)} classes, expected {num_classes}: which row of "
+                "the classifier is whose? Pass num_classes=[the names in order], or indices"
+            )
+    place = {known: i for i, known in enumerate(names)}
+    unknown = sorted({v for v in flat if v not in place})
+    if unknown:
+        raise InputError(f"{name} holds {', '.join(unknown[:5])}, which is none of the classes")
+    return np.array([place[v] for v in flat]).reshape(value.shape), names
+
+
+def _one_hot(value):
+    return bool(((value == 0) | (value == 1)).all()) and bool((value.sum(1) == 1).all())
 
 
 def class_counts(labels, num_classes):
@@ -158,7 +274,13 @@ def label_sets(value, *, shape=None, columns=None, name="targets"):
     """
     import torch
 
-    value = torch.as_tensor(value)
+    lists = value if isinstance(value, list | tuple) else ()
+    if len({len(row) for row in lists if hasattr(row, "__len__")}) > 1:
+        raise InputError(
+            f"{name} must be a multi-hot matrix (N, K), got rows of different lengths; for lists "
+            "of labels use sklearn.preprocessing.MultiLabelBinarizer().fit_transform(targets)"
+        )
+    value = tensor(name, value)
     if value.ndim != 2 or 0 in value.shape:
         raise InputError(
             f"{name} must be a non-empty multi-hot matrix (N, K), got shape {tuple(value.shape)}"

@@ -183,19 +183,15 @@ class Ledger:
         """
         import pandas as pd
 
-        rows = []
-        for row, entry in self.catalogue.items():
-            prefix = f"{self.number}.{row}"
-            own = [c for c in self.claims if c.id == prefix or c.id.startswith(prefix + ".")]
-            rows.append(
-                {
-                    "id": prefix,
-                    "statement": entry["statement"],
-                    "checks": sum(c.verdict != "not run" for c in own),
-                    "verdict": worst(c.verdict for c in own),
-                }
-            )
-        return pd.DataFrame(rows)
+        return pd.DataFrame(
+            {
+                "id": row,
+                "statement": own[0].statement,
+                "checks": sum(claim.verdict != "not run" for claim in own),
+                "verdict": worst(claim.verdict for claim in own),
+            }
+            for row, own in rows(self.claims).items()
+        )
 
     def __repr__(self):
         return self.verdicts()[["id", "verdict"]].to_string(index=False, header=False)
@@ -241,13 +237,17 @@ def _on_networks(entry, check):
     return listed if isinstance(listed, bool) else suffix.partition(".")[0] in listed
 
 
+def rows(found):
+    """The claims ``found`` by the id of their row, such as ``4.G7``."""
+    result = {}
+    for claim in found:
+        result.setdefault(".".join(claim.id.split(".")[:2]), []).append(claim)
+    return result
+
+
 def by_row(notebook, found):
     """The claims ``found`` of each row of a notebook; rows without any have one, ``not run``."""
-    blank, rows = Ledger(notebook).claims, {}
-    for missing in blank:
-        own = [c for c in found if c.id == missing.id or c.id.startswith(missing.id + ".")]
-        rows[missing.id] = own or [missing]
-    return rows
+    return {blank.id: rows(found).get(blank.id, [blank]) for blank in Ledger(notebook).claims}
 
 
 def worst(verdicts):

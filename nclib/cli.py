@@ -55,31 +55,20 @@ def _check_cores(jobs, threads, scheduler):
 @click.option("--markdown", is_flag=True, help="The README's table of results.")
 def list_(query, markdown):
     """Results, notebooks, profiles and what the last runs cost."""
-    from nclib import report, runs
+    from nclib import parameters, report, runs
 
     if markdown:
         click.echo(report.results_table())
         return
     if query:
-        for name, (kind, default, comment) in runs.declared(runs.find(query)).items():
-            kind = getattr(kind, "__name__", str(kind)) if not hasattr(kind, "__args__") else kind
-            click.echo(f"  {name}: {kind} = {default!r}  # {comment}")
+        for name, (kind, default, comment) in parameters.declared(runs.find(query)).items():
+            click.echo(f"  {name}: {parameters.type_name(kind)} = {default!r}  # {comment}")
         return
     for book in runs.notebooks():
-        click.echo(f"{book}: {_title(book)}")
+        click.echo(f"{book}: {runs.title(book)}")
         for profile in runs.profiles():
             job = runs.job(book, profile)
             click.echo(f"    {profile:9} {_cost(job)}")
-
-
-def _title(book):
-    import json
-
-    from nclib import paths
-
-    content = json.loads((paths.NOTEBOOKS / f"{book}.ipynb").read_text(encoding="utf-8"))
-    first = "".join(content["cells"][0]["source"]).splitlines()
-    return first[0].lstrip("# ").strip() if first else ""
 
 
 def _cost(job):
@@ -344,6 +333,27 @@ def doctor():
     click.echo(f"{'notebooks':14} {paths.NOTEBOOKS}")
     click.echo(f"{'data':14} {paths.data()}")
     data_list.callback()
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True)
+@click.option("--by-class", is_flag=True, help="One row per class.")
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@click.option("--figure", type=click.Path(dir_okay=False), help="Picture to write (.png, .pdf).")
+@click.option("--missing", default="error", show_default=True, help="Empty classes: error or skip.")
+def measure(files, by_class, as_json, figure, missing):
+    """Neural collapse of the features in FILES (.npz, .pt, .safetensors, .parquet).
+
+    Each file holds features (N, d) and labels (N,), and may hold weight (K, d) and bias (K,).
+    """
+    from nclib import measure as measuring
+
+    if figure and not figure.lower().endswith((".png", ".pdf", ".svg")):
+        raise checks.InputError(f"--figure must end in .png, .pdf or .svg, got {figure}")
+    found = measuring.table(files, by_class=by_class, missing=missing)
+    if figure:
+        measuring.write_figure(figure, files)
+    click.echo(measuring.as_json(found) if as_json else measuring.as_text(found))
 
 
 if __name__ == "__main__":

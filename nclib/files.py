@@ -69,16 +69,37 @@ def digest(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
-def read_yaml(path):
+def read_yaml(path, load=yaml.safe_load):
     """The content of a YAML file; plain values only, a tag that names Python objects is refused.
 
-    Raises :class:`~nclib.checks.InputError`, one line with the place, if it cannot be read.
+    ``load=yaml_texts``: every value as the text it was written as.  Raises
+    :class:`~nclib.checks.InputError`, one line with the place, if the file cannot be read.
     """
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         message = " ".join(str(error).split())
         raise checks.InputError(f"{path} cannot be read as YAML: {message}") from None
+
+
+def yaml_texts(text):
+    """Lists and dicts of YAML ``text`` with every leaf as it was written.
+
+    For values whose type is known: YAML would read 010 as eight, 1e-3 as a text and ``no`` as
+    False.  Raises ValueError or ``yaml.YAMLError``.
+    """
+
+    def texts(node):
+        if isinstance(node, yaml.SequenceNode):
+            return [texts(part) for part in node.value]
+        if isinstance(node, yaml.MappingNode):
+            return {key.value: texts(value) for key, value in node.value}
+        return node.value if node else ""
+
+    try:
+        return texts(yaml.compose(text))
+    except (RecursionError, TypeError) as error:  # an alias of itself, a list as a key
+        raise ValueError(f"no plain lists and values ({error})") from None
 
 
 def inside(folder, name):

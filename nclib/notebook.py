@@ -3,7 +3,7 @@
 The first code cell after the parameters is::
 
     from nclib import notebook
-    run = notebook.start("01_multi_loss_equivalence", globals(), at_least={"K": 2})
+    run = notebook.start("01_multi_loss_equivalence", globals())
 
 It refuses wrong parameters before anything is computed.  ``run`` then knows the device, where
 figures and checkpoints go, and holds the claim ledger.  The last cell calls ``run.finish()``, whose
@@ -16,12 +16,10 @@ import json
 import os
 import platform
 import random
-import types
-import typing
 from functools import cache
 from pathlib import Path
 
-from nclib import checks, claims, files, paths, reproduction
+from nclib import checks, claims, files, parameters, paths, reproduction
 
 # Set by the batch runner; without them a notebook writes below runs/interactive (git-ignored).
 FOLDER, FIGURES, THREADS = "NCLIB_RUN_FOLDER", "NCLIB_RUN_FIGURES", "NCLIB_THREADS"
@@ -29,108 +27,52 @@ FOLDER, FIGURES, THREADS = "NCLIB_RUN_FOLDER", "NCLIB_RUN_FIGURES", "NCLIB_THREA
 REPRODUCE = "NCLIB_REPRODUCE"
 
 
-def start(name, namespace, *, at_least=None, above=None, choices=None):
-    """Validate the parameters in ``namespace`` (the notebook's ``globals()``) and begin the run.
+def start(name, namespace):
+    """Check the parameters in ``namespace`` (the notebook's ``globals()``) and begin the run.
 
-    Args:
-        name: the notebook's file name without extension.
-        namespace: must hold the annotated names of the cell tagged ``parameters``.
-        at_least: parameter -> smallest allowed value (of the number, or of each list entry).
-        above: parameter -> number it must exceed.
-        choices: parameter -> accepted values (of the value, or of each list entry).
-
-    Raises :class:`~nclib.checks.InputError`, one line, for an unknown or mistyped parameter and for
-    an impossible value.  Returns a :class:`Run`.
+    ``name``: the notebook's file name without extension; what its parameters may be is declared
+    beside them, see :mod:`nclib.parameters`.  Raises :class:`~nclib.checks.InputError`, one line,
+    for an unknown parameter and for a value that the declaration excludes.  Returns a :class:`Run`.
     """
-    declared = dict(namespace.get("__annotations__", {}))
-    parameters = {key: namespace[key] for key in declared}
-    _check_unknown(namespace, declared)
-    check_types(parameters, declared)
-    for key, accepted in (choices or {}).items():
-        for value in _entries(parameters[key]):
-            checks.choice(f"parameter {key}", value, accepted)
-    for limits, strict in ((at_least, False), (above, True)):
-        for key, limit in (limits or {}).items():
-            for value in _entries(parameters[key]):
-                bound = {"above": limit} if strict else {"at_least": limit}
-                checks.real(f"parameter {key}", value, **bound)
-    return Run(name, parameters)
+    known = parameters.declared(name)
+    _check_unknown(namespace, known)
+    missing = known.keys() - namespace.keys()
+    if missing:
+        raise checks.InputError(
+            f"parameter {', '.join(sorted(missing))} has no value: run the first cell of {name}"
+        )
+    values = {key: namespace[key] for key in known}
+    parameters.check(values, known)
+    return Run(name, values)
 
 
-def check_types(parameters, declared):
-    """Raise :class:`~nclib.checks.InputError` for the first value that is not of its annotation."""
-    for key, value in parameters.items():
-        if key in declared and not _matches(value, declared[key]):
-            hint = ""
-            if isinstance(value, str) and "float" in str(declared[key]):
-                hint = " (YAML reads 1e-3 as text: write 1.0e-3)"
-            kind = getattr(declared[key], "__name__", None)
-            kind = str(declared[key]) if typing.get_origin(declared[key]) or not kind else kind
-            raise checks.InputError(f"parameter {key} must be {kind}, got {value!r}{hint}")
-
-
-def _check_unknown(namespace, declared):
+def _check_unknown(namespace, known):
     """papermill only warns about a misspelt parameter; its injected cell starts `# Parameters`."""
     for source in namespace.get("In", []):
         if not source.startswith("# Parameters"):
             continue
         for statement in ast.parse(source).body:
             for target in getattr(statement, "targets", []):
-                if isinstance(target, ast.Name) and target.id not in declared:
-                    raise unknown_parameter(target.id, declared)
-
-
-def unknown_parameter(key, declared):
-    """The error for a parameter that a notebook does not have."""
-    return checks.InputError(
-        f"unknown parameter {key}; this notebook accepts {', '.join(sorted(declared))}"
-    )
-
-
-def _entries(value):
-    """The plain numbers, texts and flags inside a parameter."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        return [entry for part in value for entry in _entries(part)]
-    return [] if value is None else [value]
-
-
-def _matches(value, kind):
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is typing.Any:
-        return True
-    if origin in (typing.Union, types.UnionType):
-        return any(_matches(value, argument) for argument in arguments)
-    if origin is list:
-        return isinstance(value, list) and all(_matches(v, arguments[0]) for v in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(
-            _matches(k, arguments[0]) and _matches(v, arguments[1]) for k, v in value.items()
-        )
-    if kind is None or kind is types.NoneType:
-        return value is None
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, int | float if kind is float else kind)
+                if isinstance(target, ast.Name) and target.id not in known:
+                    raise parameters.unknown(target.id, known)
 
 
 class Run:
     """One execution of a notebook: parameters, device, output folders and claim ledger."""
 
-    def __init__(self, name, parameters):
+    def __init__(self, name, values):
         import torch
 
         from nclib.plots import style
 
-        self.name, self.parameters = name, parameters
+        self.name, self.parameters = name, values
         default = paths.runs() / "interactive" / name
         self.folder = Path(os.environ.get(FOLDER, default))
         self.figures = Path(os.environ.get(FIGURES, default / "figures"))
         self.threads = int(os.environ.get(THREADS, "1"))
         torch.set_num_threads(self.threads)
-        self.device = device(parameters.get("device", "cpu"))
-        seed = parameters.get("seed")
+        self.device = device(values.get("device", "cpu"))
+        seed = values.get("seed")
         if seed is not None:  # for libraries that offer no generator argument
             random.seed(seed)
             torch.manual_seed(seed)
@@ -243,16 +185,22 @@ def note_data(name, checksum):
 
 
 def device(name):
-    """``torch.device`` for ``"cpu"``, ``"cuda"`` or ``"auto"``; says so if there is no GPU."""
+    """``torch.device`` for ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"``.
+
+    Raises :class:`~nclib.checks.InputError` for another name and for a GPU that is not there.
+    """
     import torch
 
-    checks.choice("device", name.split(":")[0], ("auto", "cpu", "cuda"))
+    kind, colon, index = name.partition(":")
+    checks.choice("device", kind if index.isdecimal() else name, ("auto", "cpu", "cuda"))
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    if kind == "cuda" and not torch.cuda.is_available():
         raise checks.InputError(
             "device is cuda, but PyTorch sees no GPU here; use device=cpu or device=auto"
         )
+    if colon and not (kind == "cuda" and int(index) < torch.cuda.device_count()):
+        raise checks.InputError(f"device is {name}, but PyTorch does not see it; use device=auto")
     return torch.device(name)
 
 

@@ -13,27 +13,47 @@ const filters = $$("[data-filter]");
 function filter() {
   const wanted = Object.fromEntries(filters.map(field => [field.dataset.filter, field.value]));
   const text = wanted.text.toLowerCase();
-  let claims = 0;
+  const narrow = Boolean(wanted.verdict || text);
+  let checks = 0;
   for (const section of $$("main section[data-run]")) {
     let any = false;
+    const pictures = new Set();
     for (const row of $$(".claims tbody tr", section)) {
       row.hidden = Boolean((wanted.verdict && row.dataset.verdict !== wanted.verdict)
         || (text && !row.textContent.toLowerCase().includes(text)));
       any ||= !row.hidden;
+      if (!row.hidden) row.dataset.figures.split(" ").forEach(name => pictures.add(name));
     }
+    for (const figure of $$(".figures figure", section))
+      figure.hidden = narrow && !pictures.has(figure.dataset.figure);
+    if (narrow) $("details.run", section).open = any;
     section.hidden = ["book", "run", "profile"].some(
       key => wanted[key] && section.dataset[key] !== wanted[key])
-      || Boolean((wanted.verdict || text) && !any);
+      || (narrow && !any);
     $(`tr[data-of="${CSS.escape(section.id)}"]`).hidden = section.hidden;
-    if (!section.hidden) claims += $$(".claims tbody tr:not([hidden])", section).length;
+    if (!section.hidden) checks += $$(".claims tbody tr:not([hidden])", section).length;
   }
   const shown = $$("main section[data-run]:not([hidden])").length;
-  $("#shown").textContent = `${shown} runs, ${claims} claims shown`;
+  $("#shown").textContent = `${shown} runs, ${checks} checks shown`;
 }
 for (const field of filters) field.addEventListener("input", filter);
 $("#filters").addEventListener("submit", event => event.preventDefault());
 $("#filters").addEventListener("reset", () => setTimeout(filter));
 filter();
+
+// Folded runs open when something points at them ----------------------------------------------
+function open(id) {
+  const section = id && document.getElementById(id), folded = section && $("details.run", section);
+  if (folded) { folded.open = true; section.scrollIntoView(); }
+  return section;
+}
+addEventListener("hashchange", () => open(decodeURIComponent(location.hash.slice(1))));
+document.addEventListener("click", event => {
+  const link = event.target.closest('a[href^="#"]');
+  if (link) open(decodeURIComponent(link.hash.slice(1)));
+});
+addEventListener("beforeprint", () => $$("details.overview").forEach(node => { node.open = true; }));
+open(decodeURIComponent(location.hash.slice(1)));
 
 // Sorting ------------------------------------------------------------------------------------
 function order(one, other) {
@@ -74,12 +94,20 @@ function step(by) {
   const zooms = $$("main .zoom").filter(button => !button.closest("[hidden]"));
   if (current) enlarge(zooms[(zooms.indexOf(current) + by + zooms.length) % zooms.length]);
 }
+for (const button of $$(".jump")) button.addEventListener("click", () => {
+  const {run, figure} = button.dataset;
+  const picture = $(`figure[data-figure="${CSS.escape(figure)}"] .zoom`, open(run));
+  if (picture) enlarge(picture);
+});
 for (const button of $$("main .zoom")) button.addEventListener("click", () => enlarge(button));
 $("#box-back").addEventListener("click", () => step(-1));
 $("#box-next").addEventListener("click", () => step(1));
 $("#box-close").addEventListener("click", () => box.close());
 box.addEventListener("click", event => event.target === box && box.close());
-box.addEventListener("close", () => current?.focus());
+box.addEventListener("close", () => {
+  if (current) open(current.closest("section").id);
+  current?.focus();
+});
 box.addEventListener("keydown", event => {
   const by = {ArrowLeft: -1, ArrowRight: 1}[event.key];
   if (by) { event.preventDefault(); step(by); }
@@ -135,7 +163,7 @@ function compare() {
   show("Two runs side by side", null,
     make("h3", parameters.length ? "Parameters that differ" : "Equal parameters"),
     ...(parameters.length ? [table(["parameter", ...names], parameters)] : []),
-    make("h3", `Claims: ${differ} of ${lines.length} verdicts differ`),
+    make("h3", `Checks: ${differ} of ${lines.length} verdicts differ`),
     table(["id", "statement", `measured: ${names[0]}`, `measured: ${names[1]}`,
       `verdict: ${names[0]}`, `verdict: ${names[1]}`], lines),
     make("h3", "Figures"), pictures);

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import shlex
 from pathlib import Path
@@ -9,8 +10,9 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
+from PIL import Image
 
-from nclib import __version__, checks, claims, files, paths, runs
+from nclib import __version__, checks, claims, files, parameters, paths, runs
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -23,6 +25,11 @@ def write(*, out=None, target=None):
     escaped.  Raises :class:`~nclib.checks.InputError` if nothing ran or a result is damaged.
     """
     found = [_read(*place, folder, out) for place, folder in runs.results(out).items()]
+    found += [
+        _read("interactive", path.parents[1].name, path.parent, out)
+        for path in sorted(paths.runs(out).glob("interactive/*/figures/record.json"))
+        if path.with_name("claims.json").exists()
+    ]
     if not found:
         raise checks.InputError("no finished run to report on; start with `nclib run`")
     order = {name: i for i, name in enumerate(runs.profiles())}
@@ -33,8 +40,9 @@ def write(*, out=None, target=None):
     environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True)
     page = environment.get_template(TEMPLATE.name).render(
         runs=found,
+        answers=[_answer(book, found) for book in sorted({run["notebook"] for run in found})],
         sweeps=[_sweep(path) for path in sorted(paths.runs(out).glob("sweep-*/summary.csv"))],
-        names=list(dict.fromkeys(run["run"] for run in found)),
+        names={run["run"]: run["label"] for run in found},
         books=sorted({run["notebook"] for run in found}),
         profiles=list(dict.fromkeys(profile(run) for run in found)),
         verdicts=claims.VERDICTS,
@@ -50,8 +58,13 @@ def write(*, out=None, target=None):
 
 
 def _read(run, book, folder, out):
-    manifest = files.read_json(folder / "manifest.json")  # run and book: whatever the file says
+    record = folder / ("record.json" if run == "interactive" else "manifest.json")
+    manifest = files.read_json(record)  # run and book: whatever the file says
     found = claims.read(folder / "claims.json")
+    known = book in runs.notebooks()
+    where = {
+        row: claims.places(book, row.split(".")[1]) if known else [] for row in claims.rows(found)
+    }
     pictures = [
         {
             "name": file.stem,
@@ -61,18 +74,89 @@ def _read(run, book, folder, out):
         for file in sorted([*folder.glob("*.png"), *folder.glob("*.gif")])
     ]
     missing = {"device": "", "threads": 1, "seconds": 0, "revision": "", "versions": {}, "data": {}}
-    return (missing | manifest) | {
+    shown = (missing | manifest) | {
         "run": run,
         "notebook": book,
+        "folder": folder,
+        "title": runs.title(book) if known else book,
         "parameters": {"profile": "quick"} | manifest.get("parameters", {}),
         "id": f"{run}--{book}",
         "claims": found,
+        "places": where,
         "figures": pictures,
-        "counts": {v: sum(c.verdict == v for c in found) for v in claims.VERDICTS},
+        "counts": _count(found),
         "command": command(manifest | {"notebook": book}),
         "link": quote(f"{run}/{book}/notebook.ipynb"),
         "executed": (paths.runs(out) / run / book / "notebook.ipynb").exists(),
     }
+    return shown | {"label": _label(shown)}
+
+
+def _count(found):
+    """Rows by verdict, the counts that are not zero."""
+    verdicts = [claims.worst(claim.verdict for claim in own) for own in claims.rows(found).values()]
+    return {v: verdicts.count(v) for v in claims.VERDICTS if v in verdicts}
+
+
+def _label(run):
+    """The name of a run as people read it: profile and changed parameters."""
+    words = shlex.split(run["command"])
+    changed = [words[i + 1] for i, word in enumerate(words) if word == "-p"]
+    return " ".join([run["parameters"]["profile"], *changed]) if changed else run["run"]
+
+
+def _answer(book, found):
+    """What the runs of one notebook say: its title, rows by verdict, and what does not just hold.
+
+    The runs of plain profiles, if there are any, else the first one.
+    """
+    own = [run for run in found if run["notebook"] == book]
+    own = [run for run in own if run["run"] in runs.profiles()] or own[:1]
+    open_rows = {}
+    for run in own:
+        for row, checked in claims.rows(run["claims"]).items():
+            verdict = claims.worst(claim.verdict for claim in checked)
+            if verdict in ("holds", "not run"):
+                continue
+            worst = next(claim for claim in checked if claim.verdict == verdict)
+            entry = open_rows.setdefault((row, verdict), _open(run, row, worst))
+            entry["runs"].append(run["label"])
+    return {
+        "title": own[0]["title"],
+        "id": own[0]["id"],
+        "run": own[0]["label"],
+        "counts": own[0]["counts"],
+        "rows": list(open_rows.values()),
+    }
+
+
+def _open(run, row, claim):
+    """A row that does not just hold: its sentence, number, picture, cell and functions."""
+    place = next(iter(run["places"][row]), None)
+    picture = run["folder"] / f"{place.figure}.png" if place else None
+    bound = claim.expected if claim.tolerance is None else claims.short(claim.expected)
+    return {
+        "row": row,
+        "verdict": claim.verdict,
+        "statement": claim.statement,
+        "number": f"{claims.short(claim.measured)} ({bound})",
+        "note": claim.note,
+        "thumbnail": _thumbnail(picture) if picture and picture.exists() else "",
+        "figure": place.figure if place else "",
+        "cell": place.cell if place else None,
+        "calls": place.calls if place else [],
+        "id": run["id"],
+        "runs": [],
+    }
+
+
+def _thumbnail(picture, width=200):
+    with Image.open(picture) as image:
+        small = image.convert("RGB")
+        small.thumbnail((width, width))
+        pixels = io.BytesIO()
+        small.quantize(64).save(pixels, format="png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(pixels.getvalue()).decode()}"
 
 
 def _embedded(picture):
@@ -110,21 +194,21 @@ def command(manifest):
 
     A run of a notebook that is no longer there shows all its parameters.
     """
-    name, parameters = manifest["notebook"], manifest.get("parameters", {})
-    profile = parameters.get("profile", "quick")
+    name, values = manifest["notebook"], manifest.get("parameters", {})
+    profile = values.get("profile", "quick")
     kinds, base = {}, {"profile": profile}
     if name in runs.notebooks() and profile in runs.profiles():
-        known = runs.declared(name)
-        kinds = {key: kind for key, (kind, _, _) in known.items()}
-        base = {key: default for key, (_, default, _) in known.items()}
+        known = parameters.declared(name)
+        kinds = {key: one.kind for key, one in known.items()}
+        base = {key: one.default for key, one in known.items()}
         base |= runs.profile(profile).get(name, {}) | {"profile": profile}
     base = json.loads(json.dumps(base))  # as the manifest holds it: JSON's keys are texts
     parts = ["nclib", "run", name.split("_")[0]]
     if profile != "quick":
         parts += ["--profile", profile]
-    for key, value in parameters.items():
+    for key, value in values.items():
         if key not in base or base[key] != value:
-            # A parameter of type str takes the text as it is, every other one reads YAML.
+            # A parameter of type str takes the text as it is, every other one reads JSON.
             plain = isinstance(value, str) and kinds.get(key, str) is str
             parts += ["-p", f"{key}={value if plain else json.dumps(value)}"]
     if manifest.get("threads", 1) != 1:
@@ -148,11 +232,8 @@ def results_table():
             found.append((manifest["notebook"], runs.profiles().index(manifest["run"]), path))
     for book, _, path in sorted(found):
         manifest = files.read_json(path)
-        rows = {}
-        for claim in claims.read(path.with_name("claims.json")):
-            rows.setdefault(".".join(claim.id.split(".")[:2]), []).append(claim.verdict)
-        verdicts = [claims.worst(checked) for checked in rows.values()]
-        counts = " | ".join(str(verdicts.count(v)) for v in claims.VERDICTS)
+        counted = _count(claims.read(path.with_name("claims.json")))
+        counts = " | ".join(str(counted.get(verdict, 0)) for verdict in claims.VERDICTS)
         lines.append(
             f"| [{book}](notebooks/{book}.ipynb) | `{command(manifest)}` | {counts} "
             f"| {manifest['seconds']:.0f} s | {manifest['device']} |"

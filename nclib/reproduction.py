@@ -89,7 +89,11 @@ def compare_tables(path, stored, varies=()):
     except ValueError as error:
         raise NotReproduced(f"table {name} cannot be read: {error}") from None
     if list(found) != list(known):
-        raise NotReproduced(f"table {name} has columns {list(found)}, stored {list(known)}")
+        only = [
+            ", ".join(c for c in one if c not in other) or "none"
+            for one, other in ((found, known), (known, found))
+        ]
+        raise NotReproduced(f"table {name} has other columns: {only[0]}; stored only: {only[1]}")
     if varies == "rows":
         return 0.0
     if len(found) != len(known):

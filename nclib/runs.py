@@ -14,7 +14,6 @@ them (:mod:`nclib.reproduction`), keeps its own in ``runs/<name>/<notebook>/figu
 them only if told to store.
 """
 
-import ast
 import contextlib
 import errno
 import hashlib
@@ -30,14 +29,11 @@ import sys
 import tempfile
 import threading
 import time
-import types
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import yaml
-
-from nclib import checks, claims, files, notebook, paths, reproduction
+from nclib import checks, claims, files, notebook, parameters, paths, reproduction
 
 try:
     import fcntl
@@ -116,6 +112,13 @@ def notebooks():
     return found
 
 
+def title(name):
+    """The first line of a notebook, without its marks."""
+    content = json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
+    first = "".join(content["cells"][0]["source"]).splitlines()
+    return first[0].lstrip("# ").strip() if first else name
+
+
 def find(query):
     """The notebook meant by ``01``, ``1``, its full name or a part of it."""
     names = notebooks()
@@ -128,44 +131,6 @@ def find(query):
             f"notebook {query!r} {problem}; choose from {', '.join(matches or names)}"
         )
     return matches[0]
-
-
-def declared(name):
-    """Parameters of a notebook: name -> (type, default, comment), read from its tagged cell."""
-    content = json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
-    for cell in content["cells"]:
-        if "parameters" in cell.get("metadata", {}).get("tags", []):
-            source = "".join(cell["source"])
-            break
-    else:
-        raise checks.InputError(f"{name} has no cell tagged `parameters`")
-    lines = source.splitlines()
-    result = {}
-    for statement in ast.parse(source).body:
-        if not isinstance(statement, ast.AnnAssign):
-            raise checks.InputError(f"{name}: every parameter needs a type, as in `K: int = 4`")
-        kind = _kind(statement.annotation)
-        comment = lines[statement.end_lineno - 1].partition("#")[2].strip()
-        default = ast.literal_eval(statement.value)
-        result[statement.target.id] = (kind, default, comment)
-    return result
-
-
-def _kind(node):
-    """The type an annotation means: plain types, ``list[…]``, ``dict[…]`` and ``… | None``."""
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        return _kind(node.left) | _kind(node.right)
-    if isinstance(node, ast.Subscript):
-        inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-        return types.GenericAlias(_kind(node.value), tuple(_kind(part) for part in inner))
-    if isinstance(node, ast.Constant) and node.value is None:
-        return types.NoneType
-    if isinstance(node, ast.Name) and node.id in _TYPES:
-        return _TYPES[node.id]
-    raise checks.InputError(f"parameter type {ast.unparse(node)} is not understood")
-
-
-_TYPES = {t.__name__: t for t in (int, float, str, bool, list, dict)}
 
 
 def profiles():
@@ -185,23 +150,6 @@ def profile(name):
     return {key: value or {} for key, value in content.items()}
 
 
-def parse_value(text, kind):
-    """A parameter given as text (``-p name=value``), read as the parameter's type says."""
-    if kind is str:
-        return text
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    wants_float = "float" in str(kind)
-    if wants_float and isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = float(value)  # YAML reads 1e-3 as text
-    if str(kind).startswith("list") and not isinstance(value, list):
-        value = [parse_value(part, kind.__args__[0]) for part in text.split(",")]
-    return value
-
-
 def job(query, profile_name="quick", overrides=None, *, out=None, threads=1):
     """The :class:`Job` of a notebook, its parameters checked before anything starts.
 
@@ -213,29 +161,32 @@ def job(query, profile_name="quick", overrides=None, *, out=None, threads=1):
             "alone writes executed notebooks to such addresses"
         )
     name = find(query)
-    known = declared(name)
-    types = {key: kind for key, (kind, _, _) in known.items()}
-    parameters = dict(profile(profile_name).get(name, {})) | {"profile": profile_name}
+    known = parameters.declared(name)
+    values = profile(profile_name).get(name, {}) | {"profile": profile_name}
     changed = {}
     for key, value in (overrides or {}).items():
         if key not in known:
-            raise notebook.unknown_parameter(key, known)
-        value = parse_value(value, types[key]) if isinstance(value, str) else value
-        if value != parameters.get(key, known[key][1]):
+            raise parameters.unknown(key, known)
+        value = parameters.read(key, value, known[key].kind) if isinstance(value, str) else value
+        if value != values.get(key, known[key].default):
             changed[key] = value
-    parameters |= changed
-    for key in parameters:
+    if "profile" in changed:
+        raise checks.InputError(
+            f"parameter profile is a name only: use --profile {changed['profile']}"
+        )
+    values |= changed
+    for key in values:
         if key not in known:
-            raise notebook.unknown_parameter(key, known)
-    notebook.check_types(parameters, types)
+            raise parameters.unknown(key, known)
+    parameters.check({key: one.default for key, one in known.items()} | values, known)
     run_name = profile_name
     if changed:
         text = json.dumps(changed, sort_keys=True)
         run_name += "-" + hashlib.sha256(text.encode()).hexdigest()[:10]
     # Values that equal the defaults are left out: a default run keeps the notebook's own cells.
-    parameters = {k: v for k, v in parameters.items() if v != known[k][1]}
+    values = {k: v for k, v in values.items() if v != known[k].default}
     # A worker of a cluster has another working directory.
-    return Job(name, run_name, parameters, str(Path(out).resolve()) if out else None, threads)
+    return Job(name, run_name, values, str(Path(out).resolve()) if out else None, threads)
 
 
 # Executing one job --------------------------------------------------------------------------------
@@ -385,6 +336,7 @@ def _papermill(job, partial, progress):
                 progress_bar=progress,
                 log_output=False,
                 shutdown_kernel="immediate",  # everything is written by then
+                kernel_manager_class=_own_kernel(),
             )
             break
         except papermill.PapermillExecutionError as error:
@@ -406,6 +358,22 @@ def _import_papermill():
     # jsonschema would compile a grammar of internationalised web addresses, for more than a second
     # in every process; notebooks hold none.  A module that is None counts as not installed.
     sys.modules.setdefault("rfc3987_syntax", None)
+
+
+def _own_kernel():
+    """A kernel manager that starts this interpreter, whatever a kernelspec of that name starts.
+
+    A kernelspec ``python3`` of another environment, in the home directory or on ``JUPYTER_PATH``,
+    hides the own one; its kernel has another nclib or none, or ends at once.
+    """
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    class OwnKernel(AsyncKernelManager):
+        kernel_spec = KernelSpec(**get_kernel_dict())
+
+    return OwnKernel
 
 
 def _literal(path):
@@ -700,17 +668,24 @@ def grid(query, texts, profile_name="quick", *, seeds=None, out=None, threads=1)
     """The jobs of a cartesian product of parameter values.
 
     ``texts``: parameter -> list of values, or text of alternatives: ``"ce,ls"``, ``"2,8,32"``; for
-    a parameter that is itself a list, alternatives are separated by semicolons (``"2,8;32"``).
-    ``seeds``: ``"0:5"`` (0 to 4) or ``"1,123,321"``, for the parameter ``seed``.
+    a parameter that is itself a list or dict, alternatives are separated by semicolons
+    (``"2,8;32"``).  ``seeds``: ``"0:5"`` (0 to 4) or ``"1,123,321"``, for the parameter ``seed``.
     """
-    kinds = {key: kind for key, (kind, _, _) in declared(find(query)).items()}
+    known = parameters.declared(find(query))
     alternatives = {}
     for key, text in texts.items():
-        if key not in kinds:
-            raise notebook.unknown_parameter(key, kinds)
-        separator = ";" if "list" in str(kinds[key]) or "dict" in str(kinds[key]) else ","
-        values = text if isinstance(text, list) else map(str.strip, text.split(separator))
-        alternatives[key] = list(values)
+        if key not in known:
+            raise parameters.unknown(key, known)
+        nested = re.search("list|dict", str(known[key].kind))
+        values = text
+        if isinstance(text, str):
+            values = [part.strip() for part in text.split(";" if nested else ",")]
+        if not values or (isinstance(text, str) and "" in values):
+            example = f"{key}=1,2;3 for two lists" if nested else f"{key}=A,B"
+            raise checks.InputError(f"parameter {key} lacks a value in {text!r}; write {example}")
+        alternatives[key] = values
+    if seeds is not None and "seed" in alternatives:
+        raise checks.InputError("parameter seed is given twice: with -p and with --seeds")
     if seeds is not None:
         alternatives["seed"] = _seeds(seeds)
     if not alternatives:

@@ -7,11 +7,12 @@ from nclib import checks, files, paths, runs
 
 
 def read_grid(path):
-    """A YAML mapping parameter -> list of values, for :func:`nclib.runs.grid`."""
-    content = files.read_yaml(path)
+    """A YAML mapping parameter -> list of values, as texts for :func:`nclib.runs.grid`."""
+    content = files.read_yaml(path, files.yaml_texts)
     if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
         raise checks.InputError(f"{path} must map each parameter to a list of values")
-    return content
+    text = lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return {key: [text(value) for value in values] for key, values in content.items()}
 
 
 def write(outcomes, parameters, *, out=None):

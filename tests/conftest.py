@@ -23,8 +23,8 @@ from PIL import Image
 from nclib import files, paths
 
 PARAMETERS = """profile: str = "quick"  # name of the profile
-seed: int = 0  # seed
-K: int = 3  # classes
+seed: int = 0  # seed [>= 0]
+K: int = 3  # classes [>= 2]
 mode: str = "ok"  # ok, raise, exit, kill, data, fails or forget
 label: str = ""  # any text
 epochs: int = 4  # epochs of the training
@@ -36,7 +36,7 @@ import torch
 from nclib import losses, notebook
 from nclib.deep import data, nets, train
 from nclib.plots import style
-run = notebook.start("90_tiny", globals(), at_least={"K": 2})
+run = notebook.start("90_tiny", globals())
 train.SAVE_EVERY = 0.0"""
 
 TRAIN = """generator = torch.Generator().manual_seed(seed)

@@ -1,8 +1,10 @@
 """Every row of the benchmarks works at toy size and gives the numbers of its baseline."""
 
 import json
+import mmap
 import subprocess
 import sys
+import warnings
 
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from benchmarks import harness, notebooks, report, scaling
 from benchmarks.rows import ROWS
+from nclib.deep import train
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -32,14 +35,16 @@ def test_a_wrong_value_is_seen():
     assert not harness.disagreement({"a": 1.0}, {"c": 1.0}) <= 1.0  # nothing to compare
 
 
+def used_for_a_while(megabytes):
+    """Memory from the system and back: a bytearray may lie where earlier tests left a hole."""
+    with mmap.mmap(-1, megabytes * 2**20) as block:
+        block[:: mmap.PAGESIZE] = b"x" * len(block[:: mmap.PAGESIZE])
+
+
 def test_memory_is_the_peak_of_the_block_alone():
-    before = bytearray(80 * 2**20)
-    before[::4096] = b"x" * len(before[::4096])
-    del before
+    used_for_a_while(80)
     with harness.Memory() as memory:
-        block = bytearray(40 * 2**20)
-        block[::4096] = b"x" * len(block[::4096])
-        del block
+        used_for_a_while(40)
     assert 35 < memory.extra < 60 or sys.platform != "linux"
 
 
@@ -112,11 +117,40 @@ def test_rows_not_measured_keep_their_numbers(tmp_path):
     assert found["ours_s"].tolist() == [1.235, 1.235]
 
 
+def test_a_row_without_a_goal_misses_none(tmp_path):
+    side = {"seconds": [1.0], "memory": 0.0, "values": {"a": 1.0}, "load": 0.0}
+    side |= {"bytes": 0.0, "flops": 0.0, "rate": "single"}
+    rates = {"bandwidth": 1e10, "single": 1e11}
+
+    def missed(order, *rows):
+        lines = [harness.table_row(row, {"ours": side, "baseline": side}, rates) for row in rows]
+        return report.missed(report.store_rows(tmp_path, pd.DataFrame(lines), order)).tolist()
+
+    free, slow = harness.Row("free", "", dict, {}, {}), harness.Row("slow", "", dict, {}, {}, 2.0)
+    assert missed(["free"], free) == []
+    assert missed(["free", "slow"], slow) == ["slow"]
+    assert missed(["free", "slow"], free) == ["slow"]  # the stored line is seen again
+
+
+def test_a_warning_about_tensor_cores_is_not_shown(monkeypatch, recwarn):
+    fit = train.fit
+
+    def compiling(*arguments):
+        warnings.warn("TensorFloat32 tensor cores for float32 matrix … available", stacklevel=1)
+        return fit(*arguments)
+
+    monkeypatch.setattr(train, "fit", compiling)
+    ROWS["engine"].task("toy").ours()
+    assert not [str(w.message) for w in recwarn if "TensorFloat" in str(w.message)]
+
+
 def test_a_profile_names_the_costliest_operators():
     product = torch.randn(400, 400)
     task = harness.Task(lambda: {"a": float((product @ product).sum())}, dict)
     row = harness.Row("product", "one product", lambda: task, {}, {})
-    found = harness.profile(row, most=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = harness.profile(row, most=2)
     assert found[0]["operator"] == "mm" and found[0]["calls"] == 1
     assert found[0]["share"] > 0.5 and len(found) == 2
     assert tuple(found[0]) == report.PROFILE

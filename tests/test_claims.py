@@ -128,6 +128,18 @@ def test_a_check_that_is_missed_says_why():
     assert one.below("L3.value", 2, 1).verdict == "fails"
 
 
+def test_every_check_marked_as_a_finding_on_networks_exists():
+    """A mark that fits no check marks nothing: a network that misses would read `fails`."""
+    for path in paths.CLAIMS.glob("*.yaml"):
+        stored = claims.read(paths.figures() / "quick" / path.stem / "claims.json")
+        made = {claim.id for claim in stored}
+        for row, entry in claims.load_catalogue(path.stem).items():
+            marks = entry.get("networks", False)
+            for mark in [] if isinstance(marks, bool) else marks:
+                check = f"{int(path.stem[:2])}.{row}.{mark}"
+                assert any(i == check or i.startswith(f"{check}.") for i in made), check
+
+
 def test_the_text_of_a_claim_has_no_measured_number():
     one = ledger()
     assert repr(one.below("L1.a", 0.123456789, 1)) == "1.L1.a: holds"

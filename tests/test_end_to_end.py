@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -70,7 +72,9 @@ def test_a_run_writes_its_results_and_is_repeated_only_if_something_changed(
     [
         (["-p", "klasses=3"], "unknown parameter klasses; this notebook accepts K, epochs, label"),
         (["-p", "K=abc"], "parameter K must be int, got 'abc'"),
+        (["-p", "K=1"], "parameter K must be at least 2, got 1"),
         (["-p", "K"], "write it as name=value"),
+        (["-p", "profile=standard"], "parameter profile is a name only: use --profile standard"),
         (["--profile", "huge"], "profile must be one of quick, standard; got 'huge'"),
         (["--jobs", "0"], "--jobs must be at least 1"),
         (["nothing"], "notebook 'nothing' is unknown; choose from 90_tiny"),
@@ -184,9 +188,6 @@ def test_parameters_are_read_as_their_types_say(tiny):
     assert read(pause="1e-3")["pause"] == pytest.approx(1e-3)
     assert read(K="7")["K"] == 7
     assert read(mode="no")["mode"] == "no"
-    assert runs.parse_value("2,8,32", list[int]) == [2, 8, 32]
-    assert runs.parse_value("[1, 2.5]", list[float]) == [1, 2.5]
-    assert runs.parse_value("null", int | None) is None
     with pytest.raises(ValueError, match="parameter K must be int"):
         read(K="1.5")
 
@@ -275,3 +276,30 @@ def test_more_threads_than_cores_are_mentioned(tiny, monkeypatch):
         result = CliRunner().invoke(main, ["run", "90", "--out", str(tiny.out), *options])
         assert result.exit_code == 0, result.output
         assert ("note: 3 processes of 2 threads share 4 cores" in result.stderr) == mentioned
+
+
+def test_a_foreign_kernelspec_does_not_take_the_notebooks(tiny, tmp_path):
+    """An environment's kernelspec of the same name, found before the own one."""
+    folder = tmp_path / "jupyter" / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    foreign = {"argv": ["false", "{connection_file}"], "display_name": "x", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(foreign))
+    variables = dict.fromkeys(("JUPYTER_PATH", "JUPYTER_DATA_DIR"), str(tmp_path / "jupyter"))
+    done = tiny("run", "--out", tiny.out, env=tiny.environment | variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "90", "-p", "K=x"]])
+def test_python_m_nclib_is_the_command(tiny, arguments):
+    said = [
+        subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, env=tiny.environment, timeout=60
+        )
+        for command in (
+            [sys.executable, "-m", "nclib"],
+            [sys.executable, "-c", "import nclib.cli; nclib.cli.main(prog_name='nclib')"],
+        )
+    ]
+    for answer in ("returncode", "stdout", "stderr"):
+        assert getattr(said[0], answer) == getattr(said[1], answer)
+    assert "nclib" in said[0].stdout + said[0].stderr

@@ -1,75 +1,33 @@
 import pandas as pd
 import pytest
 
-from nclib import checks, notebook
-
-DECLARED = {
-    "K": int,
-    "lr": float,
-    "name": str,
-    "flag": bool,
-    "widths": list[int],
-    "sizes": list[int] | None,
-    "counts": dict[int, int],
-}
-GOOD = {
-    "K": 3,
-    "lr": 1,
-    "name": "x",
-    "flag": True,
-    "widths": [1, 2],
-    "sizes": None,
-    "counts": {1: 2},
-}
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("K", 2.0, "parameter K must be int, got 2.0"),
-        ("K", "3", "parameter K must be int, got '3'"),
-        ("K", True, "parameter K must be int, got True"),
-        ("lr", "1e-3", r"parameter lr must be float, got '1e-3' \(YAML reads 1e-3 as text"),
-        ("lr", None, "parameter lr must be float"),
-        ("name", 1, "parameter name must be str"),
-        ("flag", 1, "parameter flag must be bool"),
-        ("flag", "no", "parameter flag must be bool"),
-        ("widths", [1, 2.5], "parameter widths must be list"),
-        ("widths", 4, "parameter widths must be list"),
-        ("sizes", ["a"], "parameter sizes must be list"),
-        ("counts", {"1": 2}, "parameter counts must be dict"),
-    ],
-)
-def test_mistyped_parameters_are_named(key, value, message):
-    notebook.check_types(GOOD, DECLARED)
-    with pytest.raises(checks.InputError, match=message):
-        notebook.check_types(GOOD | {key: value}, DECLARED)
+from nclib import checks, notebook, parameters
 
 
 def namespace(cells=(), **changes):
-    values = {"K": 3, "lr": 0.1, "seed": 0} | changes
-    kinds = {"K": int, "lr": float, "seed": int}
-    return values | {"__annotations__": kinds, "In": ["", *cells]}
+    values = {name: one.default for name, one in parameters.declared("90_tiny").items()}
+    return values | changes | {"In": ["", *cells]}
 
 
 @pytest.fixture
-def started(tmp_path, monkeypatch):
+def started(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv(notebook.FOLDER, str(tmp_path / "run"))
     monkeypatch.setenv(notebook.FIGURES, str(tmp_path / "figures"))
-
-    def start(space, **limits):
-        return notebook.start("00_quickstart", space, **limits)
-
-    return start
+    return lambda space: notebook.start("90_tiny", space)
 
 
-def test_limits_are_checked_before_anything_runs(started):
-    with pytest.raises(checks.InputError, match="parameter K must be at least 4, got 3"):
-        started(namespace(), at_least={"K": 4})
-    with pytest.raises(checks.InputError, match="parameter lr must be greater than 0, got -1"):
-        started(namespace(lr=-1.0), above={"lr": 0})
-    with pytest.raises(checks.InputError, match="parameter K must be one of 5, 6; got 3"):
-        started(namespace(), choices={"K": [5, 6]})
+def test_parameters_are_checked_before_anything_runs(started):
+    assert started(namespace(K=5)).parameters["K"] == 5
+    with pytest.raises(checks.InputError, match="parameter K must be at least 2, got 1"):
+        started(namespace(K=1))
+    with pytest.raises(checks.InputError, match="parameter K must be int, got 3.5"):
+        started(namespace(K=3.5))
+    space = namespace()
+    del space["K"], space["mode"]
+    with pytest.raises(
+        checks.InputError, match="parameter K, mode has no value: run the first cell"
+    ):
+        started(space)
 
 
 def test_a_misspelt_injected_parameter_is_an_error_and_own_names_are_not(started):
@@ -78,15 +36,26 @@ def test_a_misspelt_injected_parameter_is_an_error_and_own_names_are_not(started
         started(namespace(cells=["K: int = 3", "# Parameters\nwidht = 4\n"]))
 
 
-def test_no_gpu_is_one_clear_error(started, monkeypatch):
+def test_no_gpu_is_one_clear_error(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    space = namespace(device="cuda")
-    space["__annotations__"] = space["__annotations__"] | {"device": str}
     with pytest.raises(checks.InputError, match="PyTorch sees no GPU here; use device=cpu"):
-        started(space)
+        notebook.device("cuda")
     assert notebook.device("auto").type == "cpu"
+
+
+@pytest.mark.parametrize(
+    "name", ["gpu", "", "cuda:", "cuda:x", "cuda:1", "cpu:0", "auto:0", "cuda:-1"]
+)
+def test_a_device_that_is_not_there_is_named(monkeypatch, name):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(checks.InputError, match="device (must be one of auto, cpu, cuda|is )"):
+        notebook.device(name)
+    assert str(notebook.device("cuda:0")) == "cuda:0"
 
 
 def test_tables_and_figures_are_byte_stable(started, tmp_path):

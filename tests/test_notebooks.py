@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from nclib import claims, environment, paths, runs
+from nclib import claims, environment, parameters, paths, runs
 
 BOOKS = runs.notebooks()
 
@@ -43,12 +43,12 @@ def test_code_cells_are_short_and_end_with_the_run(book):
 
 @pytest.mark.parametrize("book", BOOKS)
 def test_parameters_have_types_comments_and_valid_profiles(book):
-    known = runs.declared(book)
+    known = parameters.declared(book)
     assert {"profile", "seed", "device"} <= known.keys()
     for name, (_, _, comment) in known.items():
         assert comment, f"parameter {name} needs a trailing comment"
     for profile in runs.profiles():
-        runs.job(book, profile)  # raises for unknown names and wrong types
+        runs.job(book, profile)  # raises for unknown names, wrong types and impossible values
 
 
 @pytest.mark.parametrize("book", BOOKS)
@@ -68,10 +68,11 @@ def test_claim_tables_are_complete():
             assert len(claims.load_catalogue(book)) >= sizes[number], book
 
 
-def test_profiles_are_safe_yaml_with_numbers_that_are_numbers():
-    for path in paths.PROFILES.glob("*.yaml"):
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        assert content is None or isinstance(content, dict)
+@pytest.mark.parametrize("profile", runs.profiles())
+def test_a_profile_has_a_section_for_every_notebook(profile):
+    content = yaml.safe_load((paths.PROFILES / f"{profile}.yaml").read_text(encoding="utf-8"))
+    assert list(content) == BOOKS
+    assert all(isinstance(section, dict) for section in content.values())
 
 
 def test_environment_file_is_generated_from_the_dependency_list():

@@ -74,24 +74,55 @@ def runs_shown(page):
 
 def test_filters_by_result_profile_run_verdict_and_text(page):
     assert len(runs_shown(page)) == 4
-    assert page.get_by_role("status").inner_text() == "4 runs, 15 claims shown"
+    assert page.get_by_role("status").inner_text() == "4 runs, 15 checks shown"
     choose(page, "profile")("standard")
     assert runs_shown(page) == ["standard--90_tiny"]
+    page.locator("summary", has_text="all 4 runs").click()
     assert page.locator("header tbody tr:visible").count() == 1
     page.get_by_role("button", name="show all").click()
     choose(page, "verdict")("fails")
     assert runs_shown(page) == ["quick-0123456789--90_tiny"]
     assert page.locator(".claims tbody tr:visible").count() == 1
     choose(page, "verdict")("")
-    page.get_by_label("text in claims").fill("STATEMENT 4")
-    assert page.get_by_role("status").inner_text() == "3 runs, 3 claims shown"
+    page.get_by_label("text in checks").fill("STATEMENT 4")
+    assert page.get_by_role("status").inner_text() == "3 runs, 3 checks shown"
     page.get_by_role("button", name="show all").click()
     choose(page, "result")("90_tiny")
     choose(page, "run")("quick")
     assert runs_shown(page) == ["quick--90_tiny"]
 
 
+def test_a_filter_leaves_the_pictures_of_its_rows(page):
+    """The notebook of these runs is a fake: its rows have no picture, so none is left."""
+    fold(page, "quick--90_tiny")
+    pictures = page.locator("#quick--90_tiny .figures figure:visible")
+    assert pictures.count() == 2
+    choose(page, "verdict")("counterexample")
+    assert pictures.count() == 0
+    choose(page, "verdict")("")
+    assert pictures.count() == 2
+
+
+def test_the_first_screen_says_what_does_not_just_hold(page):
+    top = page.locator("header")
+    assert "90_tiny" in top.locator(".answers").inner_text() or "tiny" in top.inner_text()
+    texts = top.locator(".open li").all_inner_texts()
+    assert any("90.A3 counterexample" in text and "statement 3" in text for text in texts)
+    assert not any("A1" in text for text in texts)
+    assert top.bounding_box()["height"] < 800
+    assert page.evaluate("document.documentElement.scrollHeight") < 20_000
+    assert page.locator(".figures img:visible").count() == 0  # folded until asked for
+    page.locator(".answers a").first.click()
+    assert page.locator(".figures img:visible").count() == 2
+
+
+def fold(page, run):
+    """Open or close the results of a run."""
+    page.locator(f"#{run} > details > summary").click()
+
+
 def test_sorts_numbers_as_numbers_and_names_by_their_numbers(page):
+    fold(page, "quick--90_tiny")
     claims = page.locator("#quick--90_tiny .claims")
     ids = lambda: claims.locator("tbody td:first-child").all_inner_texts()
     button = claims.get_by_role("button", name="measured")
@@ -107,27 +138,29 @@ def test_sorts_numbers_as_numbers_and_names_by_their_numbers(page):
 
 def test_the_enlarged_view_by_keyboard(page):
     box = page.get_by_role("dialog")
+    fold(page, "quick-0123456789--90_tiny")
     opener = page.locator("#quick-0123456789--90_tiny .zoom").first
     opener.focus()
     page.keyboard.press("Enter")
     assert box.is_visible()
-    assert "first · 90_tiny [quick-0123456789]" in box.inner_text()
+    assert "first · 90_tiny quick K=5 [quick-0123456789]" in box.inner_text()
     assert "nclib run 90 -p K=5" in box.inner_text()
     assert "K = 5" in box.inner_text()
     page.keyboard.press("ArrowRight")
-    assert "second · 90_tiny [quick-0123456789]" in box.inner_text()
+    assert "second · 90_tiny quick K=5 [quick-0123456789]" in box.inner_text()
     for _ in range(3):
         page.keyboard.press("ArrowLeft")
-    assert "first · 90_tiny [quick]" in box.inner_text()
+    assert "first · 90_tiny quick" in box.inner_text()
     page.keyboard.press("Escape")
     assert not box.is_visible()
     focused = page.evaluate("document.activeElement.closest('section').id")
     assert focused == "quick--90_tiny"  # where the reader is now
     # A filter limits what the arrows go through.
     choose(page, "profile")("standard")
+    fold(page, "standard--90_tiny")
     page.locator(".zoom:visible").first.click()
     page.get_by_role("button", name="previous figure").click()
-    assert "second · 90_tiny [standard]" in box.inner_text()
+    assert "second · 90_tiny standard" in box.inner_text()
     page.get_by_role("button", name="close").click()
     assert not box.is_visible()
 
@@ -140,7 +173,7 @@ def test_compares_two_runs(page):
     text = box.inner_text()
     assert "Parameters that differ" in text
     assert box.locator("table").first.locator("tbody tr").all_inner_texts() == ["K\t4\t5"]
-    assert "Claims: 2 of 4 verdicts differ" in text  # A2 fails there, A4 is missing there
+    assert "Checks: 2 of 4 verdicts differ" in text  # A2 fails there, A4 is missing there
     marked = box.locator("tr.different td:first-child").all_inner_texts()
     assert marked == ["90.A2", "90.A4"]
     assert box.locator("figure img").count() == 4
@@ -150,6 +183,7 @@ def test_compares_two_runs(page):
 
 
 def test_hostile_texts_stay_texts(page):
+    fold(page, "quick-fedcba9876--90_tiny")
     section = page.locator("#quick-fedcba9876--90_tiny")
     assert HOSTILE in section.locator(".claims").inner_text()
     assert page.locator("img[src=x], main script").count() == 0

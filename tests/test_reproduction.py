@@ -45,7 +45,7 @@ def test_tables_agree_up_to_rounding(stored):
         ({"gap": [1e-15, 2e-5]}, "column gap, row 1: 2e-05, stored 2e-09"),
         ({"K": [2, 4]}, "column K, row 1: 4, stored 3"),
         ({"loss": ["ce", "fl"]}, "column loss, row 1: fl, stored mse"),
-        ({"more": [1, 2]}, "has columns"),
+        ({"more": [1, 2]}, "has other columns: more; stored only: none"),
     ],
 )
 def test_a_difference_names_table_column_row_and_both_values(stored, change, message):
@@ -57,7 +57,9 @@ def test_rows_and_missing_tables_count(stored):
     with pytest.raises(reproduction.NotReproduced, match="has 1 rows, stored 2"):
         compared(stored, TABLE[:1])
     assert compared(stored, TABLE[:1], "rows") == 0.0
-    with pytest.raises(reproduction.NotReproduced, match="has columns"):
+    with pytest.raises(
+        reproduction.NotReproduced, match="has other columns: none; stored only: loss, gap, value"
+    ):
         compared(stored, TABLE[["K"]], "rows")
     (stored / "t.csv").unlink()
     with pytest.raises(reproduction.NotReproduced, match="table t is not stored"):

@@ -28,6 +28,12 @@ def test_a_value_of_the_profile_keeps_the_profiles_name(tiny):
         ({}, None, "a sweep needs"),
         ({"klasses": "1,2"}, None, "unknown parameter klasses"),
         ({"K": "2,x"}, None, "parameter K must be int, got 'x'"),
+        ({"K": "2,"}, None, "parameter K lacks a value in '2,'; write K=A,B"),
+        ({"K": "2,1"}, None, "parameter K must be at least 2, got 1"),
+        ({"K": ""}, None, "parameter K lacks a value"),
+        ({"K": []}, None, "parameter K lacks a value"),
+        ({"seed": "1,2"}, "0:5", "parameter seed is given twice: with -p and with --seeds"),
+        ({}, "-1,0", "parameter seed must be at least 0, got -1"),
         ({}, "5:2", "write 0:5"),
         ({}, "a", "write 0:5"),
     ],
@@ -49,6 +55,28 @@ def test_a_yaml_grid_reads_like_the_options(tiny, tmp_path):
     path.write_text("K: [2\n")
     with pytest.raises(checks.InputError, match="cannot be read as YAML: while parsing"):
         sweeps.read_grid(path)
+
+
+def test_lists_are_separated_by_semicolons():
+    jobs = runs.grid("01", {"widths": "2,8;64", "train_per_class": "60,None"})
+    settings = [(j.parameters.get("widths"), j.parameters.get("train_per_class", 60)) for j in jobs]
+    assert settings == [([2, 8], 60), ([2, 8], None), ([64], 60), ([64], None)]
+    with pytest.raises(
+        checks.InputError, match="widths lacks a value in '2,8;'; write widths=1,2;3"
+    ):
+        runs.grid("01", {"widths": "2,8;"})
+
+
+def test_a_grid_in_yaml_is_read_by_the_types_of_the_parameters(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("seeds: [[010, 011]]\nlr: [1e-3, 2]\ntrain_per_class: [null]\n")
+    (job,) = runs.grid("01", sweeps.read_grid(path) | {"lr": ["1e-3"]})
+    assert job.parameters["seeds"] == [10, 11]
+    assert job.parameters["lr"] == 1e-3
+    assert job.parameters["train_per_class"] is None
+    assert sweeps.read_grid(path)["lr"] == ["1e-3", "2"]
+    path.write_text("K: [no, '010', 1:30]\n")
+    assert sweeps.read_grid(path) == {"K": ["no", "010", "1:30"]}
 
 
 def test_a_value_given_twice_is_one_run(tiny):

@@ -15,6 +15,7 @@ from torch import nn
 
 from nclib import checks
 from nclib.deep import collect, nets, train
+from nclib.deep import data as image_data
 from nclib.deep.data import Data
 from nclib.metrics import certified_gap
 from nclib.metrics.convex_duality import cosine_deviations
@@ -262,6 +263,23 @@ def whitened_images(data: Data, test: Data):
     return WhitenedImages(
         whiten(X), data.labels, whiten(test.inputs.flatten(1).double()), test.labels
     )
+
+
+def require_whitening(dataset, seed, **per_class):
+    """Say now whether so many images of each class can be whitened: for a notebook's first cell.
+
+    ``per_class``: name of a parameter -> its value, a number or a list.  The images must span as
+    many dimensions as there are; those of digits do up to five per class.
+    """
+    train = image_data.load(dataset, seed=seed)[0]
+    for name, value in per_class.items():
+        part = train.per_class(max(value) if isinstance(value, list) else value)
+        rank = int(torch.linalg.matrix_rank(part.inputs.flatten(1).double()))
+        checks.require(
+            rank == len(part),
+            f"parameter {name} = {value} is too large to whiten {dataset}: {len(part)} images span "
+            f"only {rank} dimensions",
+        )
 
 
 def closed_form_accuracy(data, test, per_class, rho):

@@ -25,6 +25,14 @@ NAMES = ("digits", *_TORCHVISION)
 # Where Debian's package dataset-fashion-mnist puts the four files.
 _LOCAL_COPIES = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
 _DIGITS_TRAIN = 60  # default images per class in the train part of digits
+# name -> images of the smallest class in the train and the test part (digits: in both together)
+_SMALLEST_CLASS = {
+    "digits": (174, 0),
+    "mnist": (5421, 892),
+    "fashion_mnist": (6000, 1000),
+    "cifar10": (5000, 1000),
+    "cifar100": (500, 100),
+}
 
 
 @dataclass(frozen=True)
@@ -64,12 +72,13 @@ class Data:
         wanted = [n] * self.num_classes if isinstance(n, int) else list(n)
         if len(wanted) != self.num_classes:
             raise checks.InputError(f"{len(wanted)} class sizes for {self.num_classes} classes")
-        order = torch.arange(len(self))
+        # On the CPU, where the generator is: the draw is the same on every device.
+        order, labels = torch.arange(len(self)), self.labels.cpu()
         if generator is not None:
             order = torch.randperm(len(self), generator=generator)
         chosen = []
         for k, count in enumerate(wanted):
-            own = order[self.labels[order] == k]
+            own = order[labels[order] == k]
             if len(own) < count:
                 raise checks.InputError(
                     f"{self.name} has {len(own)} samples of class {k}, {count} were asked for"
@@ -115,8 +124,8 @@ def checksum(*parts):
     """SHA-256 (16 hex digits) of inputs and labels, for manifests."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part.inputs.contiguous().numpy().tobytes())
-        digest.update(part.labels.contiguous().numpy().tobytes())
+        digest.update(part.inputs.contiguous().numpy(force=True).tobytes())
+        digest.update(part.labels.contiguous().numpy(force=True).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -141,16 +150,23 @@ def _digits(per_class, generator):
 
 
 def _torchvision(name, train, root=None):
+    dataset = _open(name, train, root)
+    pixels, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets)
+    pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+    return Data(name, pixels.float() / 255, labels.long(), _TORCHVISION[name][2])
+
+
+def _open(name, train, root=None):
+    """torchvision's data set; one error that says what to do if it is missing or damaged."""
     from torchvision import datasets
 
-    kind, folder, K = _TORCHVISION[name]
+    kind, folder, _ = _TORCHVISION[name]
     root = Path(root) if root is not None else paths.data()
     try:
         dataset = getattr(datasets, kind)(root, train=train, download=False)
         if len(dataset.data) != len(dataset.targets):
             raise ValueError(f"{len(dataset.data)} images, {len(dataset.targets)} labels")
-        pixels = torch.as_tensor(dataset.data)
-        labels = torch.as_tensor(dataset.targets)
+        return dataset
     except Exception as error:
         present = (root / folder).exists()
         state = (
@@ -162,8 +178,37 @@ def _torchvision(name, train, root=None):
             f"data set {name} is {state}: run `nclib data fetch {name}`, or put torchvision's "
             f"files for {kind} into {root / folder}"
         ) from None
-    pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-    return Data(name, pixels.float() / 255, labels.long(), K)
+
+
+def smallest_class(name, train_per_class=None):
+    """``(train, test)``: images of the smallest class in the parts that :func:`load` gives."""
+    train, test = _SMALLEST_CLASS[checks.choice("dataset", name, NAMES)]
+    if name == "digits":
+        wanted = train_per_class or _DIGITS_TRAIN
+        return wanted, train - wanted
+    return min(train, train_per_class or train), test
+
+
+def require(name, train_per_class=None, *, taken=None, root=None):
+    """Say now what :func:`load` would say later: for the first cell of a notebook.
+
+    ``train_per_class`` and ``taken``: name of a parameter -> its value, images per class (a list:
+    the largest counts; None: all).  The first are limits for :func:`load`, the others are taken
+    from the train part of ``load(name)``.  Raises :class:`~nclib.checks.InputError` if a class is
+    too small, and if the data set is not here or damaged.
+    """
+    whole = _SMALLEST_CLASS[checks.choice("dataset", name, NAMES)][0]
+    limit = whole - 1 if name == "digits" else whole  # the rest of digits is the test part
+    for wanted, most in ((train_per_class, limit), (taken, smallest_class(name)[0])):
+        for parameter, count in (wanted or {}).items():
+            count = max(count) if isinstance(count, list) else count
+            if count is not None and count > most:
+                raise checks.InputError(
+                    f"parameter {parameter} must be at most {most} for {name}, got {count}"
+                )
+    if name != "digits":
+        for train in (True, False):
+            _open(name, train, root)
 
 
 def fetch(name, *, root=None, source=None):

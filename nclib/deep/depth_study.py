@@ -9,6 +9,7 @@ from torch import nn
 
 from nclib import checks
 from nclib.deep import collect, nets, train
+from nclib.deep.data import Data
 from nclib.deep.layers import RegularisedHead, block_features, blocks, half_squared_error
 from nclib.metrics import frame_distances
 from nclib.metrics.frames import class_means, layer_table
@@ -107,6 +108,19 @@ def _net(architecture, data, bias, width):
         channels_out = [int(width), 2 * int(width), 4 * int(width)]
         return nets.cnn(channels_out, K, in_channels=channels, bias=bias)
     return nets.resnet(18, K, width=width, in_channels=channels, bias=bias)
+
+
+def require_layers(architecture, **names):
+    """Raise :class:`~nclib.checks.InputError` unless the network has modules of these names.
+
+    ``names``: name of a parameter -> its value, as for :func:`depth_profile`; None is the default.
+    """
+    pixel = Data("one pixel", torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.int64), 2)
+    for parameter, listed in names.items():
+        if listed is not None:  # modules depend neither on the width nor on the data
+            modules = dict(_net(architecture, pixel, True, 1).named_modules())
+            for name in listed:
+                checks.choice(f"parameter {parameter}", name, list(modules)[1:])
 
 
 def depth_profile(

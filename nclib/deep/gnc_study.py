@@ -36,6 +36,33 @@ def load(name, *, train_per_class=None, seed=0, folder=None, num_classes=100):
     return image_data.load(name, train_per_class=train_per_class, seed=seed)
 
 
+def require(dataset, many_dataset, *, train_per_class, folder, architecture, augment):
+    """Say now what :func:`load` and :func:`builder` would say later: for a notebook's first cell.
+
+    The arguments are the notebook's parameters.  Raises :class:`~nclib.checks.InputError` for a
+    data set that is not here or too small, and for a network that cannot read it.
+    """
+    image_data.require(dataset, {"train_per_class": train_per_class})
+    checks.require(
+        many_dataset == "folder" or not folder,
+        f"parameter folder is {folder!r}, but many_dataset is {many_dataset}: say "
+        "many_dataset=folder to use it",
+    )
+    if many_dataset == "folder":
+        large_class.open_folder(folder)
+        checks.require(
+            architecture != "mlp", "many_dataset=folder holds bytes: it needs architecture=resnet18"
+        )
+    elif many_dataset == "clusters":
+        checks.require(
+            architecture == "mlp" and not augment,
+            "many_dataset=clusters holds vectors, no images: it needs architecture=mlp and "
+            "augment=False, or choose another many_dataset",
+        )
+    else:
+        image_data.require(many_dataset)
+
+
 def builder(architecture, data, dim, *, hidden=(256, 256), code=None):
     """A function ``momentum -> net`` for this data; ``momentum=None``: a learned cosine head."""
     checks.choice("architecture", architecture, ("mlp", "resnet18"))

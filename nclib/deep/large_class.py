@@ -175,15 +175,16 @@ def class_distances(features, labels, num_classes):
     """Euclidean distances ``(K, K)`` between the class means of ``features`` ``(N, D)``."""
     features = checks.matrix("features", features, dtype=torch.float64)
     labels, K = checks.labels(labels, num_classes, length=len(features))
+    labels = labels.to(features.device)
     counts = checks.class_counts(labels, K).unsqueeze(1)
-    sums = torch.zeros(K, features.shape[1], dtype=torch.float64).index_add_(0, labels, features)
+    sums = features.new_zeros(K, features.shape[1]).index_add_(0, labels, features)
     return torch.cdist(sums / counts, sums / counts, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def assignment_score(distances, code, order):
     """``sum_ij D_ij |v_order(i) - v_order(j)|``: large when distant classes are far apart."""
     vertices = _vertex_distances(code)[np.ix_(order, order)]
-    return float((np.asarray(distances) * vertices).sum())
+    return float((checks.tensor("distances", distances).numpy(force=True) * vertices).sum())
 
 
 def assign_classes(distances, code, *, seed=0):
@@ -197,7 +198,7 @@ def assign_classes(distances, code, *, seed=0):
     if distances.shape != (K, K) or not torch.allclose(distances, distances.T):
         raise checks.InputError("distances must be a symmetric (K, K) matrix")
     code = checks.matrix("code", code, rows=K, dtype=torch.float64)
-    first, second = distances.numpy(), _vertex_distances(code)
+    first, second = distances.numpy(force=True), _vertex_distances(code)
     if K <= 7:
         orders = np.array(list(permutations(range(K))))
         scores = (first * second[orders[:, :, None], orders[:, None, :]]).sum((1, 2))
@@ -217,7 +218,8 @@ def assign_classes(distances, code, *, seed=0):
 
 def _vertex_distances(code):
     code = torch.as_tensor(code, dtype=torch.float64)
-    return torch.cdist(code, code, compute_mode="donot_use_mm_for_euclid_dist").numpy()
+    distances = torch.cdist(code, code, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.numpy(force=True)
 
 
 # Data ---------------------------------------------------------------------------------------------
@@ -257,20 +259,34 @@ def image_folder(path, *, size=50, test_share=0.1, seed=0):
     For face identities and the like: images are resized and cropped to ``size`` pixels and kept as
     bytes ``(N, 3, size, size)``; put :class:`Standardize` in front of the network.
     """
-    from torchvision import datasets, transforms
+    from torchvision import transforms
 
     checks.real("test_share", test_share, above=0, below=1)
     steps = [transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()]
-    try:
-        folder = datasets.ImageFolder(path, transforms.Compose(steps))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise checks.InputError(
-            f"no image folder at {path} ({error}); expected one sub-folder of images per class"
-        ) from None
+    folder = open_folder(path, transforms.Compose(steps))
     images = torch.stack([image for image, _ in folder])
     data = Data("image folder", images, torch.tensor(folder.targets), len(folder.classes))
     train, test = data.split(1 - test_share, generator=torch.Generator().manual_seed(seed))
     return train, test
+
+
+def open_folder(path, transform=None):
+    """torchvision's ``ImageFolder``, nothing read yet.
+
+    Raises :class:`~nclib.checks.InputError` if there are not at least two sub-folders of images.
+    """
+    from torchvision import datasets
+
+    try:
+        folder = datasets.ImageFolder(path, transform)
+        if len(folder.classes) < 2:
+            raise FileNotFoundError("a single class")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise checks.InputError(
+            f"no image folder at {str(path)!r} ({error}); expected one sub-folder of images per "
+            "class"
+        ) from None
+    return folder
 
 
 class Standardize(nn.Module):

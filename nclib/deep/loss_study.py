@@ -11,6 +11,7 @@ import torch
 
 from nclib import checks
 from nclib.deep import collect, nets, train
+from nclib.deep import data as image_data
 from nclib.metrics import nc_metrics
 
 ARCHITECTURES = ("mlp", "cnn", "resnet18", "resnet50")
@@ -25,6 +26,23 @@ class Study:
     runs: pd.DataFrame
     curves: pd.DataFrame
     nets: dict
+
+
+def require(architecture, *, widths, dataset, train_per_class, validation):
+    """Say now what :func:`study` would say later: for a notebook's first cell.
+
+    The arguments are the notebook's parameters.  Raises :class:`~nclib.checks.InputError` for
+    widths that the architecture does not have, for a data set that is not here or too small, and
+    for a validation share that leaves too little on either side.
+    """
+    nets.require_widths(architecture, widths=widths)
+    image_data.require(dataset, {"train_per_class": train_per_class})
+    images = image_data.smallest_class(dataset, train_per_class)[0]
+    if validation and (validation * images < 1 or (1 - validation) * images < 10):
+        raise checks.InputError(
+            "parameter validation must leave one image per class to validate and ten to train, "
+            f"got {validation} of {images}; raise train_per_class or set validation=0"
+        )
 
 
 def builder(architecture, width, data):

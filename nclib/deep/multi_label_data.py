@@ -16,6 +16,7 @@ from nclib.deep import data as single
 
 RECIPES = ("mnist", "cifar", "grid")
 SOURCES = ("digits", "fashion_mnist", "mnist", "cifar10", "svhn")
+_SOURCE_IMAGES = {"digits": 130}  # per class, of which training images are composed; else all
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,7 @@ def prepare(
         return svhn(root, "train", size=size, singles_per_class=singles, seed=seed), svhn(
             root, "test", size=size
         )
-    per_class = 130 if source == "digits" else None
-    parts = unit_range(*single.load(source, train_per_class=per_class, seed=seed))
+    parts = unit_range(*single.load(source, train_per_class=_SOURCE_IMAGES.get(source), seed=seed))
     parts = [half_size(part) if half else part for part in parts]
     generator = torch.Generator().manual_seed(seed)
     K = parts[0].num_classes
@@ -157,6 +157,31 @@ def prepare(
         for i, (part, table) in enumerate(zip(parts, tables, strict=True))
     ]
     return tuple(made)
+
+
+def require(source, *, singles_per_class, pairs_per_set, test_counts):
+    """Say now what :func:`prepare` would say later: for the first cell of a notebook.
+
+    Raises :class:`~nclib.checks.InputError` naming the parameter for counts that the source has not
+    enough images for, and if the source is not here.
+    """
+    if source == "svhn":
+        _h5py()
+        for split in ("train", "test"):
+            _struct_file(paths.data() / "SVHN_full", split)
+        return
+    train, test = single.smallest_class(source, _SOURCE_IMAGES.get(source))
+    for parameter, counts, most in (
+        ("singles_per_class", [singles_per_class], train),
+        ("pairs_per_set", pairs_per_set, train),
+        ("test_counts", test_counts, test),
+    ):
+        if max(counts) > most:
+            raise checks.InputError(
+                f"parameter {parameter} must be at most {most} for {source}: that many images has "
+                f"its smallest class; got {max(counts)}"
+            )
+    single.require(source)
 
 
 def compose(data, table, *, recipe="mnist", seed=0):
@@ -264,13 +289,8 @@ def svhn(root, split, *, size=32, max_labels=3, singles_per_class=None, seed=0):
     checks.integer("size", size)
     checks.integer("max_labels", max_labels)
     folder = Path(root) / split
-    if not (folder / "digitStruct.mat").exists():
-        raise checks.InputError(
-            f"no SVHN numbers at {folder}: unpack {split}.tar.gz of SVHN's format 1 there, so that "
-            f"{folder / 'digitStruct.mat'} and {folder / '1.png'} exist"
-        )
     numbers = []
-    for name, digits in read_digit_struct(folder / "digitStruct.mat"):
+    for name, digits in read_digit_struct(_struct_file(root, split)):
         if 0 not in digits and 1 <= len(set(digits)) <= max_labels:
             numbers.append((name, sorted(set(digits))))
     if singles_per_class is not None:
@@ -288,17 +308,32 @@ def svhn(root, split, *, size=32, max_labels=3, singles_per_class=None, seed=0):
     return MultiLabelData(f"SVHN {split}", inputs, labels)
 
 
-def read_digit_struct(path):
-    """``[(file name, digits), …]`` of a format-1 ``digitStruct.mat`` (MATLAB 7.3, which is HDF5).
+def _struct_file(root, split):
+    folder = Path(root) / split
+    if not (folder / "digitStruct.mat").exists():
+        raise checks.InputError(
+            f"no SVHN numbers at {folder}: unpack {split}.tar.gz of SVHN's format 1 there, so that "
+            f"{folder / 'digitStruct.mat'} and {folder / '1.png'} exist"
+        )
+    return folder / "digitStruct.mat"
 
-    The file stores the digit 0 as 10; here it is 0.
-    """
+
+def _h5py():
     try:
         import h5py
     except ImportError:
         raise checks.InputError(
             "reading SVHN's digitStruct.mat needs the package h5py: pip install h5py"
         ) from None
+    return h5py
+
+
+def read_digit_struct(path):
+    """``[(file name, digits), …]`` of a format-1 ``digitStruct.mat`` (MATLAB 7.3, which is HDF5).
+
+    The file stores the digit 0 as 10; here it is 0.
+    """
+    h5py = _h5py()
     found = []
     with h5py.File(path, "r") as file:
         struct = file["digitStruct"]

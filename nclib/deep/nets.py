@@ -118,6 +118,21 @@ def _wide_resnet18(models, base):
     return net
 
 
+def require_widths(architecture, **widths):
+    """Raise :class:`~nclib.checks.InputError` for widths that ``architecture`` does not have.
+
+    ``widths``: name of a parameter -> its value, a number or a list.  Those of an mlp or cnn are
+    neurons or channels, so whole numbers; those of a ResNet are factors.
+    """
+    for name, value in widths.items():
+        for width in value if isinstance(value, list) else [value]:
+            if not architecture.startswith("resnet") and (width < 1 or width != int(width)):
+                raise checks.InputError(
+                    f"parameter {name} must hold whole numbers >= 1 for architecture "
+                    f"{architecture}, got {width}"
+                )
+
+
 def seeded(seed, build, *arguments, **options):
     """``build(*arguments, **options)`` with initial weights drawn from ``seed`` alone.
 

@@ -5,6 +5,7 @@ measure at chosen epochs, and save checkpoints by the clock: a killed training r
 with the same result as an undisturbed one.
 """
 
+import copy
 import math
 import os
 import time
@@ -114,12 +115,14 @@ def fit(
         measure: ``(net, epoch) -> dict`` of floats; epoch 0 is before training.
         measure_at: epochs to measure at; default all.
         checkpoint: path; see :meth:`nclib.notebook.Run.checkpoint`.  A finished training is
-            loaded instead of repeated; a damaged file is moved aside and training starts anew.
+            loaded instead of repeated; a damaged file, and one of something else, is moved aside
+            with a warning and training starts anew.
         after_step: ``(net) -> None`` after every optimiser step, e.g. a projection.
         augment: ``(inputs, generator) -> inputs`` for every batch.
 
     History columns: ``epoch``, ``lr``, ``train_loss`` (mean over the epoch's batches) and those of
-    ``measure``.
+    ``measure``.  Raises :class:`~nclib.checks.InputError` as soon as a loss is NaN or infinite (on
+    a GPU at the end of that epoch), and saves no checkpoint after it.
     """
     # The generators that draw the batch order live on the CPU: the order is the same on a GPU.
     generator = torch.Generator().manual_seed(seed)
@@ -133,24 +136,9 @@ def fit(
     measure_at = set(range(recipe.epochs + 1) if measure_at is None else measure_at)
     history, first = [], 0
     at = {"step": 0, "total": 0.0, "drawn": None}  # within an epoch that was cut
-    state = _load(checkpoint)
-    if state is not None:
-        net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
-        _set_rng_state(state["global"], device)
-        history, first, at = state["history"], state["epoch"], state["at"]
-    saved = time.monotonic()
 
-    def record(epoch, **values):
-        if epoch in measure_at:
-            found = measure(net, epoch) if measure else {}
-            history.append({"epoch": epoch} | values | {k: float(v) for k, v in found.items()})
-
-    def save(epoch, step=0, total=0.0, drawn=None):
-        nonlocal saved
-        saved = time.monotonic()
-        content = {
+    def content(epoch=0, step=0, total=0.0, drawn=None):
+        return {
             "net": net.state_dict(),
             "optimizer": optimizer.state_dict(),
             "generator": generator.get_state(),
@@ -159,10 +147,36 @@ def fit(
             "at": {"step": step, "total": float(total), "drawn": drawn},
             "history": history,
         }
-        _save(checkpoint, content)
+
+    def restore(state):
+        nonlocal history, first, at
+        history, first = list(state["history"]), state["epoch"]
+        at = {key: state["at"][key] for key in at}
+        groups = zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True)
+        steps = len(recipe.batches(len(data.labels), torch.Generator()))
+        fits = 0 <= first <= recipe.epochs and 0 <= at["step"] < steps
+        if not fits or any(old.keys() != new.keys() for old, new in groups):
+            raise ValueError("another recipe")
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+        _set_rng_state(state["global"], device)
+
+    resumed = _resume(checkpoint, restore, content)
+    saved = time.monotonic()
+
+    def record(epoch, **values):
+        if epoch in measure_at:
+            found = measure(net, epoch) if measure else {}
+            history.append({"epoch": epoch} | values | {k: float(v) for k, v in found.items()})
+
+    def save(*where):
+        nonlocal saved
+        saved = time.monotonic()
+        _save(checkpoint, content(*where))
 
     due = lambda: checkpoint is not None and time.monotonic() - saved > SAVE_EVERY
-    if first == 0 and state is None:
+    if not resumed:
         record(0, lr=math.nan, train_loss=math.nan)
     for epoch in _progress(range(first, recipe.epochs), label):
         for group in optimizer.param_groups:
@@ -177,6 +191,7 @@ def fit(
             batches = recipe.batches(len(data.labels), generator.set_state(drawn), device)
             generator.set_state(now)
         at = {"step": 0, "total": 0.0, "drawn": None}
+        sums, where = [], (begin, len(batches), epoch, recipe.rate(epoch), [label])
         for step in range(begin, len(batches)):
             index = batches[step]
             inputs = data.inputs[index]
@@ -186,6 +201,10 @@ def fit(
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
                 loss = objective(net, inputs, data.labels[index])
+            total = total + loss.detach()
+            sums.append(total)
+            if device.type == "cpu" and not math.isfinite(total):
+                break
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if recipe.clip is not None:
@@ -194,13 +213,35 @@ def fit(
             if after_step is not None:
                 with torch.no_grad():
                     after_step(net)
-            total = total + loss.detach()
             if step + 1 < len(batches) and due():
+                _finite(sums, *where)
                 save(epoch, step + 1, total, drawn)
+        _finite(sums, *where)
         record(epoch + 1, lr=recipe.rate(epoch), train_loss=float(total) / len(batches))
         if checkpoint is not None and (epoch + 1 == recipe.epochs or due()):
             save(epoch + 1)
     return pd.DataFrame(history)
+
+
+def _finite(sums, begin, steps, epoch, rates, names):
+    """Raise for the first step after which the sum of the losses was NaN or infinite.
+
+    ``sums``: one tensor per step from step ``begin`` on, one number or one per net of ``names``.
+    Looked at once per epoch on a GPU: a look at every step would make it wait.
+    """
+    bad = (~torch.stack(sums).isfinite()).nonzero().tolist()
+    if not bad:
+        return
+    step, net = begin + bad[0][0], bad[0][-1] if len(names) > 1 else 0
+    rate = float(rates[net]) if isinstance(rates, torch.Tensor) else rates
+    if epoch == step == 0:
+        advice = "before any step: look for NaN or huge values in the data and initial weights"
+    else:
+        advice = "training diverged: take a smaller learning rate, or bound the gradient (clip)"
+    raise checks.InputError(
+        f"{names[net]}: the loss is NaN or infinite at epoch {epoch + 1}, step {step + 1} of "
+        f"{steps}, learning rate {rate:g}; {advice}"
+    )
 
 
 def _compiled(objective, recipe, device):
@@ -317,13 +358,32 @@ def _grid_together(start, cells, data, recipe, measure, measure_at, checkpoint, 
     params = torch.cat([p.detach().flatten(1) for p in params.values()], 1)
     velocity = torch.zeros_like(params)
     skeleton = start[0]
-    first, state = 0, _load(checkpoint)
-    if state is not None:
+    first, device = 0, data.inputs.device
+
+    def content(epoch=0):
+        return {
+            "alive": alive,
+            "done": done,
+            "epoch": epoch,
+            "histories": histories,
+            "params": params,
+            "buffers": buffers,
+            "velocity": velocity,
+            "generators": {str(s): g.get_state() for s, g in generators.items()},
+        }
+
+    def restore(state):
+        nonlocal alive, done, first, histories, params, buffers, velocity
+        if not _same_grid(state, content(), skeleton.state_dict()):
+            raise ValueError("another grid")
         alive, done, first = state["alive"], state["done"], state["epoch"]
         histories = state["histories"]
-        params, buffers, velocity = state["params"], state["buffers"], state["velocity"]
+        params, velocity = state["params"].to(device), state["velocity"].to(device)
+        buffers = {name: stack.to(device) for name, stack in state["buffers"].items()}
         for seed in seeds:
             generators[seed].set_state(state["generators"][str(seed)])
+
+    resumed = _resume(checkpoint, restore, content)
 
     def values_of(position):
         # Copies: measuring must not touch the stack.
@@ -340,19 +400,16 @@ def _grid_together(start, cells, data, recipe, measure, measure_at, checkpoint, 
             found = measure(net_of(position), cells[i], epoch)
             histories[i].append({"epoch": epoch} | values | {k: float(v) for k, v in found.items()})
 
-    if state is None:
+    if not resumed:
         for position in range(len(alive)):
             record(position, 0, lr=math.nan, train_loss=math.nan)
     saved = time.monotonic()
     for epoch in _progress(range(first, max((c.epochs for c in cells), default=0)), label):
         skeleton.train()
-        rates = torch.tensor(
-            [recipe.rate(epoch, cells[i].epochs) for i in alive], device=data.inputs.device
-        )
-        device = data.inputs.device
+        rates = torch.tensor([recipe.rate(epoch, cells[i].epochs) for i in alive], device=device)
         loader = {s: recipe.batches(len(data.labels), generators[s], device) for s in seeds}
-        total = torch.zeros(len(alive), device=data.inputs.device)
-        steps = len(loader[seeds[0]])
+        total, sums = torch.zeros(len(alive), device=device), []
+        steps, names = len(loader[seeds[0]]), [_name(cells[i], label) for i in alive]
         for step in range(steps):
             batches = {
                 s: (data.inputs[loader[s][step]], data.labels[loader[s][step]]) for s in seeds
@@ -361,7 +418,11 @@ def _grid_together(start, cells, data, recipe, measure, measure_at, checkpoint, 
                 batches = {s: (augment(x, generators[s]), y) for s, (x, y) in batches.items()}
             stacks = (params, shapes, buffers, velocity)
             living = [cells[i] for i in alive]
-            total += _stacked_step(skeleton, stacks, living, batches, rates, recipe)
+            total = total + _stacked_step(skeleton, stacks, living, batches, rates, recipe)
+            sums.append(total)
+            if device.type == "cpu" and not total.isfinite().all():
+                break
+        _finite(sums, 0, steps, epoch, rates, names)
         for position in range(len(alive)):
             rate, mean = float(rates[position]), float(total[position]) / steps
             record(position, epoch + 1, lr=rate, train_loss=mean)
@@ -375,19 +436,7 @@ def _grid_together(start, cells, data, recipe, measure, measure_at, checkpoint, 
             buffers = {name: stack[stay] for name, stack in buffers.items()}
         if checkpoint is not None and (not alive or time.monotonic() - saved > SAVE_EVERY):
             saved = time.monotonic()
-            _save(
-                checkpoint,
-                {
-                    "alive": alive,
-                    "done": done,
-                    "epoch": epoch + 1,
-                    "histories": histories,
-                    "params": params,
-                    "buffers": buffers,
-                    "velocity": velocity,
-                    "generators": {str(s): g.get_state() for s, g in generators.items()},
-                },
-            )
+            _save(checkpoint, content(epoch + 1))
         if not alive:
             break
     results = []
@@ -396,6 +445,28 @@ def _grid_together(start, cells, data, recipe, measure, measure_at, checkpoint, 
             net.load_state_dict(values)
         results.append(Trained(cell, net, pd.DataFrame(history)))
     return results
+
+
+def _name(cell, label):
+    tags = "".join(f", {key} {value}" for key, value in cell.tags.items())
+    return f"{label}, {cell.loss}, seed {cell.seed}{tags}"
+
+
+def _same_grid(state, fresh, net):
+    """Whether a checkpoint fits the grid whose fresh content and whose net's state are given."""
+    rows, cells = len(state["alive"]), len(fresh["done"])
+    shapes = lambda tensors, skip=0: {name: t.shape[skip:] for name, t in tensors.items()}
+    nets = [shapes(values) == shapes(net) for values in state["done"] if values is not None]
+    stacks = [state["params"], state["velocity"], *state["buffers"].values()]
+    return (
+        set(state["alive"]) <= set(range(cells))
+        and len(state["done"]) == len(state["histories"]) == cells
+        and state["generators"].keys() == fresh["generators"].keys()
+        and state["params"].shape[1:] == state["velocity"].shape[1:] == fresh["params"].shape[1:]
+        and shapes(state["buffers"], 1) == shapes(fresh["buffers"], 1)
+        and all(len(stack) == rows for stack in stacks)
+        and all(nets)
+    )
 
 
 def _unpack(params, shapes):
@@ -487,21 +558,33 @@ def _save(path, state):
         torch.save(state, file)
 
 
-def _load(path):
+def _resume(path, restore, content):
+    """Whether a checkpoint was there and ``restore`` took it.
+
+    If the file is damaged, or what it holds is not what ``content`` makes, it is moved aside with a
+    warning, and everything is as before.
+    """
     if path is None or not Path(path).exists():
-        return None
+        return False
+    fresh = copy.deepcopy(content())
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        if not isinstance(state, dict) or state.keys() != fresh.keys():
+            raise ValueError("something else")
+        restore(state)
+        return True
     except Exception as error:
+        restore(fresh)
         aside = Path(path).with_suffix(".corrupt")
         os.replace(path, aside)
+        reason = type(error).__name__
         warnings.warn(
-            f"checkpoint {Path(path).name} is damaged ({type(error).__name__}); moved aside as "
-            f"{aside.name}, training starts from the beginning",
+            f"checkpoint {Path(path).name} is damaged or of another training ({reason}); moved "
+            f"aside as {aside.name}, training starts from the beginning",
             RuntimeWarning,
             stacklevel=3,
         )
-        return None
+        return False
 
 
 def _progress(epochs, label):

@@ -10,11 +10,18 @@ _HOMES = {
     "sphere_metrics": "angles",
     "Certificate": "certified",
     "certified_gap": "certified",
+    "Agreement": "collapse",
     "ClassStatistics": "collapse",
+    "REFERENCE": "collapse",
+    "by_class": "collapse",
+    "cdnv_by_class": "collapse",
     "nc_metrics": "collapse",
     "frame_distances": "frames",
     "generalized_nc": "generalized",
     "multi_label_metrics": "multi_label",
+    "nc5": "ood",
+    "nci": "ood",
+    "neco": "ood",
 }
 __all__ = list(_HOMES)
 

@@ -9,6 +9,7 @@ from math import acos, degrees, nan
 import torch
 
 from nclib import checks, frames
+from nclib.metrics.precision import Storage, exact
 
 # Relative eigenvalue of the between-class covariance below which a direction is rounding noise.
 CUT = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -19,12 +20,14 @@ def _unit(vectors):
     return vectors / vectors.norm(dim=-1, keepdim=True)
 
 
+@exact
 def angles_between(u, v):
     """Angles in degrees between the rows of ``u`` and ``v`` ``(..., d)``, which broadcast."""
     u, v = _unit(torch.as_tensor(u).double()), _unit(torch.as_tensor(v).double())
     return torch.rad2deg(2 * torch.atan2((u - v).norm(dim=-1), (u + v).norm(dim=-1)))
 
 
+@exact
 def pairwise_angles(vectors):
     """Angles in degrees between all rows of ``vectors (K, d)``: ``(K, K)``, symmetric.
 
@@ -39,6 +42,7 @@ def simplex_angle(K):
     return degrees(acos(-1 / (checks.integer("K", K, 2) - 1)))
 
 
+@exact
 def simplex_deviation(vectors):
     """``(mean, max)`` distance in degrees of all pairwise angles from the simplex ETF's.
 
@@ -53,6 +57,7 @@ def simplex_deviation(vectors):
     return float(deviation.mean()), float(deviation.max())
 
 
+@exact
 def class_means(features, labels, num_classes):
     """``(means (K, d), counts (K,))`` in float64; the mean of an empty class is NaN."""
     features = checks.matrix("features", features, dtype=torch.float64)
@@ -63,6 +68,7 @@ def class_means(features, labels, num_classes):
     return sums.index_add_(0, labels, features) / counts[:, None], counts
 
 
+@exact
 def alignment_angles(weight, means):
     """Angle in degrees between each classifier row and its class mean, ``(K,)``.
 
@@ -75,9 +81,10 @@ def alignment_angles(weight, means):
             f"weight and means must have the same shape, got {tuple(weight.shape)} and "
             f"{tuple(means.shape)}"
         )
-    return angles_between(weight, means)
+    return angles_between(weight.to(means.device), means)
 
 
+@exact
 def within_class_angles(features, labels, *, num_classes=None):
     """Mean angle in degrees between the samples of a class and its mean, ``(K,)``; NaN if empty."""
     features = checks.matrix("features", features, dtype=torch.float64)
@@ -94,44 +101,51 @@ def _gram_distance(gram):
     return float((gram / norm - target).norm()) if norm > 0 else nan
 
 
-def truncated_nc1(features, labels, *, num_classes=None):
+@exact
+def truncated_nc1(features, labels, *, num_classes=None, precision=None):
     """``tr(Σ_W Σ_B⁺)/K`` with the pseudo-inverse cut to directions that can carry classes.
 
     Only eigenvalues of Σ_B above 1e-10 of the largest (1e-5 for float32 features) and above the
-    rounding of the means are inverted, never more than ``min(d, K-1)``: a default cut-off keeps
-    rounding noise, and its inverse.
+    rounding of the means and of the stored features (``precision`` as in
+    :func:`~nclib.metrics.nc_metrics`) are inverted, never more than ``min(d, K-1)``: a default
+    cut-off keeps rounding noise, and its inverse.
     Σ_W is over samples, Σ_B over classes alike, about the mean of the samples; classes without a
     sample are left out.  NaN if all class means are equal.
     """
-    features = checks.matrix("features", features)
+    storage, features = Storage.of(features, precision), checks.matrix("features", features)
     cut, features = CUT.get(features.dtype, 1e-5), features.double()
     labels, K = checks.labels(labels, num_classes, length=len(features))
     means, counts = class_means(features, labels, K)
     present = counts > 0
     if present.sum() < 2:
         raise checks.InputError("NC1 needs samples of at least two classes, the labels hold one")
-    spectrum, basis = _between(means[present], features.mean(0), cut)
+    residual = features - means[labels.to(features.device)]
+    spread = float(residual.square().sum()) / len(features)
+    floor = storage.floor(means[present], len(features), spread)
+    spectrum, basis = _between(means[present], features.mean(0), cut, floor)
     if not len(spectrum):
         return nan
-    residual = (features - means[labels.to(features.device)]) @ basis
+    residual = residual @ basis
     return float((residual.square().mean(0) / spectrum).sum() / present.sum())
 
 
-def _between(means, centre, cut):
+def _between(means, centre, cut, floor):
     """Leading eigenvalues ``(r,)`` and eigenvectors ``(d, r)`` of Σ_B, ``r <= min(d, K-1)``."""
     K = len(means)
     centred = means - centre
     _, singular, vectors = torch.linalg.svd(centred, full_matrices=False)
     # Means that differ by their own rounding only are equal.
-    floor = torch.finfo(torch.float64).eps * 8 * means.abs().max() * K**0.5
+    floor = max(floor, torch.finfo(torch.float64).eps * 8 * float(means.abs().max()) * K**0.5)
     keep = (singular.square() > cut * singular[0].square()) & (singular > floor)
     return singular[keep].square() / K, vectors[keep].T
 
 
-def sphere_metrics(features, labels, weight):
+@exact
+def sphere_metrics(features, labels, weight, *, precision=None):
     """The metrics of result 2 as a dict of floats (claims 2.L2, 2.L11, 2.L13).
 
     ``features (N, d)``, ``labels (N,)``, ``weight (K, d)``; the scale does not matter.
+    ``precision`` as in :func:`~nclib.metrics.nc_metrics`.
 
     =====================  ======================================================================
     ``nc1``                :func:`truncated_nc1`
@@ -150,7 +164,7 @@ def sphere_metrics(features, labels, weight):
 
     Classes without a sample are left out of everything but ``nc2`` and ``weight_angle``.
     """
-    features = checks.matrix("features", features)
+    storage, features = Storage.of(features, precision), checks.matrix("features", features)
     weight = checks.matrix("weight", weight, columns=features.shape[1], dtype=torch.float64).to(
         features.device
     )
@@ -158,7 +172,7 @@ def sphere_metrics(features, labels, weight):
     labels, _ = checks.labels(labels, K, length=len(features))
     means, counts = class_means(features, labels, K)
     present = counts > 0
-    nc1 = truncated_nc1(features, labels, num_classes=K)
+    nc1 = truncated_nc1(features, labels, num_classes=K, precision=storage)
     head, means = weight[present], means[present]
     centred = means - features.double().mean(0)
     alignment = alignment_angles(head, means)

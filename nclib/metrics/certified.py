@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from nclib import checks
+from nclib.metrics.precision import exact
 from nclib.theory import convex_duality as theory
 
 LOSSES = ("mse", "half_mse", "cross_entropy")
@@ -22,23 +23,23 @@ class Certificate:
 
     ``objective``: loss + decay of the head, measured in training mode on the batch given.
     ``optimum``: closed form that bounds every network from below, reached by wide enough
-    backbones; ``None`` where there is none (cross-entropy on unequal classes).
+    backbones; NaN where there is none (cross-entropy on unequal classes).
     ``dual``: the bound that this network's own residual certifies; it rises to the optimum as
-    training converges.  ``None`` for cross-entropy with an output bias, or if not asked for.
+    training converges.  NaN for cross-entropy with an output bias, or if not asked for.
     ``beta``: weight decay in the paper's units.
     ``dropped``: classes whose outputs are zero at the optimum, because ``beta >= sqrt(n_k)``.
     """
 
     objective: float
-    optimum: float | None
-    dual: float | None
+    optimum: float
+    dual: float
     beta: float
     dropped: tuple
 
     @property
     def lower_bound(self):
         """The better of the two bounds."""
-        return max(bound for bound in (self.optimum, self.dual) if bound is not None)
+        return max(bound for bound in (self.optimum, self.dual) if not math.isnan(bound))
 
     @property
     def gap(self):
@@ -52,10 +53,11 @@ class Certificate:
 
     @property
     def duality_gap(self):
-        """``objective - dual``: needs nothing but the network's own residual."""
-        return None if self.dual is None else self.objective - self.dual
+        """``objective - dual``: needs nothing but the network's own residual; NaN without it."""
+        return self.objective - self.dual
 
 
+@exact
 def certified_gap(
     features,
     labels,
@@ -113,17 +115,19 @@ def certified_gap(
     penalty = decay_bn * (gamma @ gamma + shift @ shift) + decay_head * W.square().sum()
     judge = _cross_entropy if loss == "cross_entropy" else _squared
     data, optimum, bound = judge(outputs, labels.to(z.device), counts, beta, bias is not None, dual)
-    if optimum is None and bound is None:
+    if math.isnan(optimum) and math.isnan(bound):
         raise checks.InputError(
-            "no lower bound is known for cross-entropy with an output bias on unequal classes; "
-            "use a batch with equally many samples of each class, or a head without bias"
+            "no lower bound is known for cross-entropy on unequal classes "
+            + ("with an output bias" if bias is not None else "with dual=False")
+            + "; use a batch with equally many samples of each class, or "
+            + ("a head without bias" if bias is not None else "dual=True")
         )
     small = (counts > 0) & (counts.double().sqrt() <= beta)
     dropped = () if loss == "cross_entropy" or bias is not None else small.nonzero().flatten()
     return Certificate(
         objective=unit * data + float(penalty) / 2,
-        optimum=None if optimum is None else unit * optimum,
-        dual=None if bound is None else unit * bound,
+        optimum=unit * optimum,
+        dual=unit * bound,
         beta=beta,
         dropped=tuple(int(k) for k in dropped),
     )
@@ -139,15 +143,17 @@ def _squared(outputs, labels, counts, beta, free_bias, dual):
         optimum = theory.free_bias_bounds(present, beta)[0] if len(present) > 1 else 0.0
     # A free bias adds the constraint that the dual point sums to zero over the samples.
     point = residual - residual.mean(0) if free_bias else residual
-    bound = theory.dual_bound(point, Y, beta) if dual else None
+    bound = theory.dual_bound(point, Y, beta) if dual else math.nan
     return float(residual.square().sum()) / 2, optimum, bound
 
 
 def _cross_entropy(outputs, labels, counts, beta, free_bias, dual):
     """The same for summed cross-entropy."""
     balanced = int(counts.min()) == int(counts.max())
-    optimum = theory.cross_entropy_value(int(counts[0]), len(counts), beta) if balanced else None
-    bound = None
+    optimum = (
+        theory.cross_entropy_value(int(counts[0]), len(counts), beta) if balanced else math.nan
+    )
+    bound = math.nan
     if dual and not free_bias:
         bound = theory.cross_entropy_dual_bound(outputs, labels, beta)
     return (

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from nclib import checks
+from nclib.metrics.precision import exact
 
 
+@exact
 def path_norm(first, second):
     """``sum_j ||w_j|| ||v_j||`` over hidden neurons: two layers' decay, best rescaled (6.C1).
 
@@ -23,6 +25,7 @@ def path_norm(first, second):
     return float(first.norm(dim=1) @ second.norm(dim=0))
 
 
+@exact
 def balancedness(layers, *, relu=False):
     """Largest entry of ``W_l W_l' - W_{l+1}' W_{l+1}`` over the hidden layers (claim 6.C2).
 
@@ -35,6 +38,7 @@ def balancedness(layers, *, relu=False):
     return worst
 
 
+@exact
 def numerical_rank(matrix, *, tolerance=1e-6, relative=False):
     """Singular values above ``tolerance`` (1e-6 suits L-BFGS), or above ``tolerance * largest``."""
     singular = torch.linalg.svdvals(_matrix("matrix", matrix))
@@ -42,12 +46,14 @@ def numerical_rank(matrix, *, tolerance=1e-6, relative=False):
     return int((singular > cut).sum())
 
 
+@exact
 def layer_norms(layers):
     """``(frobenius, operator)``: two lists of norms, one entry per layer (claim 6.C2)."""
     singular = [torch.linalg.svdvals(layer) for layer in _layers(layers)]
     return [float(s.norm()) for s in singular], [float(s.max()) for s in singular]
 
 
+@exact
 def alignment(layers, *, rank=1):
     """Smallest cosine between the top-``rank`` output space of a layer and input space of the next.
 
@@ -97,6 +103,7 @@ def mass_near(positions, masses, points, *, distance=1e-3):
     return float(np.asarray(masses)[near].sum() / np.sum(masses))
 
 
+@exact
 def collapse_error(features, labels, collapse):
     """``||HH' - closed form|| / ||closed form||`` of hidden ``features`` (N, m) (section 3.6).
 
@@ -111,6 +118,7 @@ def collapse_error(features, labels, collapse):
     return float((H @ H.mT - wanted).norm() / wanted.norm())
 
 
+@exact
 def cosine_deviations(features, labels, *, num_classes=None, zero=1e-6):
     """Deviation of the class means from the two frames, and how many means vanish.
 

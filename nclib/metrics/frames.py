@@ -14,6 +14,7 @@ from scipy.optimize import minimize
 
 from nclib import checks, frames
 from nclib.metrics.collapse import nc_metrics
+from nclib.metrics.precision import Storage, exact
 
 __all__ = [
     "class_means",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 
+@exact
 def frame_distances(means, *, centre=True):
     """``{"of": …, "etf": …}``: distance of a Gram matrix to an orthogonal frame and to an ETF.
 
@@ -69,6 +71,7 @@ def _gram_distance(rows, target):
     return float((gram / gram.norm() - target).norm())
 
 
+@exact
 def self_duality(weight, means, *, centre=False):
     """``{"a": …, "b": …}``: NC3 in both published forms, for a weight (K, d) and means (K, d).
 
@@ -90,6 +93,7 @@ def self_duality(weight, means, *, centre=False):
     return {"a": distance(weight, means), "b": distance(weight @ means.T, target)}
 
 
+@exact
 def trace_ratio(features, labels, num_classes=None):
     """NC1~ = Tr Σ_W / Tr Σ_B of ``features`` (N, d), ``labels`` (N,); a float ≥ 0.
 
@@ -105,6 +109,7 @@ def trace_ratio(features, labels, num_classes=None):
     return within / between if between > 0 else math.nan
 
 
+@exact
 def class_means(features, labels, num_classes=None):
     """Means of the rows of ``features`` (N, d) per class: (K, d), float64, on the CPU."""
     features = _rows("features", features, 1)
@@ -118,12 +123,14 @@ def _class_means(features, labels, K):
     return sums / counts[:, None]
 
 
+@exact
 def effective_rank(matrix, *, cut=1e-3):
     """Number of singular values above ``cut`` × the largest one; 0 for a zero matrix."""
     values = torch.linalg.svdvals(_rows("matrix", matrix, 1))
     return int((values > cut * values[0]).sum()) if values[0] > 0 else 0
 
 
+@exact
 def obtuse_projection(gram):
     """Nearest S ⪰ 0 with unit diagonal, off-diagonal entries ≤ 0 (Frobenius), to ``gram`` (K, K).
 
@@ -155,6 +162,7 @@ def obtuse_projection(gram):
     return primal(found.x)
 
 
+@exact
 def obtuse_distance(means):
     """How far the Gram matrix of ``means`` (K, d) is from the set of :func:`obtuse_projection`.
 
@@ -169,6 +177,7 @@ def obtuse_distance(means):
     return float((gram - obtuse_projection(gram)).norm() / gram.norm())
 
 
+@exact
 def layer_table(layers, labels, *, num_classes=None):
     """Metrics per layer, tidy: columns ``layer, nc1, nc1_pinv, of, etf, rank, norm_sq``.
 
@@ -179,14 +188,18 @@ def layer_table(layers, labels, *, num_classes=None):
     """
     rows = []
     for name, features in layers.items():
-        features = _rows(f"layers[{name!r}]", features, 1)
+        storage, features = Storage.of(features), _rows(f"layers[{name!r}]", features, 1)
         index, K = checks.labels(labels, num_classes, length=len(features))
         means = _class_means(features, index.cpu(), K)
         nc1 = trace_ratio(features, index, K)
-        pinv = nc1 if math.isnan(nc1) else nc_metrics(features, index, num_classes=K)["nc1"]
+        pinv = nc1 if math.isnan(nc1) else _pinv_nc1(features, index, K, storage)
         rows.append(
             {"layer": name, "nc1": nc1, "nc1_pinv": pinv}
             | frame_distances(means)
             | {"rank": effective_rank(means), "norm_sq": float(features.square().sum(1).mean())}
         )
     return pd.DataFrame(rows)
+
+
+def _pinv_nc1(features, labels, K, storage):
+    return nc_metrics(features, labels, num_classes=K, precision=storage)["nc1"]

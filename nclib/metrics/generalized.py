@@ -20,12 +20,16 @@ import numpy as np
 import torch
 
 from nclib import checks, frames
+from nclib.metrics.collapse import cdnv_by_class, squared_distances
+from nclib.metrics.precision import Storage, exact
 from nclib.theory import margins, softmax_codes
 
 EXACT_CLASSES = 2048  # above this, per-class quantities are averaged over a sample of classes
-_TILE = 2**23
+SAMPLED_CLASSES = 256  # so many
+_TILE = 2**20  # numbers held at a time, about a cache
 
 
+@exact
 def generalized_nc(
     features,
     labels,
@@ -34,8 +38,9 @@ def generalized_nc(
     *,
     reference=None,
     random_draws=None,
-    exact_classes=EXACT_CLASSES,
+    exact_classes=None,
     tol=1e-9,
+    precision=None,
 ):
     """Generalized neural-collapse metrics GNC1-GNC3 and their variants.
 
@@ -47,8 +52,11 @@ def generalized_nc(
         reference: the margin ``rho*`` to compare with; default the best known for (K, d).
         random_draws: random classifiers behind ``gnc2_random`` (default 3 for K d <= 200 000).
         exact_classes: with more classes than this, ``gnc2_mean`` and ``gnc3_projection`` are means
-            over that many random classes (said in ``notes``); ``gnc2`` is always over all.
+            over that many random classes (said in ``notes``); ``gnc2`` is always over all.  By
+            default all classes count up to 2048, else 256 random ones.
         tol: width of the certified bracket behind ``gnc2``.
+        precision: dtype in which the features were stored, if it is not theirs, as in
+            :func:`~nclib.metrics.nc_metrics`.
 
     Classes without samples are dropped, from the hulls and from K, and listed in
     ``dropped_classes``.  Duplicate rows of the classifier are named in ``notes`` and in a warning.
@@ -86,6 +94,7 @@ def generalized_nc(
     those of the language-model literature (Wu & Papyan, arXiv 2405.17767).
     """
     notes = _notes(features=features, weight=weight)
+    storage = Storage.of(features, precision)
     raw_weight = checks.matrix("weight", weight).detach()
     raw = checks.matrix("features", features, columns=raw_weight.shape[1]).detach()
     labels, K = checks.labels(labels, len(raw_weight), length=len(raw))
@@ -94,6 +103,8 @@ def generalized_nc(
         bias = checks.vector("bias", bias, K).detach().double().to(raw.device)
     labels, kept, dropped = _drop_empty(labels, K, notes)
     K, d = len(kept), raw.shape[1]
+    if exact_classes is None:
+        exact_classes = K if K <= EXACT_CLASSES else SAMPLED_CLASSES
     raw_weight = raw_weight[kept].double().to(raw.device)
     bias = None if bias is None else bias[kept]
     W, H = margins.unit_rows("weight", raw_weight), margins.unit_rows("features", raw)
@@ -106,8 +117,8 @@ def generalized_nc(
     nearest = nearest_mean(H, means)
     predicted = _argmax(raw.double(), raw_weight, bias)
     result = {
-        "gnc1": _gnc1(H, labels, means, g),
-        "gnc1_raw": _gnc1(raw.double(), labels, *class_means(raw.double(), labels, K)[:2]),
+        "gnc1": _gnc1(H, labels, means, g, within, Storage(storage.eps, 0.0)),
+        "gnc1_raw": _raw_gnc1(raw.double(), labels, K, storage),
         "gnc1_ratio": within / between if between > 0 else nan,
         "cdnv": cdnv(means, variances),
         **_margins(W, means, kept, notes, exact_classes=exact_classes, tol=tol),
@@ -138,14 +149,7 @@ def class_means(features, labels, K):
 
 def cdnv(means, variances):
     """Class-distance normalised variance, mean over pairs; inf if two class means coincide."""
-    total, K = 0.0, len(means)
-    for rows in torch.arange(K).split(max(1, _TILE // K)):
-        squared = _squared_distances(means, rows)
-        spread = (variances[rows, None] + variances[None]) / 2
-        ratio = torch.where(spread > 0, spread / squared, 0.0)
-        ratio[torch.arange(len(rows)), rows] = 0
-        total += float(ratio.sum())
-    return total / (K * (K - 1))
+    return float(cdnv_by_class(means, variances).mean())
 
 
 def log_kernel(directions):
@@ -153,8 +157,8 @@ def log_kernel(directions):
     uniformity) of unit rows ``(K, d)``; infinite and NaN when two coincide."""
     first = second = 0.0
     K = len(directions)
-    for rows in torch.arange(K).split(max(1, _TILE // K)):
-        kernel = -_squared_distances(directions, rows).log() / 2
+    for rows in torch.arange(K).split(max(32, _TILE // K)):
+        kernel = -squared_distances(directions, rows).log() / 2
         kernel[torch.arange(len(rows)), rows] = 0
         first += float(kernel.sum())
         second += float(kernel.square().sum())
@@ -214,17 +218,27 @@ def _drop_empty(labels, K, notes):
     return renumber[labels], kept.cpu(), dropped
 
 
-def _gnc1(features, labels, means, g):
-    """tr(S_W S_B^+)/K through the SVD of the centred means; their rank is at most K - 1."""
+def _gnc1(features, labels, means, g, within, storage):
+    """tr(S_W S_B^+)/K through the SVD of the centred means; their rank is at most K - 1.
+
+    ``within``: tr S_W.  Directions that only the rounding of the stored features made are cut.
+    """
     K, d = means.shape
     _, sizes, axes = torch.linalg.svd(means - g, full_matrices=False)
     sizes, axes = sizes[: min(K - 1, d)], axes[: min(K - 1, d)]
-    keep = sizes > sizes[0] * max(K, d) * torch.finfo(torch.float64).eps
-    if not bool(keep.any()) or float(sizes[0]) == 0:
+    floor = storage.floor(means, len(features), within)
+    keep = sizes > max(floor, float(sizes[0]) * max(K, d) * torch.finfo(torch.float64).eps)
+    if not bool(keep.any()):
         return nan  # all class means coincide
     scores = (features - means[labels]) @ axes[keep].T
     within = scores.square().mean(0)
     return float((within * K / sizes[keep].square()).sum() / K)
+
+
+def _raw_gnc1(features, labels, K, storage):
+    means, g, variances = class_means(features, labels, K)
+    within = float(torch.bincount(labels, minlength=K).double() @ variances / len(features))
+    return _gnc1(features, labels, means, g, within, storage)
 
 
 def _margins(W, means, kept, notes, *, exact_classes, tol):
@@ -293,19 +307,13 @@ def _mean_gap(rows, targets):
 
 
 def _argmax(features, weight, offset=None):
-    chunks = features.split(max(1, _TILE // len(weight)))
+    found = torch.empty(len(features), dtype=torch.int64, device=features.device)
     shift = 0.0 if offset is None else offset
-    return torch.cat([(h @ weight.T + shift).argmax(1) for h in chunks])
-
-
-def _squared_distances(rows, index):
-    """``|a_i - a_j|^2`` for i in ``index`` and all j; exact differences where the two are close."""
-    picked = rows[index]
-    squared = picked.square().sum(1)[:, None] + rows.square().sum(1) - 2 * picked @ rows.T
-    scale = rows.square().sum(1).max()
-    i, j = (squared < 1e-8 * scale).nonzero(as_tuple=True)
-    squared[i, j] = (picked[i] - rows[j]).square().sum(1)
-    return squared
+    size = max(32, _TILE // len(weight))
+    # Written in place: small results that live on between the tiles would scatter the memory.
+    for h, out in zip(features.split(size), found.split(size), strict=True):
+        out.copy_((h @ weight.T + shift).argmax(1))
+    return found
 
 
 def _share(hits):

@@ -15,6 +15,7 @@ import scipy.linalg
 import torch
 
 from nclib import checks, frames
+from nclib.metrics.precision import Storage, exact
 
 CONVENTIONS = ("clean", "official")
 _MAX_PAIRS = 30_000_000
@@ -60,10 +61,13 @@ class LabelSetStatistics:
     nothing cancels when features have collapsed.
 
     Attributes: ``label_sets (R, K)`` bool, ``counts (R,)``, ``means (R, d)``, ``scatter (R,)`` with
-    ``Σ‖h - μ_S‖²``, and ``within (d, d)``, the scatter matrix of all single-label samples.
+    ``Σ‖h - μ_S‖²``, ``within (d, d)``, the scatter matrix of all single-label samples, and
+    ``storage``, the coarsest precision in which features were stored.
     """
 
+    @exact
     def __init__(self, num_classes, dim, *, device=None):
+        self.storage = Storage(0.0, 0.0)
         self.K = checks.integer("num_classes", num_classes, 2)
         self.dim = checks.integer("dim", dim)
         zeros = lambda *shape: torch.zeros(shape, dtype=torch.float64, device=device)  # noqa: E731
@@ -73,15 +77,17 @@ class LabelSetStatistics:
         self._row = {}
 
     @classmethod
-    def of(cls, features, targets):
+    def of(cls, features, targets, *, precision=None):
         """The statistics of features ``(N, d)`` with multi-hot targets ``(N, K)`` in memory."""
-        features = checks.matrix("features", features)
+        storage, features = Storage.of(features, precision), checks.matrix("features", features)
         targets = checks.label_sets(targets)
         found = cls(targets.shape[1], features.shape[1], device=features.device)
-        return found.update(features, targets)
+        return found.update(features, targets, precision=storage)
 
-    def update(self, features, targets):
-        """Add a batch; returns self."""
+    @exact
+    def update(self, features, targets, *, precision=None):
+        """Add a batch; returns self.  ``precision`` as in :func:`~nclib.metrics.nc_metrics`."""
+        self.storage = self.storage.coarser(Storage.of(features, precision))
         features = checks.matrix("features", features, columns=self.dim).to(self.means)
         targets = checks.label_sets(targets, shape=(len(features), self.K)).to(features.device)
         sets, inverse = _distinct(targets.bool())
@@ -94,6 +100,7 @@ class LabelSetStatistics:
         single = centred[targets.bool().sum(1) == 1]
         return self._join(sets, counts, means, scatter, single.T @ single)
 
+    @exact
     def merge(self, other):
         """Add the statistics of another part of the data; returns self."""
         if (self.K, self.dim) != (other.K, other.dim):
@@ -101,6 +108,7 @@ class LabelSetStatistics:
                 f"cannot merge statistics of K={other.K}, d={other.dim} "
                 f"into K={self.K}, d={self.dim}"
             )
+        self.storage = self.storage.coarser(other.storage)
         return self._join(other.label_sets, other.counts, other.means, other.scatter, other.within)
 
     def _join(self, sets, counts, means, scatter, within):
@@ -161,8 +169,9 @@ class LabelSetStatistics:
         return self.means[self.rows(1)]
 
 
+@exact
 def multi_label_metrics(
-    features, targets, weight, bias=None, *, convention="clean", reference="means"
+    features, targets, weight, bias=None, *, convention="clean", reference="means", precision=None
 ):
     """All multi-label collapse metrics of features ``(N, d)``, targets ``(N, K)``, classifier
     ``(K, d)``.
@@ -195,18 +204,22 @@ def multi_label_metrics(
     pairs only.  Its overwriting of the first stored feature of each class is a memory slip and is
     not imitated.
 
+    ``precision``: dtype in which the features were stored, if it is not theirs, as in
+    :func:`~nclib.metrics.nc_metrics`; directions of its rounding are not inverted in ``nc1``.
+
     Features that are all equal ("collapsed to zero") give NaN and a RuntimeWarning.
     """
     checks.choice("convention", convention, CONVENTIONS)
-    statistics = LabelSetStatistics.of(features, targets)
+    statistics = LabelSetStatistics.of(features, targets, precision=precision)
     found = statistics_metrics(statistics, weight, convention=convention, reference=reference)
     weight = checks.matrix("weight", weight).to(statistics.means)
-    logits = torch.as_tensor(features).to(weight) @ weight.T
+    logits = checks.matrix("features", features).to(weight) @ weight.T
     if bias is not None:
         logits = logits + checks.vector("bias", bias, len(weight)).to(weight)
     return found | {"soft_iou": soft_iou(logits, targets)}
 
 
+@exact
 def statistics_metrics(statistics, weight, *, convention="clean", reference="means"):
     """:func:`multi_label_metrics` from :class:`LabelSetStatistics`, without ``soft_iou``."""
     checks.choice("convention", convention, CONVENTIONS)
@@ -241,6 +254,7 @@ def statistics_metrics(statistics, weight, *, convention="clean", reference="mea
     return found
 
 
+@exact
 def tagwise_fit(statistics, m, *, weight=None):
     """The :class:`TagwiseFit` of multiplicity m >= 2 (claim 3.L5).
 
@@ -256,6 +270,7 @@ def tagwise_fit(statistics, m, *, weight=None):
     return _fit(statistics, m, _centred(weight.to(statistics.means)))
 
 
+@exact
 def soft_iou(logits, targets):
     """``{m: mean over the samples with m labels of the softmax probability of their label set}``.
 
@@ -302,7 +317,9 @@ def _nc1(statistics, centred):
         return float("nan")
     K, N = statistics.K, statistics.counts[statistics.rows(1)].sum()
     _, singular, axes = torch.linalg.svd(centred / K**0.5, full_matrices=False)
-    keep = singular.square() > 1e-10 * singular[0].square()
+    spread = float(statistics.within.trace() / N)
+    floor = statistics.storage.floor(statistics.class_means, int(N), spread) / K**0.5
+    keep = singular > max(1e-5 * float(singular[0]), floor)
     variance = ((axes @ statistics.within) * axes).sum(1) / N
     return float((variance[keep] / singular[keep].square()).sum() / K)
 

@@ -84,9 +84,8 @@ class Collapse:
 
     def gram(self, labels):
         """Gram matrix ``H H'`` (N, N) of the hidden features for these ``labels``."""
-        rows = self.mean_norms[labels][:, None] * torch.nn.functional.one_hot(
-            labels, len(self.class_counts)
-        )
+        norms = self.mean_norms.to(labels.device)
+        rows = norms[labels][:, None] * torch.nn.functional.one_hot(labels, len(norms))
         return rows @ rows.T
 
 
@@ -488,8 +487,8 @@ def layer_beta(decays):
 
 
 def _sizes(class_counts):
-    """Square roots of the class sizes, float64."""
-    counts = checks.tensor("class_counts", class_counts)
+    """Square roots of the class sizes, float64, on the CPU: they are few."""
+    counts = checks.tensor("class_counts", class_counts).cpu()
     whole = counts.ndim == 1 and counts.numel() > 0 and counts.dtype != torch.bool
     if not whole or counts.is_complex() or not bool((counts == counts.round()).all()):
         raise checks.InputError(

@@ -18,7 +18,8 @@ from scipy.optimize import nnls
 
 from nclib import checks
 
-TILE_ENTRIES = 2**23  # logits held at a time: 64 MiB in float64
+TILE_ENTRIES = 2**20  # logits held at a time: 8 MiB in float64, about a cache
+_FEW = 128  # up to so many classes all are solved exactly: passes over them would cost as much
 _EPS = np.finfo(np.float64).eps
 
 
@@ -136,17 +137,17 @@ def hard_margin(weight, features, labels=None, *, normalize=True):
     row-normalised unless ``normalize=False``.  Never exceeds ``rho(W)`` for unit rows (4.G2).
     """
     weight, features, labels = _pairs(weight, features, labels, normalize)
-    margins = [own - rival for own, rival in _own_and_rival(weight, features, labels)]
-    return float(torch.cat(margins).min())
+    return min(
+        float((own - rival).min()) for own, rival in _own_and_rival(weight, features, labels)
+    )
 
 
 def max_cosine(weight):
     """Largest cosine between two rows, ``cos theta`` of the Tammes problem."""
     weight = unit_rows("weight", weight)
     labels = torch.arange(len(weight))
-    return float(
-        torch.cat([r for _, r in _own_and_rival(weight, weight, labels)]).max().clamp(-1, 1)
-    )
+    largest = max(float(rival.max()) for _, rival in _own_and_rival(weight, weight, labels))
+    return min(1.0, max(-1.0, largest))
 
 
 def min_angle(weight):
@@ -192,12 +193,16 @@ def margin(weight, *, tol=1e-9, max_solves=None):
     the cost of two matrix products each; after each pass the most promising class is solved
     exactly and those that cannot be the minimum drop out; what remains is solved exactly.  Stops
     as soon as ``upper - lower <= tol``, or after ``max_solves`` exact solutions with the bracket
-    reached by then.
+    reached by then.  Few classes are all solved exactly, without passes.
     """
     tol = checks.real("tol", tol, at_least=1e-12)
     limit = np.inf if max_solves is None else checks.integer("max_solves", max_solves, 0)
     weight = unit_rows("weight", weight)
     rows, features, K = weight.cpu().numpy(), weight.clone(), len(weight)
+    if min(_FEW, limit) >= K:
+        lower, upper = np.array([_project_row(rows, k, tol)[:2] for k in range(K)]).T
+        worst = int(upper.argmin())
+        return MarginBracket(float(lower.min()), float(upper[worst]), worst, K)
     lower, upper = torch.zeros(K, dtype=torch.float64), torch.full((K,), 2.0, dtype=torch.float64)
     alive, solved = torch.arange(K), 0
     temperatures = iter(np.geomspace(0.04, 0.002, 40))
@@ -383,7 +388,7 @@ def _class_list(classes, K):
 
 
 def _tile_rows(K):
-    return max(1, TILE_ENTRIES // K)
+    return max(32, TILE_ENTRIES // K)  # rows enough for a fast product
 
 
 def _rounding(d):

@@ -155,19 +155,45 @@ class BestOf:
     values: tuple
 
     def hits(self, value, tolerance=1e-6):
-        """Fraction of the starts that ended within ``tolerance`` of ``value``."""
-        return sum(abs(found - value) <= tolerance for found in self.values) / len(self.values)
+        """Number of trainings that ended within ``tolerance`` (relative above 1) of ``value``."""
+        return sum(abs(v - value) <= tolerance * max(1, abs(value)) for v in self.values)
+
+    @property
+    def converged(self):
+        """Whether two trainings agree on the lowest value: knows no closed form."""
+        return self.hits(self.best.value) >= 2
 
 
-def best_of(problem, starts, *, seed=0, scale=1.0, **options):
-    """Train ``problem`` by L-BFGS from ``starts`` random points: a :class:`BestOf`.
+def best_of(problem, starts, *, seed=0, scale=1.0, pool=8, **options):
+    """Train ``problem`` by L-BFGS from up to ``starts`` of ``starts * pool`` random points.
 
-    ``scale``: size of the random start; ``options`` go to :func:`nclib.ufm.solve.minimize`.
+    Arguments as for :func:`lowest`; ``scale``: size of the random points.
     """
     generator = torch.Generator().manual_seed(seed)
-    points = [problem.start(generator, scale) for _ in range(checks.integer("starts", starts))]
-    found = [solve.minimize(problem.objective, point, **options) for point in points]
-    return BestOf(min(found, key=lambda run: run.value), tuple(run.value for run in found))
+    count = checks.integer("starts", starts) * checks.integer("pool", pool)
+    points = [problem.start(generator, scale) for _ in range(count)]
+    return lowest(problem.objective, points, starts, **options)
+
+
+def lowest(objective, points, starts, *, screening=80, **options):
+    """The lowest minimum that L-BFGS finds from ``points`` (dicts of tensors): a :class:`BestOf`.
+
+    If there are more than ``starts`` points, all make ``screening`` steps together and the lowest
+    go on: whoever is caught by a bad minimum shows it early.  These are trained one by one
+    (``options`` go to :func:`nclib.ufm.solve.minimize`) until two agree on the lowest value.
+    """
+    if len(points) > starts:
+        stacked = {name: torch.stack([point[name] for point in points]) for name in points[0]}
+        rough = solve.minimize_many(objective, stacked, max_iter=screening)
+        order = rough.values.argsort()[:starts].tolist()
+        points = [{name: stack[i] for name, stack in rough.variables.items()} for i in order]
+    best, values = None, ()
+    for point in points:
+        run = solve.minimize(objective, point, **options)
+        best, values = min(best or run, run, key=lambda run: run.value), (*values, run.value)
+        if BestOf(best, values).converged:
+            break
+    return BestOf(best, values)
 
 
 def descend(

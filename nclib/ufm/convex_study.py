@@ -1,7 +1,8 @@
 """Tables of result 6: trained networks next to their convex optimum.
 
 Every function returns a tidy DataFrame (or a few) with the trained ``value``, the closed form
-``optimum`` and ``excess = value - optimum``.
+``optimum`` and ``excess = value - optimum``.  ``converged`` says whether the search agreed with
+itself (:class:`nclib.ufm.convex.BestOf`), whatever the closed form is.
 """
 
 import itertools
@@ -12,6 +13,7 @@ import pandas as pd
 import torch
 from scipy.optimize import linprog
 
+from nclib import checks
 from nclib.metrics import convex_duality as metrics
 from nclib.theory import convex_duality as theory
 from nclib.ufm import convex, solve
@@ -41,13 +43,18 @@ def _row(value, optimum, **columns):
     return columns | {"value": value, "optimum": optimum, "excess": value - optimum}
 
 
+def _best_row(found, optimum, **columns):
+    return _row(found.best.value, optimum, **columns) | {"converged": found.converged}
+
+
 # --- linear networks -----------------------------------------------------------------------------
 
 
 def convex_linear(settings, betas, *, seed=0):
     """Two-layer linear nets on any inputs (6.C3): duality gap and trained excess per setting.
 
-    ``settings``: list of (n, d, K).  Columns n, d, K, beta, gap, value, optimum, excess, rank.
+    ``settings``: list of (n, d, K).  Columns n, d, K, beta, gap, rank, value, optimum, excess,
+    converged.
     """
     generator, rows = torch.Generator().manual_seed(seed), []
     for n, d, K in settings:
@@ -55,11 +62,14 @@ def convex_linear(settings, betas, *, seed=0):
         for beta in betas:
             best = theory.linear_map(X, Y, beta)
             network = convex.Network(X, Y, beta, (min(d, K),), "linear")
-            trained = convex.best_of(network, 1, seed=seed, max_iter=2000).best
+            trained = convex.best_of(network, 2, seed=seed, pool=1, max_iter=2000)
             rank = metrics.numerical_rank(best.weight)
             size = dict(n=n, d=d, K=K, beta=beta, gap=best.gap, rank=rank)
-            rows.append(_row(trained.value, best.value, **size))
+            rows.append(_best_row(trained, best.value, **size))
     return pd.DataFrame(rows)
+
+
+_LARGE = 2.0  # size of the starts of deep linear nets: smaller ones fall into the minimum at zero
 
 
 def staircase(inputs, targets, depths, betas, starts, *, seed=0):
@@ -72,7 +82,8 @@ def staircase(inputs, targets, depths, betas, starts, *, seed=0):
     for depth, beta in itertools.product(depths, betas):
         widths = (targets.shape[1] + 2,) * (depth - 1)
         network = convex.Network(inputs, targets, beta, widths, "linear")
-        best = convex.best_of(network, starts, seed=seed, max_iter=500, restarts=0).best
+        options = dict(seed=seed, scale=_LARGE, pool=2, max_iter=500, restarts=0)
+        best = convex.best_of(network, starts, **options).best
         product = torch.linalg.multi_dot(network.layers(best.variables)[::-1])
         optimum = theory.whitened_linear_value(targets, beta, depth)
         for index, s in enumerate(torch.linalg.svdvals(product)[: targets.shape[1]].tolist()):
@@ -99,16 +110,35 @@ def staircase_theory(targets, depths, betas):
     return pd.DataFrame(curves), pd.DataFrame(jumps)
 
 
-def whitened_linear(inputs, targets, beta, depth, starts, *, scale=1.0, seed=0):
-    """Values that deep linear nets reach on whitened inputs from each random start (6.C7).
+def whitened_linear(inputs, targets, beta, depths, starts, *, seed=0):
+    """Values that deep linear nets reach on whitened inputs (6.C7), one row per depth.
 
-    ``scale``: size of the starts; small ones find zero for depth >= 3.  Columns start, value,
-    optimum, excess.
+    Columns depth, value, optimum, excess, converged.
     """
-    network = convex.Network(inputs, targets, beta, (targets.shape[1] + 2,) * (depth - 1), "linear")
-    found = convex.best_of(network, starts, seed=seed, scale=scale, max_iter=1000)
+    rows = []
+    for depth in depths:
+        widths = (targets.shape[1] + 2,) * (depth - 1)
+        network = convex.Network(inputs, targets, beta, widths, "linear")
+        found = convex.best_of(network, starts, seed=seed, scale=_LARGE, pool=4, max_iter=1000)
+        optimum = theory.whitened_linear_value(targets, beta, depth)
+        rows.append(_best_row(found, optimum, depth=depth))
+    return pd.DataFrame(rows)
+
+
+def zero_trap(inputs, targets, depth, *, share=0.95, scale=0.1, steps=300, seed=0):
+    """Gradient descent from a small start at ``share`` of the largest threshold (6.C7): one row.
+
+    At depth >= 3 zero is a minimum at every beta, here not the lowest one.  L-BFGS would not do:
+    its first step is long and may leave the basin.
+    """
+    beta = share * theory.thresholds(float(torch.linalg.svdvals(targets)[0]), depth)[0]
+    widths = (targets.shape[1] + 2,) * (depth - 1)
+    network = convex.Network(inputs, targets, beta, widths, "linear")
+    start = network.start(torch.Generator().manual_seed(seed), scale)
+    options = dict(optimizer="sgd", momentum=0.0, cosine=False, lr=0.1 / beta, steps=steps)
+    end, _ = convex.descend(network, start, **options)
     optimum = theory.whitened_linear_value(targets, beta, depth)
-    return pd.DataFrame([_row(v, optimum, start=i) for i, v in enumerate(found.values)])
+    return _row(float(network.objective(**end)), optimum, beta=beta)
 
 
 def merging_norms(inputs, targets, beta, depth, scales, *, lr=0.02, steps=4000, seed=0):
@@ -140,19 +170,22 @@ def merging_norms(inputs, targets, beta, depth, scales, *, lr=0.02, steps=4000, 
 
 
 def balanced_layers(inputs, targets, beta, depths, *, seed=0):
-    """Spread of the layer norms and balancedness of L-BFGS solutions (6.C2), one row per depth."""
+    """Spread of the layer norms and balancedness of L-BFGS solutions (6.C2), one row per depth.
+
+    ``gradient`` is the max-norm of the gradient: the statement is about stationary points.
+    """
     rows = []
     for depth in depths:
         widths = (targets.shape[1],) * (depth - 1)
         network = convex.Network(inputs, targets, beta, widths, "linear")
-        best = convex.best_of(network, 3, seed=seed, max_iter=2000).best
+        best = convex.best_of(network, 3, seed=seed, scale=_LARGE, max_iter=2000).best
         layers = network.layers(best.variables)
         frobenius, operator = metrics.layer_norms(layers)
         spreads = dict(frobenius_spread=np.ptp(frobenius), operator_spread=np.ptp(operator))
         balance = dict(balance=metrics.balancedness(layers))
         rank = metrics.numerical_rank(layers[0])
         aligned = dict(rank=rank, alignment=metrics.alignment(layers, rank=max(rank, 1)))
-        rows.append({"depth": depth} | spreads | balance | aligned)
+        rows.append({"depth": depth, "gradient": best.gradient_norm} | spreads | balance | aligned)
     return pd.DataFrame(rows)
 
 
@@ -204,14 +237,14 @@ def minimum_norms(rank, dimension, depths, *, starts=3, seed=0):
     for depth in depths:
         found = convex.best_of(Interpolation(X, Y, depth), starts, seed=seed, max_iter=3000)
         optimum = theory.minimum_norm_value(X, Y, depth)
-        rows.append(_row(found.best.value, optimum, depth=depth))
+        rows.append(_best_row(found, optimum, depth=depth))
     return pd.DataFrame(rows)
 
 
 def depth_gap(ranks, depths, *, norm=1.3, starts=3, seed=0):
     """Fixed-norm variant (6.C8): primal and dual closed forms, and training, per rank and depth.
 
-    Columns outputs, depth, primal, dual, ratio, trained.
+    Columns outputs, depth, primal, dual, ratio, trained, converged.
     """
     rows = []
     for rank in ranks:
@@ -220,25 +253,32 @@ def depth_gap(ranks, depths, *, norm=1.3, starts=3, seed=0):
         for depth in depths:
             primal, dual = theory.fixed_norm_values(X, Y, depth, norm)
             problem = Interpolation(X, Y, depth, norm)
-            trained = convex.best_of(problem, starts, seed=seed, max_iter=3000).best.value
+            found = convex.best_of(problem, starts, seed=seed, max_iter=3000)
             row = dict(outputs=rank, depth=depth, primal=primal, dual=dual, ratio=primal / dual)
-            rows.append(row | {"trained": trained})
+            rows.append(row | dict(trained=found.best.value, converged=found.converged))
     return pd.DataFrame(rows)
 
 
-def rank_one(depths, outputs, *, beta=0.1, starts=4, seed=0):
-    """Rank-one inputs, linear and ReLU (6.C9): excess, second singular value, alignment."""
+def rank_one(depths, outputs, *, share=0.3, width=8, starts=3, seed=0):
+    """Rank-one inputs, linear and ReLU (6.C9): excess, second singular value, alignment.
+
+    ``share``: beta over the one from which zero is optimal; zero layers are aligned with anything.
+    A ReLU net much narrower than ``width`` often starts with a layer that is dead on all inputs.
+    """
     rows = []
     for depth, K, activation in itertools.product(depths, outputs, convex.ACTIVATIONS):
         generator = torch.Generator().manual_seed(seed)
         c, a, Y = gaussian(generator, 7).abs(), gaussian(generator, 4), gaussian(generator, 7, K)
-        network = convex.Network(c[:, None] * a, Y, beta, (3,) * (depth - 1), activation)
-        best = convex.best_of(network, starts, seed=seed, max_iter=1500).best
-        layers = network.layers(best.variables)
+        q = float((c[:, None] * a).square().sum())  # the only singular value, squared
+        slope = float(a.norm() * (c @ Y).norm()) / q
+        beta = share * q * theory.thresholds(slope, depth)[0]
+        network = convex.Network(c[:, None] * a, Y, beta, (width,) * (depth - 1), activation)
+        found = convex.best_of(network, starts, seed=seed, max_iter=1500)
+        layers = network.layers(found.best.variables)
         second = max(float(torch.linalg.svdvals(w)[1:].sum()) for w in layers)
         optimum = theory.rank_one_value(c, a, Y, beta, depth, relu=activation == "relu")
         extra = dict(second_singular=second, alignment=metrics.alignment(layers))
-        rows.append(_row(best.value, optimum, depth=depth, K=K, activation=activation) | extra)
+        rows.append(_best_row(found, optimum, depth=depth, K=K, activation=activation) | extra)
     return pd.DataFrame(rows)
 
 
@@ -248,19 +288,18 @@ def rank_one(depths, outputs, *, beta=0.1, starts=4, seed=0):
 def spline_training(x, y, betas, width, starts, *, scale=0.3, max_iter=300, seed=0):
     """Two-layer 1-D nets trained by L-BFGS against the exact Lasso (6.C18), one row per beta.
 
-    Columns beta, gap (duality gap of the Lasso), value, optimum, excess, hits, knot_share (knot
-    mass within 1e-3 of a data point).
+    Columns beta, gap (duality gap of the Lasso), value, optimum, excess, converged, knot_share
+    (knot mass within 1e-3 of a data point).
     """
     rows = []
     for beta in betas:
         exact = theory.fit_spline(x, y, beta)
         network = convex.Network(x, y, beta, (width,), bias="last")
-        options = dict(seed=seed, scale=scale, max_iter=max_iter, restarts=0)
+        options = dict(seed=seed, scale=scale, pool=1, max_iter=max_iter, restarts=0)
         found = convex.best_of(network, starts, **options)
-        positions, masses = network_knots(found.best.variables)
-        row = dict(beta=beta, gap=exact.gap, hits=found.hits(exact.value, 1e-4))
-        share = metrics.mass_near(positions, masses, x)
-        rows.append(_row(found.best.value, exact.value, **row) | {"knot_share": share})
+        share = metrics.mass_near(*network_knots(found.best.variables), x)
+        row = dict(beta=beta, gap=exact.gap, knot_share=share)
+        rows.append(_best_row(found, exact.value, **row))
     return pd.DataFrame(rows)
 
 
@@ -277,7 +316,8 @@ def spline_networks(x, y, beta, width, grid, *, steps=3000, max_iter=400, starts
     """
     exact = theory.fit_spline(x, y, beta)
     network = convex.Network(x, y, beta, (width,), bias="last")
-    best = convex.best_of(network, starts, seed=seed, max_iter=max_iter, restarts=0).best.variables
+    options = dict(seed=seed, pool=1, max_iter=max_iter, restarts=0)
+    best = convex.best_of(network, starts, **options).best.variables
     start = network.start(torch.Generator().manual_seed(seed))
     adam, _ = convex.descend(network, start, lr=1e-2, steps=steps)
     exact_knots = metrics.knots(*exact.network()[:3])
@@ -351,10 +391,10 @@ def without_offset(x, y, distances):
 def deep_one_dimensional(points, beta, width, starts, *, max_iter=300, seed=0):
     """Where the deep spline law stops (6.C19): depth 3 on ``points`` equally spaced points.
 
-    Columns case, value, optimum (the law), excess.  With biases in the last hidden layer only and
-    x >= 0 the law is reached; with biases everywhere nets go below it.  On inputs of both signs it
-    is wrong either way: an even target is cheaper (one kink at 0 serves both sides), an odd one
-    dearer (the first layer must carry both half-lines).
+    Columns case, value, optimum (the law), excess, converged.  With biases in the last hidden layer
+    only and x >= 0 the law is reached; with biases everywhere nets go below it.  On inputs of both
+    signs it is wrong either way: an even target is cheaper (one kink at 0 serves both sides), an
+    odd one dearer (the first layer must carry both half-lines).
     """
     x = np.linspace(-1.5, 1.5, points)
     odd, even = np.sin(2.5 * x), np.cos(2.5 * x)
@@ -367,9 +407,10 @@ def deep_one_dimensional(points, beta, width, starts, *, max_iter=300, seed=0):
     rows = []
     for case, (inputs, y, bias) in cases.items():
         network = convex.Network(inputs, y, beta, (width, width), bias=bias)
-        found = convex.best_of(network, starts, seed=seed, max_iter=max_iter, restarts=0)
+        options = dict(seed=seed, scale=0.5, max_iter=max_iter, restarts=0)
+        found = convex.best_of(network, starts, **options)
         law = theory.deep_spline(inputs, y, beta, 3).value
-        rows.append(_row(found.best.value, law, case=case.replace("\n", " "), label=case))
+        rows.append(_best_row(found, law, case=case.replace("\n", " "), label=case))
     return pd.DataFrame(rows)
 
 
@@ -385,11 +426,11 @@ def planar(n, betas, width, starts, *, max_iter=800, seed=0):
         exact = theory.two_layer_relu(X, y, beta)
         reached = np.abs(exact.residual @ np.maximum(X.numpy() @ exact.directions.T, 0)) / beta
         network = convex.Network(X, y, beta, (width,))
-        found = convex.best_of(network, starts, seed=seed, max_iter=max_iter, restarts=0)
+        found = convex.best_of(network, starts, seed=seed, pool=1, max_iter=max_iter, restarts=0)
         row = dict(beta=beta, gap=exact.gap, neurons=len(exact.weights))
         supremum = theory.largest_activation(X, exact.residual)[0] / beta
         row |= dict(active_low=reached.min(), active_high=reached.max(), supremum=supremum)
-        rows.append(_row(found.best.value, exact.value, **row))
+        rows.append(_best_row(found, exact.value, **row))
     return pd.DataFrame(rows)
 
 
@@ -416,13 +457,15 @@ def constraint_curve(n, beta, *, points=721, seed=0):
 # --- whitened ReLU -------------------------------------------------------------------------------
 
 
-def whitened_classes(counts, betas, starts, *, depth=2, width=12, max_iter=600, seed=0):
+def whitened_classes(counts, betas, starts, *, depth=2, width=None, max_iter=600, seed=0):
     """Whitened ReLU nets on unequal classes (6.C11): outputs per class against beta.
 
-    Returns ``(fits, outputs)``: fits has columns beta, value, optimum, excess, hits, features and
-    weights (largest deviations of HH' and of W_2'W_2 from the closed form), path (path norm minus
-    half the squared weights); outputs has columns beta, label, count, output.
+    ``width``: neurons per layer, by default three per class.  Returns ``(fits, outputs)``: fits has
+    columns beta, value, optimum, excess, converged, features and weights (largest deviations of HH'
+    and of W_2'W_2 from the closed form), path (path norm minus half the squared weights); outputs
+    has columns beta, label, count, output.
     """
+    width = width or 3 * len(counts)
     generator = torch.Generator().manual_seed(seed)
     labels = class_labels(counts)
     X, Y = whitened(generator, len(labels), len(labels) + 2), one_hot(labels)
@@ -436,11 +479,8 @@ def whitened_classes(counts, betas, starts, *, depth=2, width=12, max_iter=600, 
         weights = float((W @ W.mT - torch.diag(shape.weight_norms**2)).abs().max())
         half = sum(float(w.square().sum()) for w in network.layers(variables)) / 2
         path = metrics.path_norm(*network.layers(variables)) - half if depth == 2 else np.nan
-        row = dict(beta=beta, hits=found.hits(shape.value, 1e-6))
-        fits.append(
-            _row(found.best.value, shape.value, **row)
-            | dict(features=features, weights=weights, path=path)
-        )
+        sizes = dict(features=features, weights=weights, path=path)
+        fits.append(_best_row(found, shape.value, beta=beta) | sizes)
         own = (network.outputs(variables) * Y).sum(1)
         for k, count in enumerate(counts):
             mean = float(own[labels == k].mean())
@@ -455,8 +495,7 @@ def whitened_scalar(n, betas, starts, *, seed=0):
     for beta in betas:
         network = convex.Network(X, y, beta, (8,))
         found = convex.best_of(network, starts, seed=seed, max_iter=600)
-        optimum = theory.whitened_relu_value(y, beta)
-        rows.append(_row(found.best.value, optimum, beta=beta, hits=found.hits(optimum, 1e-7)))
+        rows.append(_best_row(found, theory.whitened_relu_value(y, beta), beta=beta))
     return pd.DataFrame(rows)
 
 
@@ -509,6 +548,22 @@ def deep_values(points, depths, beta):
     return pd.DataFrame(rows)
 
 
+def require_descents(cases):
+    """Raise :class:`~nclib.checks.InputError` unless ``cases`` show what depth changes.
+
+    ``cases``: as the notebook's parameter ``descents``, rows of numbers (points, depth, beta).
+    """
+    checks.require(
+        all(points == int(points) and depth == int(depth) for points, depth, _ in cases),
+        f"points and depth in parameter descents must be whole numbers, got {cases}",
+    )
+    depths = [depth for _, depth, _ in cases]
+    checks.require(
+        min(depths) == 3 < max(depths),
+        f"parameter descents needs a network of depth 3 and a deeper one, got depths {depths}",
+    )
+
+
 def widened(layers, width, noise, generator):
     """The same network with every hidden layer padded to ``width`` neurons, plus Gaussian noise."""
     sizes = [layers[0].shape[1], *[width] * (len(layers) - 1), len(layers[-1])]
@@ -523,8 +578,8 @@ def deep_descents(cases, *, max_iter=1500, noise=0.05, starts=1, seed=0):
     """L-BFGS from the pair network, widened to 2 K neurons per layer (6.C13).
 
     ``cases``: list of (points, depth, beta).  Returns ``(values, spectra)``: values has columns
-    points, K, depth, beta, value, collapsed, pairs, excess (over collapsed), ranks (text); spectra
-    points, depth, layer, index, singular.
+    points, K, depth, beta, value, collapsed, pairs, excess (over collapsed), ranks (text),
+    gradient; spectra points, depth, layer, index, singular.
     """
     values, spectra = [], []
     for points, depth, beta in cases:
@@ -543,7 +598,8 @@ def deep_descents(cases, *, max_iter=1500, noise=0.05, starts=1, seed=0):
         collapsed = theory.collapsed_value([1] * K, beta, depth)
         row = dict(points=points, K=K, depth=depth, beta=beta, value=best.value)
         row |= dict(collapsed=collapsed, pairs=theory.pair_value(points, depth, beta))
-        values.append(row | dict(excess=best.value - collapsed, ranks=", ".join(map(str, ranks))))
+        row |= dict(excess=best.value - collapsed, gradient=best.gradient_norm)
+        values.append(row | dict(ranks=", ".join(map(str, ranks))))
         spectra += [
             dict(points=points, depth=depth, layer=i + 1, index=j + 1, singular=s)
             for i, layer in enumerate(found)
@@ -555,11 +611,11 @@ def deep_descents(cases, *, max_iter=1500, noise=0.05, starts=1, seed=0):
 # --- batch norm and other losses -----------------------------------------------------------------
 
 
-def batch_norm_heads(counts, betas, dimension, starts, *, width=8, max_iter=1500, seed=0):
+def batch_norm_heads(counts, betas, dimension, starts, *, width=16, max_iter=1500, seed=0):
     """BN heads on random features (6.C14): closed-form weights, certificate, training, per beta.
 
     Columns beta, closed (cost of the explicit weights minus the value), certificate (dual bound at
-    them minus the value), value, optimum, excess, hits.
+    them minus the value), value, optimum, excess, converged.
     """
     generator, rows = torch.Generator().manual_seed(seed), []
     labels = class_labels(counts)
@@ -568,13 +624,13 @@ def batch_norm_heads(counts, betas, dimension, starts, *, width=8, max_iter=1500
         problem = convex.BatchNormNetwork(A, Y, beta, width)
         found = convex.best_of(problem, starts, seed=seed, max_iter=max_iter, restarts=0)
         optimum = theory.collapsed_value(counts, beta)
-        row = dict(beta=beta, hits=found.hits(optimum, 1e-6))
+        row = dict(beta=beta)
         if dimension >= len(labels) - 1:
             head = theory.batch_norm_head(A, labels, beta)
             point = {name: getattr(head, name) for name in ("hidden_weight", "gamma", "alpha")}
             row["closed"] = float(problem.objective(**point, weight=head.weight)) - optimum
             row["certificate"] = theory.dual_bound(Y - head(A), Y, beta) - optimum
-        rows.append(_row(found.best.value, optimum, **row))
+        rows.append(_best_row(found, optimum, **row))
     return pd.DataFrame(rows)
 
 
@@ -591,16 +647,16 @@ def cross_entropy(per_class, K, betas, *, starts=2, seed=0):
             return loss + beta / 2 * (weight1.square().sum() + weight2.square().sum())
 
         network = convex.Network(X, one_hot(labels), beta, (3 * K,))
-        points = [network.start(generator) for _ in range(starts)]
-        found = [solve.minimize(objective, point, max_iter=800).value for point in points]
+        points = [network.start(generator) for _ in range(8 * starts)]
+        found = convex.lowest(objective, points, starts, max_iter=800)
         optimum = theory.cross_entropy_value(per_class, K, beta)
         ideal = theory.cross_entropy_margin(per_class, K, beta) * one_hot(labels)
         gap = optimum - theory.cross_entropy_dual_bound(ideal, labels, beta)
-        rows.append(_row(min(found), optimum, beta=beta, gap=gap))
+        rows.append(_best_row(found, optimum, beta=beta, gap=gap))
     return pd.DataFrame(rows)
 
 
-def unconstrained(per_class, K, lambda_w, lambda_h, *, starts=1, seed=0):
+def unconstrained(per_class, K, lambda_w, lambda_h, *, starts=2, seed=0):
     """Non-negative unconstrained features (6.C21) trained, against the whitened closed form."""
     n, labels = per_class * K, class_labels([per_class] * K)
     generator = torch.Generator().manual_seed(seed)
@@ -612,8 +668,8 @@ def unconstrained(per_class, K, lambda_w, lambda_h, *, starts=1, seed=0):
 
     points = [
         {"root": gaussian(generator, n, K + 3), "weight": gaussian(generator, K, K + 3)}
-        for _ in range(starts)
+        for _ in range(8 * starts)
     ]
-    value = min(solve.minimize(objective, point, max_iter=1500).value for point in points)
+    found = convex.lowest(objective, points, starts, max_iter=1500)
     beta = theory.ufm_beta(n, lambda_w, lambda_h)
-    return _row(value, theory.collapsed_value([per_class] * K, beta) / n, beta=beta)
+    return _best_row(found, theory.collapsed_value([per_class] * K, beta) / n, beta=beta)

@@ -50,6 +50,7 @@ __all__ = [
     "rank_levels",
     "refined_ratio",
     "refined_table",
+    "require_nonzero",
     "relu_shapes",
     "scale_free_minima",
     "slopes",
@@ -63,6 +64,24 @@ __all__ = [
 def equal_decays(kappa, M, *, K, n):
     """The common decay λ of all M + 1 factors that gives this κ: λ = κ / (K n^{1/(M+1)})."""
     return kappa / (K * n ** (1 / (M + 1)))
+
+
+def require_nonzero(parameter, class_counts, decays, lambda_h):
+    """Raise :class:`~nclib.checks.InputError` if a decay is so large that the minimum is zero.
+
+    ``decays``: the weight decays per layer of each problem, without and with a free bias;
+    ``parameter``: how the error calls them.
+    """
+    for lambdas in decays:
+        for bias in ("none", "free"):
+            point = theory.optimum(
+                class_counts=class_counts, lambdas=lambdas, lambda_h=lambda_h, bias=bias
+            )
+            checks.require(
+                not point.is_zero,
+                f"parameter {parameter}: so large that the minimum of {len(lambdas)} layer(s) is "
+                "zero; lower it",
+            )
 
 
 def class_means(problem, features):

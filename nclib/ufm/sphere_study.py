@@ -3,7 +3,7 @@
 Each function returns a tidy DataFrame (or a few); all of it is deterministic given ``seed``.
 """
 
-from math import inf, log
+from math import inf, log, nan
 
 import numpy as np
 import pandas as pd
@@ -110,7 +110,8 @@ def convergence(K, n, d, scale, lambda_w, lambda_h, *, seed=0):
 def race(K, n, d, entries, *, target=1e-2, steps=2000, seed=0):
     """Gradient-descent steps until max(NC1, NC2, NC3) < ``target``, checked every 10 steps.
 
-    ``entries``: name -> (problem builder ``labels -> Problem``, step size).  ``inf``: not reached.
+    ``entries``: name -> (problem builder ``labels -> Problem``, step size).  ``inf``: not reached;
+    ``nan``: the step is too long for this problem, and the descent left the numbers.
     """
     rows = []
     for name, (build, step) in entries.items():
@@ -119,7 +120,9 @@ def race(K, n, d, entries, *, target=1e-2, steps=2000, seed=0):
         while done < steps and reached == inf:
             features, weight, _ = sphere.descend(problem, features, weight, step=step, steps=10)
             done += 10
-            if measure(features, weight)["worst"] < target:
+            if not (features.isfinite().all() and weight.isfinite().all()):
+                reached = nan
+            elif measure(features, weight)["worst"] < target:
                 reached = done
         rows.append({"problem": name, "step": step, "iterations": reached})
     return pd.DataFrame(rows)

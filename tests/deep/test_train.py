@@ -1,13 +1,18 @@
+import math
+import re
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from nclib import losses
+from nclib import checks, losses
 from nclib.deep import collect, nets, train
 from nclib.deep.data import Data
 from nclib.metrics import nc_metrics
+from tests.device_guard import Accelerator
 
 
 def data(N=60, K=3, d=5, dtype=torch.float64):
@@ -123,6 +128,29 @@ def test_a_killed_grid_resumes_to_the_same_result(tmp_path, monkeypatch):
         pd.testing.assert_frame_equal(one.history, two.history)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_killed_grid_goes_on_on_an_accelerator(tmp_path, monkeypatch, together):
+    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
+    cells = [train.Cell(CE, 0, 4), train.Cell(MSE, 1, 2), train.Cell(CE, 1, 4)]
+    want = train.grid(build, cells, data(), RECIPE, together=together)
+
+    def dying(net, cell, epoch):
+        if cell.seed == 1 and epoch == 3:
+            raise Killed
+        return {}
+
+    with Accelerator() as gpu:
+        points = data().to(gpu)
+        options = {"measure_at": [3], "checkpoint": tmp_path / "grid.pt", "together": together}
+        with pytest.raises(Killed):
+            train.grid(build, cells, points, RECIPE, measure=dying, **options)
+        assert list(tmp_path.glob("grid*"))
+        got = train.grid(build, cells, points, RECIPE, **options)
+        for one, two in zip(got, want, strict=True):
+            assert next(one.net.parameters()).device == gpu
+            assert torch.allclose(weights(one.net).cpu(), weights(two.net), atol=1e-12)
+
+
 def test_a_finished_training_is_not_repeated(tmp_path):
     points, path, calls = data(), tmp_path / "net.pt", []
 
@@ -135,6 +163,196 @@ def test_a_finished_training_is_not_repeated(tmp_path):
     second = train.fit(nets.seeded(0, build), points, objective, RECIPE, checkpoint=path)
     assert len(calls) == seen
     pd.testing.assert_frame_equal(first, second)
+
+
+def foreign(state, kind):
+    """What a file may hold that loads, but is no checkpoint of this training."""
+    if kind == "list":
+        return [1, 2, 3]
+    if kind == "tensor":
+        return torch.zeros(3)
+    if kind == "empty dict":
+        return {}
+    if kind == "other dict":
+        return {"model": state["net"], "epoch": 3}
+    if kind == "net of another shape":
+        return state | {"net": nets.mlp([5, 9, 6], 3).double().state_dict()}
+    if kind == "part of the net":
+        return state | {"net": dict(list(state["net"].items())[:-1])}
+    if kind == "another optimiser":
+        adam = torch.optim.Adam(build().parameters())
+        return state | {"optimizer": adam.state_dict()}
+    if kind == "more epochs":
+        return state | {"epoch": RECIPE.epochs + 1}
+    if kind == "more steps":
+        return state | {"at": state["at"] | {"step": 3}, "epoch": 2}
+    if kind == "numbers for words":
+        return dict.fromkeys(state, 1)
+    return {key: value for key, value in state.items() if key != kind}
+
+
+FOREIGN = ["list", "tensor", "empty dict", "other dict", "net of another shape", "part of the net"]
+FOREIGN += ["another optimiser", "more epochs", "more steps", "numbers for words"]
+KEYS = ["net", "optimizer", "generator", "global", "epoch", "at", "history"]
+
+
+@pytest.mark.parametrize("kind", FOREIGN + KEYS)
+def test_a_file_that_is_no_checkpoint_of_this_training_is_moved_aside(tmp_path, kind):
+    points, path = data(), tmp_path / "net.pt"
+    whole = nets.seeded(0, build)
+    want = train.fit(whole, points, OBJECTIVE, RECIPE, checkpoint=path)
+    state = torch.load(path)
+    assert set(state) == set(KEYS)
+    torch.save(foreign(state, kind), path)
+    net = nets.seeded(0, build)
+    with pytest.warns(RuntimeWarning, match=r"checkpoint net.pt .* moved aside as net.corrupt"):
+        got = train.fit(net, points, OBJECTIVE, RECIPE, checkpoint=path)
+    assert torch.equal(weights(net), weights(whole))
+    pd.testing.assert_frame_equal(got, want)
+    again = train.fit(nets.seeded(1, build), points, OBJECTIVE, RECIPE, checkpoint=path)
+    pd.testing.assert_frame_equal(again, want)  # the new file is in order
+
+
+def foreign_grid(state, kind):
+    if kind == "fewer nets":
+        return state | {"params": state["params"][:1]}
+    if kind == "nets of another shape":
+        return state | {"params": state["params"][:, 1:], "velocity": state["velocity"][:, 1:]}
+    if kind == "another velocity":
+        return state | {"velocity": state["velocity"][:, 1:]}
+    if kind == "buffers of another shape":
+        return state | {"buffers": {k: v[..., None] for k, v in state["buffers"].items()}}
+    if kind == "fewer cells":
+        return state | {"done": state["done"][1:], "histories": state["histories"][1:]}
+    if kind == "more cells":
+        return state | {"alive": [0, 7]}
+    if kind == "other seeds":
+        return state | {"generators": {"9": state["generators"]["0"]}}
+    if kind == "done nets of another shape":
+        other = nets.mlp([5, 9, 6], 3).double().state_dict()
+        return state | {"done": [other if d else None for d in state["done"]]}
+    return foreign(state, kind)
+
+
+GRID_KEYS = ["alive", "done", "epoch", "histories", "params", "buffers", "velocity", "generators"]
+GRID = ["list", "empty dict", "numbers for words", "fewer nets", "nets of another shape"]
+GRID += ["another velocity", "buffers of another shape", "fewer cells", "more cells", "other seeds"]
+GRID += ["done nets of another shape"]
+
+
+@pytest.mark.parametrize("kind", ["empty file", "half a file", *GRID, *GRID_KEYS])
+def test_a_file_that_is_no_checkpoint_of_this_grid_is_moved_aside(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
+    points, path, recipe = data(), tmp_path / "grid.pt", replace(RECIPE, epochs=4)
+    cells = [train.Cell(CE, 0, 4), train.Cell(MSE, 1, 2), train.Cell(CE, 1, 4)]
+
+    def dying(net, cell, epoch):
+        if epoch == 3:
+            raise Killed
+        return {}
+
+    with pytest.raises(Killed):  # two nets are under way, one is done
+        train.grid(build, cells, points, recipe, measure=dying, measure_at=[3], checkpoint=path)
+    state = torch.load(path)
+    assert set(state) == set(GRID_KEYS) and len(state["params"]) == 2
+    if kind.endswith("file"):
+        path.write_bytes(b"" if kind == "empty file" else path.read_bytes()[:-300])
+    else:
+        torch.save(foreign_grid(state, kind), path)
+    options = {"measure": lambda net, cell, epoch: {"norm": float(weights(net).norm())}}
+    want = train.grid(build, cells, points, recipe, **options)
+    with pytest.warns(RuntimeWarning, match=r"checkpoint grid.pt .* moved aside as grid.corrupt"):
+        got = train.grid(build, cells, points, recipe, checkpoint=path, **options)
+    for one, two in zip(got, want, strict=True):
+        assert torch.equal(weights(one.net), weights(two.net))
+        pd.testing.assert_frame_equal(one.history, two.history)
+
+
+def breaking(step, value):
+    """The objective, whose value at this step (counted from 0) is ``value``."""
+    seen = []
+
+    def objective(net, x, y):
+        seen.append(1)
+        return OBJECTIVE(net, x, y) * (value if len(seen) == step + 1 else 1)
+
+    return objective
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("step", "where"), [(1, "epoch 1, step 2"), (16, "epoch 6, step 2")])
+@pytest.mark.parametrize("there", [False, True])
+def test_training_stops_at_a_loss_that_is_not_finite(step, where, value, there):
+    net, recipe = nets.seeded(0, build), replace(RECIPE, lr=0.25)
+    with Accelerator() if there else nullcontext():
+        points = data().to("cuda" if there else "cpu")
+        net.to("cuda" if there else "cpu")
+        with pytest.raises(checks.InputError) as caught:
+            train.fit(net, points, breaking(step, value), recipe, label="blocks")
+    rate = "0.25" if step == 1 else "0.0025"
+    text = f"blocks: the loss is NaN or infinite at {where} of 3, learning rate {rate}; training"
+    assert str(caught.value).startswith(text) and "smaller learning rate" in str(caught.value)
+    if not there:  # at once: the weights are those before the step
+        assert weights(net).isfinite().all()
+
+
+def test_a_loss_that_was_never_finite_is_no_matter_of_the_rate():
+    with pytest.raises(checks.InputError, match="epoch 1, step 1 of 3.*before any step: look for"):
+        train.fit(build(), data(), breaking(0, math.nan), RECIPE)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_grid_names_the_net_that_diverged(there):
+    wild = losses.get("mse", tau=1e150, scale=5.0)
+    cells = [train.Cell(CE, 0, 6), train.Cell(wild, 1, 6, {"loss": "wild"}), train.Cell(CE, 2, 6)]
+    with Accelerator() if there else nullcontext():
+        points = data().to("cuda" if there else "cpu")
+        for together in (True, False):
+            with pytest.raises(checks.InputError) as caught:
+                train.grid(build, cells, points, replace(RECIPE, clip=None), together=together)
+            assert re.search("epoch 1, step [23] of 3, learning rate 0.05", str(caught.value))
+            want = f"grid, {wild}, seed 1, loss wild: " if together else "grid 2/3: "
+            assert str(caught.value).startswith(want)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_no_checkpoint_is_saved_after_a_loss_that_is_not_finite(tmp_path, monkeypatch, there):
+    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
+    path, want = tmp_path / "net.pt", nets.seeded(0, build)
+    train.fit(want, data(), OBJECTIVE, RECIPE)
+    with Accelerator() if there else nullcontext():
+        points = data().to("cuda" if there else "cpu")
+        net = nets.seeded(0, build).to("cuda" if there else "cpu")
+        with pytest.raises(checks.InputError, match="epoch 2, step 2 of 3"):
+            train.fit(net, points, breaking(4, math.nan), RECIPE, checkpoint=path)
+        state = torch.load(path)
+        assert (state["epoch"], state["at"]["step"]) == (1, 1)
+        train.fit(net, points, OBJECTIVE, RECIPE, checkpoint=path)  # goes on from there
+        assert torch.allclose(weights(net).cpu(), weights(want), atol=1e-12)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations at which a GPU would have to wait for its results."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket
+        self.count += name in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_gpu_does_not_wait_at_every_step(together):
+    cells, found = [train.Cell(CE, 0, 2), train.Cell(CE, 1, 2)], []
+    for size in (30, 6):  # two and ten steps
+        recipe = replace(RECIPE, epochs=2, batch_size=size)
+        with Accelerator() as gpu:
+            points = data().to(gpu)
+            with Waits() as waits:
+                train.grid(build, cells, points, recipe, together=together)
+        found.append(waits.count)
+    assert found[0] == found[1] > 0
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])

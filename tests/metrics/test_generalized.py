@@ -1,6 +1,8 @@
 """Every generalized metric against loops written from the definitions."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+from benchmarks.harness import ROOT
 from nclib import checks, frames
 from nclib.metrics import generalized, generalized_nc
 from nclib.theory import codes, margins
@@ -274,11 +277,13 @@ def test_tiles_and_the_large_class_path_agree_with_the_small_one(monkeypatch):
     monkeypatch.setattr(generalized, "_TILE", 200)
     monkeypatch.setattr(margins, "TILE_ENTRIES", 200)
     monkeypatch.setattr(generalized, "EXACT_CLASSES", 10)
-    tiled = generalized_nc(features, labels, weight, random_draws=0)
+    tiled = generalized_nc(features, labels, weight, random_draws=0, exact_classes=40)
     for key, value in base.items():
         if isinstance(value, float):
             assert tiled[key] == pytest.approx(value, rel=1e-9, abs=1e-9, nan_ok=True), key
     few = generalized_nc(features, labels, weight, random_draws=0, exact_classes=10)
+    monkeypatch.setattr(generalized, "SAMPLED_CLASSES", 10)
+    assert generalized_nc(features, labels, weight, random_draws=0)["gnc2_mean"] == few["gnc2_mean"]
     assert few["gnc2"] == pytest.approx(base["gnc2"], abs=1e-8)
     assert few["gnc2_mean"] != base["gnc2_mean"]
     assert "means over 10 random classes" in few["notes"][0]
@@ -318,3 +323,25 @@ def test_bad_input():
         generalized_nc(features, labels, weight, reference=0)
     with pytest.raises(checks.InputError, match="bias"):
         generalized_nc(features, labels, weight, bias=np.zeros(4))
+
+
+LARGE = """
+import torch
+from benchmarks.harness import Memory
+from nclib.metrics import generalized_nc
+K, d = 7000, 8
+draw = torch.Generator().manual_seed(0)
+weight, y = torch.randn(K, d, generator=draw), torch.arange(2 * K) % K
+features = weight[y] + 1e-3 * torch.randn(2 * K, d, generator=draw)
+with Memory() as memory:
+    found = generalized_nc(features, y, weight, tol=1e-6)
+print(memory.extra)
+assert found["num_classes"] == K and found["ncc_accuracy"] > 0.9
+"""
+
+
+def test_memory_with_many_classes_is_nothing_of_size_k_squared():
+    command = [sys.executable, "-c", LARGE]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=ROOT)
+    assert found.returncode == 0, found.stderr
+    assert float(found.stdout) < 350  # MB; 7000² float64 numbers are 392, and come in pairs

@@ -33,7 +33,12 @@ def test_linear_tables(whitened):
     assert (jumps["spinodal"] >= jumps["critical"]).all()
     s = torch.linalg.svdvals(Y)
     assert jumps.query("depth == 2")["critical"].tolist() == pytest.approx(s.tolist())
-    assert study.whitened_linear(X, Y, 0.2, 3, 3)["excess"].min() == pytest.approx(0, abs=1e-9)
+    best = study.whitened_linear(X, Y, 0.2, [3, 5], 3)
+    assert best["converged"].all() and best["excess"].abs().max() < 1e-9
+    trap = study.zero_trap(X, Y, 3)
+    assert trap["value"] == pytest.approx(float(Y.square().sum()) / 2) and trap["excess"] > 1e-3
+    # Depth 2 has no trap.
+    assert study.zero_trap(X, Y, 2, share=0.5)["excess"] == pytest.approx(0, abs=1e-4)
     balanced = study.balanced_layers(X, Y, 0.2, [3])
     assert balanced.loc[0, "balance"] < 1e-5 and balanced.loc[0, "alignment"] > 1 - 1e-6
 

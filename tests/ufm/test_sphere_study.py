@@ -23,11 +23,13 @@ def test_race_counts_in_tens_and_says_when_it_is_not_won():
     entries = {
         "quick": (lambda y: sphere.normalized(y, 2.0), 3.0),
         "slow": (lambda y: sphere.normalized(y, 2.0), 1e-4),
+        "too long": (lambda y: sphere.regularized(y, 5e-4, 1e-4), 1e6),
     }
     table = sphere_study.race(4, 2, 5, entries, steps=200).set_index("problem")["iterations"]
     assert table["quick"] % 10 == 0
     assert table["quick"] < 200
     assert table["slow"] == math.inf
+    assert math.isnan(table["too long"])
 
 
 def test_random_points_are_above_the_minimum():

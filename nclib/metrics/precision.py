@@ -1,0 +1,87 @@
+"""Full precision inside every metric, and what the rounding of stored features can fake.
+
+A metric that inverts a covariance must not invert rounding noise.  How large that noise is depends
+on the precision in which the features were *stored*, often half, not on the one they are computed
+in.
+"""
+
+import contextlib
+import functools
+import math
+from numbers import Real
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from nclib import checks
+
+
+def exact(function):
+    """``function`` without autocast, gradients and inference mode."""
+
+    @functools.wraps(function)
+    def inside(*arguments, **options):
+        with contextlib.ExitStack() as stack:
+            for kind in ("cpu", "cuda", "mps", "xpu"):
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+            return function(*arguments, **options)
+
+    return inside
+
+
+class Storage(NamedTuple):
+    """Numbers stored with relative spacing ``eps``, and absolute spacing ``eps·tiny`` near 0."""
+
+    eps: float
+    tiny: float
+
+    @classmethod
+    def of(cls, value, precision=None):
+        """How the entries of the array ``value`` were stored: by its dtype, or as told.
+
+        ``precision``: a dtype of torch or numpy, its name, or the relative spacing as a number; for
+        values that were rounded before they came, such as ``"bfloat16"``.
+        """
+        if isinstance(precision, cls):
+            return precision
+        if isinstance(precision, Real) and not isinstance(precision, bool):
+            return cls(checks.real("precision", precision, at_least=0, below=1), 0.0)
+        dtype = getattr(value, "dtype", None) if precision is None else precision
+        dtype = np.dtype(dtype) if isinstance(dtype, type) else dtype
+        name = str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+        found = getattr(torch, name, None)
+        if isinstance(found, torch.dtype) and found.is_floating_point:
+            info = torch.finfo(found)
+            return cls(info.eps, info.smallest_normal)
+        if precision is not None:
+            raise checks.InputError(
+                f"precision must be a float dtype such as 'bfloat16', or its spacing, {precision!r}"
+                " is not"
+            )
+        info = np.finfo(np.float64)  # lists, integers
+        return cls(float(info.eps), float(info.smallest_normal))
+
+    def coarser(self, other):
+        """The coarser of two."""
+        return max(self, other)
+
+    def floor(self, means, samples, spread):
+        """Singular value of centred class means ``(K, d)`` that rounding alone can reach.
+
+        The rounding errors of column j have a standard deviation ``s_j = ε·rms_j/√12``.  As
+        independent ones they give a K×d matrix of norm about ``√K·max_j s_j + ‖s‖``; twice that,
+        but never more than the largest errors possible.  Errors of samples average out in a class
+        mean if the samples spread over more than a spacing (``spread``: tr Σ_W of all
+        ``samples``), and repeat themselves if the features have collapsed below it.
+        """
+        K = len(means)
+        errors = self.eps * (means.square().mean(0) + self.tiny**2).sqrt() / math.sqrt(12)
+        norm = float(errors.norm())
+        together = 2 * (math.sqrt(K) * float(errors.max()) + norm)
+        alike = math.exp(-2 * math.pi**2 * min(spread / (12 * norm**2), 100.0)) if norm else 1.0
+        averaged = min(1.0, 2 * math.sqrt(K / samples) + alike)
+        return min(together, math.sqrt(3 * K) * norm) * averaged
