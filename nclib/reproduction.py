@@ -31,11 +31,12 @@ class Comparison:
 
     def summary(self):
         """One line, such as ``23 of 23 tables and 73 of 73 verdicts reproduced, …``."""
+        largest = f"{self.largest:.0e}" if self.largest else "0"
         missed = {kind: sum(k == kind for k, _ in self.differences) for kind in ("table", "claim")}
         return (
             f"{self.tables - missed['table']} of {self.tables} tables and "
             f"{self.verdicts - missed['claim']} of {self.verdicts} verdicts reproduced, "
-            f"largest difference {self.largest:.0e}"
+            f"largest difference {largest}"
         )
 
     def lines(self):

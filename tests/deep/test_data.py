@@ -176,7 +176,7 @@ def test_statistics_of_a_foreign_model_match_its_stored_features():
     want = model[:2](inputs).detach().double()
     for got in (named, called):
         assert torch.allclose(got.means[1], want[labels == 1].mean(0), atol=1e-6)
-    with pytest.raises(ValueError, match="features_of must be one of"):
+    with pytest.raises(ValueError, match="no layer .fc.; the model.s layers are 0, 1, 2"):
         collect.statistics(model, loader, 3, features_of="fc")
     with pytest.raises(ValueError, match="no batch"):
         collect.statistics(model, [], 3, features_of="2")

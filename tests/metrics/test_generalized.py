@@ -1,6 +1,7 @@
 """Every generalized metric against loops written from the definitions."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -342,6 +343,9 @@ assert found["num_classes"] == K and found["ncc_accuracy"] > 0.9
 
 def test_memory_with_many_classes_is_nothing_of_size_k_squared():
     command = [sys.executable, "-c", LARGE]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=ROOT)
+    # Tiles that are freed leave the process at once; else the heap's holes count, by luck 400 MB.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
+    options = {"capture_output": True, "text": True, "timeout": 500, "cwd": ROOT}
+    found = subprocess.run(command, env=environment, **options)
     assert found.returncode == 0, found.stderr
-    assert float(found.stdout) < 350  # MB; 7000² float64 numbers are 392, and come in pairs
+    assert float(found.stdout) < 200  # MB; 7000² float64 numbers are 392, and come in pairs
