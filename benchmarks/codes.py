@@ -5,8 +5,9 @@ import torch
 from scipy.optimize import nnls
 
 from benchmarks.harness import Row, Task
-from nclib.theory import codes, margins
-from nclib.ufm import softmax_code_solver
+from nclib.metrics import margins
+from nclib.results.large_class import codes
+from nclib.results.large_class import search as softmax_code_solver
 
 
 def certified(K, d, sample, gold):

@@ -73,9 +73,11 @@ def _part(source, homes):
     if any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(tree)):
         return "imports"
     used = {homes.get(n.id, "") for n in ast.walk(tree) if isinstance(n, ast.Name)}
-    if any(home.startswith("nclib.deep") for home in used):
+    if any(home.startswith("nclib.deep") or home.endswith(".nets") for home in used):
         return "training"
-    computes = any(home.startswith(("nclib.ufm", "nclib.theory")) for home in used)
     draws = any(home.startswith(("nclib.plots", "matplotlib", "seaborn")) for home in used)
+    draws = draws or any(home.endswith(".figures") for home in used)
+    exact = ("nclib.ufm", "nclib.results")
+    computes = any(h.startswith(exact) and not h.endswith(".figures") for h in used)
     draws = draws or "run.figure" in source
     return "figures" if draws and not computes else "theory"

@@ -6,7 +6,8 @@ from scipy.optimize import minimize
 
 from benchmarks.harness import Row, Task
 from nclib import losses
-from nclib.ufm import multi_loss, solve
+from nclib.results.multi_loss import experiments as multi_loss
+from nclib.ufm import solve
 
 LOSSES = {
     "ce": losses.get("ce"),

@@ -50,7 +50,7 @@ def simplex_etf(K, d=None, *, generator=None, dtype=torch.float64):
     if d < K - 1:
         raise checks.InputError(
             f"a simplex ETF of K={K} vectors needs d >= {K - 1}, got d={d}; for smaller d see "
-            "softmax codes (nclib.theory.softmax_codes)"
+            "softmax codes (nclib.results.large_class.theory)"
         )
     # The Helmert basis of the complement of the vector of ones.
     basis = torch.zeros(K, K - 1, dtype=dtype)

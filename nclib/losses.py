@@ -111,6 +111,52 @@ class MeanSquaredError(_Loss):
         tau = self.weight(logits.shape[1])
         return tau / 2 * (self.kappa * (own - self.scale).square() + others)
 
+    def slope(self, logits, labels):
+        """Gradient of :meth:`per_sample` in the logits."""
+        own, tau = labels.unsqueeze(1), self.weight(logits.shape[1])
+        if self.kappa == 1:
+            target = torch.full_like(own, -self.scale, dtype=logits.dtype)
+            return logits.scatter_add(1, own, target).mul_(tau)
+        at = logits.gather(1, own)
+        return tau * logits.scatter(1, own, self.kappa * (at - self.scale))
+
+
+@dataclass(frozen=True)
+class PickAllLabels(_Loss):
+    """``Σ_{k∈S} (logsumexp(z) - z_k)`` of a label set S; ``"mean"``: divided by |S|."""
+
+    reduction: str = "sum"
+    name = "pal"
+
+    def per_sample(self, logits, targets):
+        found = -(targets * F.log_softmax(logits, 1)).sum(1)
+        return found if self.reduction == "sum" else found / targets.sum(1)
+
+
+@dataclass(frozen=True)
+class ExactCrossEntropy(_Loss):
+    """Cross-entropy that stays exact where it underflows; ``margin`` lowers the true logit."""
+
+    margin: float = 0.0
+    name = "exact_ce"
+
+    def rivals(self, logits, labels):
+        """Log-sum-exp of the wrong logits minus the true one; the loss is its softplus."""
+        own = labels.unsqueeze(1)
+        return (
+            logits.scatter(1, own, -torch.inf).logsumexp(1)
+            - logits.gather(1, own)[:, 0]
+            + self.margin
+        )
+
+    def per_sample(self, logits, labels):
+        return F.softplus(self.rivals(logits, labels), threshold=50)
+
+    def log_per_sample(self, logits, labels):
+        x = self.rivals(logits, labels)
+        safe = F.softplus(x.clamp(min=-20)).log()
+        return torch.where(x < -20, x - x.clamp(max=-20).exp() / 2, safe)
+
 
 LOSSES = {loss.name: loss for loss in (CrossEntropy, LabelSmoothing, Focal, MeanSquaredError)}
 

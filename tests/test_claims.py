@@ -157,7 +157,7 @@ def test_no_row_swallows_another_that_begins_alike():
 def test_a_row_leads_to_its_cell_its_picture_and_the_functions_called():
     found = claims.places("04_large_class_gnc", "G7")
     assert [place.figure for place in found] == ["02_known_margins"]
-    assert "nclib.theory.codes.sharp_code" in found[0].calls
+    assert "nclib.results.large_class.codes.sharp_code" in found[0].calls
     for book in ("01_multi_loss_equivalence", "06_convex_duality"):
         stored = paths.figures() / "quick" / book
         for row in claims.load_catalogue(book):

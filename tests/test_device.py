@@ -14,8 +14,8 @@ from torch import nn
 
 from nclib import notebook, paths, runs
 from nclib.deep import train
-from nclib.plots import normalized as plots_normalized
 from nclib.plots import style
+from nclib.results.normalized import figures as plots_normalized
 from tests.device_guard import GPU, Accelerator
 
 

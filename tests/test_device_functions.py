@@ -15,37 +15,24 @@ from torch.utils.data import DataLoader, TensorDataset
 import nclib.deep
 import nclib.metrics
 from nclib import losses
-from nclib.deep import (
-    augmentation,
-    batch_norm_head,
-    collect,
-    decoders,
-    depth_study,
-    gnc_study,
-    language,
-    large_class,
-    layers,
-    loss_study,
-    multi_label_data,
-    multi_label_study,
-    nets,
-    normalized,
-    train,
-)
+from nclib.deep import augmentation, collect, nets, train
 from nclib.deep.data import Data, checksum
-from nclib.metrics import (
-    angles,
-    certified,
-    collapse,
-    convex_duality,
-    frames,
-    generalized,
-    ood,
-    precision,
-)
+from nclib.metrics import certified, collapse, frames, generalized, ood, precision
 from nclib.metrics import multi_label as multi
-from nclib.theory import codes
-from nclib.theory import convex_duality as duality
+from nclib.results.convex_duality import metrics as convex_duality
+from nclib.results.convex_duality import nets as batch_norm_head
+from nclib.results.convex_duality import theory as duality
+from nclib.results.extended_ufm import nets as layers
+from nclib.results.extended_ufm import training as depth_study
+from nclib.results.large_class import codes, language
+from nclib.results.large_class import nets as large_class
+from nclib.results.large_class import training as gnc_study
+from nclib.results.multi_label import data as multi_label_data
+from nclib.results.multi_label import decoders
+from nclib.results.multi_label import nets as multi_label_study
+from nclib.results.multi_loss import nets as loss_study
+from nclib.results.normalized import metrics as angles
+from nclib.results.normalized import nets as normalized
 from tests.device_guard import Accelerator
 
 CE, MSE = losses.get("ce"), losses.get("mse", tau=None)

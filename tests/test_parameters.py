@@ -330,16 +330,14 @@ def test_what_has_a_list_of_alternatives_takes_them_all(book, refused):
 
 
 def test_alternatives_are_those_of_the_library():
-    from nclib.deep import (
-        batch_norm_head,
-        data,
-        depth_study,
-        loss_study,
-        multi_label_data,
-        multi_label_study,
-        normalized,
-    )
-    from nclib.theory import multi_label
+    from nclib.deep import data
+    from nclib.results.convex_duality import nets as batch_norm_head
+    from nclib.results.extended_ufm import training as depth_study
+    from nclib.results.multi_label import data as multi_label_data
+    from nclib.results.multi_label import nets as multi_label_study
+    from nclib.results.multi_label import theory as multi_label
+    from nclib.results.multi_loss import nets as loss_study
+    from nclib.results.normalized import nets as normalized
 
     four = set(data.NAMES) - {"cifar100"}
     lists = {

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from nclib.theory import margins
+from nclib.metrics import margins
 
 
 @pytest.mark.parametrize(

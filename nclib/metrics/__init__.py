@@ -7,7 +7,6 @@ does not load the theory behind the other metrics.
 import importlib
 
 _HOMES = {
-    "sphere_metrics": "angles",
     "Certificate": "certified",
     "certified_gap": "certified",
     "Agreement": "collapse",

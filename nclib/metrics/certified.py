@@ -12,7 +12,7 @@ import torch
 
 from nclib import checks
 from nclib.metrics.precision import exact
-from nclib.theory import convex_duality as theory
+from nclib.results.convex_duality import theory
 
 LOSSES = ("mse", "half_mse", "cross_entropy")
 

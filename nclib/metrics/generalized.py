@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from nclib import checks, frames
+from nclib.metrics import margins
 from nclib.metrics.collapse import cdnv_by_class, squared_distances
 from nclib.metrics.precision import Storage, exact
-from nclib.theory import margins, softmax_codes
+from nclib.results.large_class import theory as softmax_codes
 
 EXACT_CLASSES = 2048  # above this, per-class quantities are averaged over a sample of classes
 SAMPLED_CLASSES = 256  # so many

@@ -321,3 +321,52 @@ def curvature(objective, variables, direction):
     along = flat.pack(direction)
     slope = lambda point: torch.func.jvp(flat.objective(objective), (point,), (along,))[1]
     return float(torch.func.jvp(slope, (x,), (along,))[1])
+
+
+@dataclass(frozen=True)
+class Best:
+    """The lowest of several local minima (``point``, ``value``, ``gradient_norm``), and the
+    ``values`` and stacked ``points`` of all."""
+
+    point: dict
+    value: float
+    gradient_norm: float
+    values: torch.Tensor
+    points: dict
+
+
+def best(problem, starts=6, *, seed=0, scale=(0.1, 1.0), gtol=1e-9, max_iter=3000, refine=False, newton=0,
+         together=True):  # fmt: skip
+    """Local minima from ``starts`` Gaussian starts in one batch; the best one refined if asked for.
+
+    ``starts``: a number, or stacked coordinates.  ``scale``: size of the starts, or the two ends of a
+    logarithmic spread.  ``problem``: a :class:`UFM`, or anything with ``start``, ``place`` and a value.
+    ``together=False``: one start after the other by scipy, better at kinks (1-D ReLU networks).
+    """
+    if not isinstance(starts, dict):
+        ends = torch.tensor(
+            scale if isinstance(scale, tuple) else (scale, scale), dtype=torch.float64
+        )
+        sizes = torch.logspace(
+            *ends.log10().tolist(), checks.integer("starts", starts), dtype=torch.float64
+        )
+        starts = problem.start(torch.Generator().manual_seed(seed), sizes, batch=(len(sizes),))
+    memory = 40 if getattr(problem, "nonnegative", False) else 10  # x² is badly conditioned
+    count = len(next(iter(starts.values())))
+    if together and count > 1:
+        found = minimize_many(problem, starts, gtol=gtol, max_iter=max_iter, memory=memory)
+        values, points, norms = found.values.clone(), found.variables, found.gradient_norms
+    else:  # scipy is also quicker than a batch of one
+        one = lambda i: minimize(problem, {n: t[i] for n, t in starts.items()}, max_iter=max_iter)
+        runs = [one(i) for i in range(count)]
+        points = {n: torch.stack([run.variables[n] for run in runs]) for n in starts}
+        values, norms = torch.tensor(
+            [[r.value, r.gradient_norm] for r in runs], dtype=torch.float64
+        ).T
+    i = int(values.argmin())
+    at, norm = {name: tensor[i] for name, tensor in points.items()}, float(norms[i])
+    if refine or newton:
+        one = minimize(problem, at, max_iter=max_iter, newton=newton)
+        if one.value <= float(values[i]):
+            at, norm, values[i] = one.variables, one.gradient_norm, one.value
+    return Best(problem.place(at), float(values[i]), norm, values, problem.place(points))

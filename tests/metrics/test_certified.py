@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nclib import checks, metrics
-from nclib.theory import convex_duality as theory
+from nclib.results.convex_duality import theory
 
 
 def gaussian(seed, *shape):

@@ -14,8 +14,8 @@ from scipy.optimize import minimize
 
 from benchmarks.harness import ROOT
 from nclib import checks, frames
-from nclib.metrics import generalized, generalized_nc
-from nclib.theory import codes, margins
+from nclib.metrics import generalized, generalized_nc, margins
+from nclib.results.large_class import codes
 
 
 def sample(K=7, d=3, n=12, seed=0, spread=0.6, imbalance=True):

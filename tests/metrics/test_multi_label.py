@@ -18,7 +18,7 @@ from nclib.metrics.multi_label import (
     statistics_metrics,
     tagwise_fit,
 )
-from nclib.theory import multi_label as theory
+from nclib.results.multi_label import theory
 
 
 def sample(seed=0, K=4, d=6, counts=((1, 5), (2, 3), (3, 2)), noise=0.5, shift=2.0):

@@ -13,10 +13,10 @@ from nclib.metrics import (
     generalized_nc,
     multi_label_metrics,
     nc_metrics,
-    sphere_metrics,
 )
 from nclib.metrics.frames import layer_table
 from nclib.metrics.precision import Storage, exact
+from nclib.results.normalized.metrics import sphere_metrics
 
 
 def plain_nc1(features, labels, rank):

@@ -1,0 +1,1 @@
+"""One folder per result, named like its notebook: theory, experiments, nets, figures."""

@@ -1,0 +1,278 @@
+r"""Deep linear networks with weight decay as spectral problems (paper 6, claims 6.C2-6.C9).
+
+The end-to-end map ``weight`` has torch layout (K, d), outputs ``inputs @ weight.T``; the paper
+writes its transpose.  Layers are lists of torch-layout matrices, first layer first.  The cost is
+:math:`\tfrac12\|f(X)-Y\|_F^2+\tfrac\beta2\sum_l\|W_l\|_F^2`, **without 1/n**.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import brentq
+
+from nclib import checks
+from nclib.ufm.scalar import depth_scalar
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """An end-to-end map ``weight`` (K, d) with its cost and a lower bound on the optimal cost."""
+
+    weight: torch.Tensor
+    value: float
+    dual_value: float
+
+    @property
+    def gap(self):
+        """Duality gap: how far ``value`` can be from the optimum."""
+        return self.value - self.dual_value
+
+
+def linear_value(inputs, targets, beta):
+    """Optimal cost of a two-layer linear network wide enough (claim 6.C3); see `linear_map`."""
+    return linear_map(inputs, targets, beta).value
+
+
+def linear_map(inputs, targets, beta, *, tolerance=1e-13, max_iter=50_000):
+    r"""Minimise :math:`\tfrac12\|XW-Y\|_F^2+\beta\|W\|_*`: a :class:`LinearMap` (claim 6.C3).
+
+    Two-layer weight decay is this convex problem.  Restarted accelerated proximal gradient in the
+    row space of ``inputs`` (n, d), until the duality gap is below ``tolerance * 1/2 ||Y||^2`` or,
+    near rounding level, no longer halves.  RuntimeError if it stays above 1e-8 of that scale.
+    """
+    X, Y = _data(inputs, targets)
+    beta = checks.real("beta", beta, above=0)
+    U, S, Vh = _thin_svd(X)
+    if not len(S):  # nothing can be fitted
+        half = float((Y**2).sum() / 2)
+        return LinearMap(Y.new_zeros(Y.shape[1], X.shape[1]), half, half)
+    A, B, scale = S[:, None], U.mT @ Y, float((Y**2).sum() / 2)
+    # Only the part of Y inside range(X) can be fitted; the rest is a constant of the cost.
+    constant, step = scale - float((B**2).sum() / 2), 1 / float(S.max()) ** 2
+    W = Z = torch.zeros_like(B)
+    momentum, best, reference = 1.0, None, np.inf
+    for iteration in range(max_iter):
+        if iteration % 10 == 0:
+            residual = B - A * W
+            bound = constant + _dual_value(A * residual, residual, B, beta)
+            value = constant + float((residual**2).sum() / 2 + beta * _singular(W).sum())
+            found = LinearMap(W.mT @ Vh, value, bound)
+            best = min(best or found, found, key=lambda solution: solution.gap)
+            if best.gap <= tolerance * scale:
+                return best
+        if iteration % 2000 == 1999:
+            if best.gap < 1e-9 * scale and best.gap > reference / 2:
+                return best
+            reference = best.gap
+        new = _soft_threshold(Z + step * A * (B - A * Z), step * beta)
+        restart = float(((Z - new) * (new - W)).sum()) > 0
+        following = 1.0 if restart else (1 + np.sqrt(1 + 4 * momentum**2)) / 2
+        Z = new + (0.0 if restart else (momentum - 1) / following) * (new - W)
+        W, momentum = new, following
+    if best.gap > 1e-8 * scale:
+        raise RuntimeError(
+            f"duality gap still {best.gap:.1e} after {max_iter} iterations: the inputs have "
+            f"condition number {float(S.max() / S.min()):.0e}; raise beta or max_iter"
+        )
+    return best
+
+
+def linear_dual_bound(inputs, residual, targets, beta):
+    """Lower bound on two-layer linear training from any network's ``targets - outputs``."""
+    X, Y = _data(inputs, targets)
+    E = _data(inputs, residual, "residual")[1]
+    if E.shape != Y.shape:
+        raise checks.InputError(
+            f"residual {tuple(E.shape)} and targets {tuple(Y.shape)} must have one shape"
+        )
+    return _dual_value(X.mT @ E, E, Y, checks.real("beta", beta, above=0))
+
+
+def zero_threshold(inputs, targets):
+    """Smallest ``beta`` at which the two-layer solution is zero: ``sigma_max(X'Y)`` (6.C3)."""
+    X, Y = _data(inputs, targets)
+    return float(_singular(X.mT @ Y).max())
+
+
+def whitened_linear_value(targets, beta, depth=2):
+    """Optimal cost of a deep linear network on whitened inputs, ``X X' = I_n`` (claim 6.C7).
+
+    It decouples over the singular values of ``targets`` (n, K).
+    """
+    return float(depth_scalar(_singular(_columns(targets)), beta, depth)[0].sum())
+
+
+def whitened_singular_values(targets, beta, depth=2):
+    """Singular values of the optimal end-to-end map on whitened inputs, descending (claim 6.C7)."""
+    return depth_scalar(_singular(_columns(targets)), beta, depth)[1]
+
+
+def minimum_norm_value(inputs, targets, depth=2):
+    r"""Least ``1/2 sum ||W_l||^2`` of a deep linear interpolator (claims 6.C5, 6.C6).
+
+    :math:`\tfrac L2\sum_i\sigma_i(X^+Y)^{2/L}`, a Schatten quasi-norm; the nuclear norm at L = 2.
+    ``targets`` must lie in the range of ``inputs``.
+    """
+    depth = checks.integer("depth", depth, 2)
+    s = _interpolator(inputs, targets)[1]
+    return float(depth / 2 * (s ** (2 / depth)).sum())
+
+
+def minimum_norm_layers(inputs, targets, depth=2):
+    """Layers that attain :func:`minimum_norm_value`: torch layout, hidden width = rank.
+
+    Aligned: the left singular vectors of each layer are the right ones of the next (claim 6.C6);
+    the inner frames, which are arbitrary, are coordinate axes here.
+    """
+    depth = checks.integer("depth", depth, 2)
+    left, s, right = _interpolator(inputs, targets)
+    root = torch.diag(s ** (1 / depth))
+    return [root @ left.mT, *[root.clone() for _ in range(depth - 2)], right.mT @ root]
+
+
+def minimum_norm_certificate(inputs, targets):
+    """Dual optimum ``(X^+)' U V'`` (n, K) of two-layer interpolation (claim 6.C5).
+
+    It is feasible, ``sigma_max(X' certificate) = 1``, and ``<certificate, Y>`` is the nuclear norm.
+    """
+    X, _ = _data(inputs, targets)
+    left, _, right = _interpolator(inputs, targets)
+    return torch.linalg.pinv(X).mT @ left @ right
+
+
+def fixed_norm_values(inputs, targets, depth, norm=1.0):
+    """``(primal, dual)`` of the variant with ``||W_l||_F <= norm`` on the first L-2 layers (6.C8).
+
+    Only the last two layers are paid for.  They differ unless L = 2 or the interpolator has rank
+    one: strong duality fails for vector outputs, by ``rank^(L/2 - 1)`` at equal singular values.
+    """
+    depth, norm = checks.integer("depth", depth, 2), checks.real("norm", norm, above=0)
+    s = _interpolator(inputs, targets)[1]
+    paid = norm ** (2 - depth)
+    return float(paid * (s ** (2 / depth)).sum() ** (depth / 2)), float(paid * s.sum())
+
+
+def scalar_output(inputs, targets, beta, depth=2, *, grid=4000):
+    r"""Deep linear network with one output on any inputs: a :class:`LinearMap` (section 3.2).
+
+    The map is a ridge solution, :math:`w(\mu)=(X^\top X+\mu I)^{-1}X^\top y`, whose :math:`\mu`
+    solves :math:`\mu=\beta\|w(\mu)\|^{2/L-2}`; all roots on a ``grid`` are compared with w = 0.
+    ``dual_value`` is nan for depth >= 3, where the problem is not convex.
+    """
+    beta, depth = checks.real("beta", beta, above=0), checks.integer("depth", depth, 2)
+    X, Y = _data(inputs, targets)
+    if Y.shape[1] != 1:
+        raise checks.InputError(f"targets must be one column, got {Y.shape[1]}")
+    U, S, Vh = _thin_svd(X)
+    s, b = S.numpy(force=True), (U.mT @ Y)[:, 0].numpy(force=True)
+    constant = float((Y**2).sum()) / 2 - b @ b / 2
+
+    def ridge(mu):
+        return s * b / (s**2 + np.asarray(mu)[..., None])
+
+    def excess(log_mu):
+        size = np.linalg.norm(ridge(np.exp(log_mu)), axis=-1)
+        return log_mu + (2 - 2 / depth) * np.log(size) - np.log(beta)
+
+    def cost(w):
+        size = np.linalg.norm(w)
+        return constant + ((s * w - b) ** 2).sum() / 2 + beta * depth / 2 * size ** (2 / depth)
+
+    candidates = [np.zeros_like(b)]
+    if np.any(s * b):
+        # Outside this window the left side is below every beta: no root there.
+        width = abs(np.log(beta)) + 4 * depth
+        logs = np.linspace(np.log(s.min() ** 2) - width, np.log(s.max() ** 2) + width, grid)
+        crossing = np.flatnonzero(np.diff(np.sign(excess(logs))))
+        roots = [brentq(excess, logs[i], logs[i + 1], xtol=1e-15) for i in crossing]
+        candidates += [ridge(np.exp(r)) for r in roots]
+    best = min(candidates, key=cost)
+    w = torch.from_numpy(best).to(Vh)
+    value, bound = float(cost(best)), float("nan")
+    if depth == 2:
+        bound = linear_dual_bound(X, Y - X @ (w @ Vh)[:, None], Y, beta)
+    return LinearMap((w @ Vh)[None], value, bound)
+
+
+def rank_one_value(coefficients, direction, targets, beta, depth=2, *, relu=True):
+    """Optimal cost on rank-one inputs ``coefficients direction'`` (claim 6.C9, section 3.4).
+
+    ``coefficients`` (n,), ``direction`` (d,), ``targets`` (n,) or (n, K).  With ``relu`` and
+    coefficients of both signs only two layers have a closed form (the two halves decouple); deeper
+    networks are refused.  Non-negative coefficients: linear and ReLU agree at every depth.
+    """
+    beta, depth = checks.real("beta", beta, above=0), checks.integer("depth", depth, 2)
+    c = _columns(coefficients, "coefficients")
+    a, Y = _columns(direction, "direction"), _columns(targets)
+    if c.shape[1] != 1 or a.shape[1] != 1 or len(Y) != len(c):
+        raise checks.InputError(
+            f"coefficients {tuple(c.shape)} and direction {tuple(a.shape)} must be vectors, "
+            f"targets {tuple(Y.shape)} must have one row per coefficient"
+        )
+    c = c[:, 0] * torch.linalg.vector_norm(a)
+    mixed = relu and bool((c > 0).any()) and bool((c < 0).any())
+    if mixed and depth > 2:
+        raise checks.InputError(
+            "a deep ReLU network on coefficients of both signs has no closed form; "
+            "use depth=2, relu=False, or shift the data to one sign"
+        )
+    value = (Y**2).sum() / 2
+    for half in [c.clamp(min=0), c.clamp(max=0)] if mixed else [c]:
+        q = float(half @ half)
+        if q > 0:
+            s = float(torch.linalg.vector_norm(half @ Y)) / q
+            value += q * (depth_scalar(s, beta / q, depth)[0] - s**2 / 2)
+    return float(value)
+
+
+def _interpolator(inputs, targets):
+    """Truncated SVD ``U (d, r), s (r,), V' (r, K)`` of the minimum-norm interpolator ``X^+ Y``."""
+    X, Y = _data(inputs, targets)
+    W = torch.linalg.lstsq(X, Y, driver="gelsd").solution if X.device.type == "cpu" else None
+    W = torch.linalg.pinv(X) @ Y if W is None else W
+    miss = float(torch.linalg.matrix_norm(X @ W - Y))
+    if miss > 1e-8 * float(torch.linalg.matrix_norm(Y)):
+        raise checks.InputError(
+            f"targets are not in the range of inputs (distance {miss:.2g}): a linear network "
+            "cannot interpolate them; use linear_value with a beta instead"
+        )
+    U, s, Vh = _thin_svd(W)
+    return U, s, Vh
+
+
+def _data(inputs, targets, name="targets"):
+    X = checks.matrix("inputs", inputs, dtype=torch.float64)
+    Y = _columns(targets, name)
+    if len(Y) != len(X):
+        raise checks.InputError(f"{name} has {len(Y)} rows for {len(X)} inputs")
+    return X, Y
+
+
+def _columns(values, name="targets"):
+    values = checks.tensor(name, values)
+    values = values[:, None] if values.ndim == 1 else values
+    return checks.matrix(name, values, dtype=torch.float64)
+
+
+def _thin_svd(M):
+    """SVD without the singular values at rounding level; returns ``U, s, V'``."""
+    U, s, Vh = torch.linalg.svd(M, full_matrices=False)
+    keep = s > max(M.shape) * torch.finfo(M.dtype).eps * s.max()
+    return U[:, keep], s[keep], Vh[keep]
+
+
+def _singular(M):
+    return torch.linalg.svdvals(M)
+
+
+def _soft_threshold(M, amount):
+    U, s, Vh = torch.linalg.svd(M, full_matrices=False)
+    return U * (s - amount).clamp(min=0) @ Vh
+
+
+def _dual_value(correlation, residual, targets, beta):
+    """Dual value of ``residual``, shrunk until ``correlation`` = X'residual has norm beta."""
+    worst = float(_singular(correlation).max())
+    point = residual * (min(1.0, beta / worst) if worst > 0 else 1.0)
+    return float((point * targets).sum() - (point**2).sum() / 2)

@@ -1,0 +1,324 @@
+"""Closed forms of result 1: the same geometry for cross-entropy, label smoothing, focal and MSE.
+
+Balanced unconstrained-features model with K classes, n samples each, N = nK::
+
+    f(H, W, b) = (1/N) Σ_i L(W h_i + b, y_i) + (λ_W/2)‖W‖² + (λ_H/2)‖H‖² + (λ_b/2)‖b‖²
+
+Every global minimum has class logits ``Z = s (I - 11ᵀ/K) + u 11ᵀ`` up to the features' rotation: a
+simplex ETF of *margin* ``s = z_y - z_j``; only ``s`` depends on the loss.  Of all of n, λ_W, λ_H
+only ``c = √(n λ_W λ_H)`` decides the logits.  The papers write H as d×N columns; here samples are
+rows.  Losses are named as in :func:`nclib.losses.get`.
+
+Sources: Zhou et al., NeurIPS 2022 (claims 1.L1-L10, L16-L18), Zhou et al., ICML 2022 (1.L12), this
+project for the scalar equations (1.L3-L5, L9-L15).
+"""
+
+import math
+from dataclasses import dataclass
+
+from scipy.optimize import brentq, minimize_scalar
+
+from nclib import checks, losses
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The global minimum: value, margin, bias, Frobenius norms, and the scalars behind them.
+
+    ``mean_logit`` is the mean u of the logits of a sample over classes, ``bias + mean_component``;
+    ``mean_component`` v is the part carried by W and H (it takes one more dimension of features).
+    ``probability`` is softmax's probability of the true class.  At ``margin == 0`` and
+    ``mean_component == 0`` the minimiser is W = 0, H = 0.
+    """
+
+    loss: str
+    K: int
+    n: int
+    c: float
+    value: float
+    margin: float
+    bias: float
+    mean_component: float
+    weight_norm: float
+    feature_norm: float
+
+    @property
+    def mean_logit(self):
+        """u = b + v."""
+        return self.bias + self.mean_component
+
+    @property
+    def probability(self):
+        """Softmax probability of the true class, ``1/(1 + (K-1)e^{-s})``."""
+        return 1 / (1 + (self.K - 1) * math.exp(-self.margin))
+
+    @property
+    def equivalent_c(self):
+        """The c at which cross-entropy has this margin: ``(1 - p)/(K - 1)`` (claim 1.L5)."""
+        return math.exp(-self.margin) * self.probability
+
+
+def strength(n, lambda_w, lambda_h):
+    """``c = √(n λ_W λ_H)``, the only combination that fixes the logits."""
+    n = checks.integer("n", n)
+    lambda_w = checks.real("lambda_w", lambda_w, above=0)
+    lambda_h = checks.real("lambda_h", lambda_h, above=0)
+    return math.sqrt(n * lambda_w * lambda_h)
+
+
+def optimum(loss, *, K, n, lambda_w, lambda_h, lambda_b=0.0, d=None, **params):
+    """The global minimum of the unconstrained-features model.
+
+    Args:
+        loss: ``"ce"``, ``"ls"``, ``"fl"``, ``"mse"`` (with ``params``), or a loss object.
+        K, n: classes, samples per class.
+        lambda_w, lambda_h: weight of ``½‖W‖²`` and ``½‖H‖²``, positive.
+        lambda_b: weight of ``½‖b‖²``; 0 is a free bias, ``None`` no bias at all.
+        d: feature dimension, at least K-1; default large enough.  It matters only for the MSE at
+            d = K-1, where W and H cannot carry a mean component (claim 1.L13).
+
+    Returns an :class:`Optimum`.  For a free bias and a shift-invariant loss the bias is any
+    multiple of the vector of ones; 0 is reported.  Raises :class:`~nclib.checks.InputError` for
+    values out of range, and for d < K-1, where no closed form exists (claim 1.L14).
+    """
+    loss = _loss(loss, params)
+    K = checks.integer("K", K, 2)
+    c = strength(n, lambda_w, lambda_h)
+    if lambda_b is not None:
+        lambda_b = checks.real("lambda_b", lambda_b, at_least=0)
+    d = K if d is None else checks.integer("d", d)
+    if d < K - 1:
+        raise checks.InputError(
+            f"no closed form for d={d} < K-1={K - 1}: there is no simplex ETF; solve it with "
+            "nclib.results.multi_loss.experiments.solve"
+        )
+    if isinstance(loss, losses.MeanSquaredError):
+        value, s, b, v = _mse(loss, K, c, lambda_b, full_rank=d >= K)
+    else:
+        b = v = 0.0
+        if isinstance(loss, losses.Focal):
+            value, s = _focal(loss.gamma, K, c)
+        else:
+            value, s = _cross_entropy(getattr(loss, "alpha", 0.0), K, c)
+    if isinstance(v, tuple):  # a truncated orthogonal frame: nuclear norm given directly
+        nuclear, v = math.sqrt(n) * v[0], math.nan
+    else:
+        nuclear = math.sqrt(n) * ((K - 1) * s + K * abs(v))
+    weight_norm = math.sqrt(math.sqrt(lambda_h / lambda_w) * nuclear)
+    feature_norm = math.sqrt(math.sqrt(lambda_w / lambda_h) * nuclear)
+    return Optimum(str(loss), K, n, c, value, s, b, v, weight_norm, feature_norm)
+
+
+def _loss(loss, params):
+    if isinstance(loss, str):
+        return losses.get(loss, **params)
+    if params:
+        raise checks.InputError("parameters belong to a loss given by name")
+    return loss
+
+
+def _cross_entropy(alpha, K, c):
+    e = c + alpha / K  # label smoothing acts as more regularisation (claim 1.L5)
+    if c >= (1 - alpha) / K:
+        return math.log(K), 0.0
+    p = 1 - (K - 1) * e
+    return -p * math.log(p) - (K - 1) * e * math.log(e), math.log(p / e)
+
+
+def _focal(gamma, K, c):
+    zero = (1 - 1 / K) ** gamma * math.log(K), 0.0
+    q_max = min(1 - 1 / K, 1 - focal_convexity_threshold(gamma))
+
+    def slope(q):  # increasing on [0, q_max]; stationary where it is c(K-1)
+        return q**gamma * (q - gamma * (1 - q) * math.log1p(-q)) - c * (K - 1)
+
+    if slope(q_max) <= 0:
+        return zero
+    q = brentq(slope, 0.0, q_max, xtol=1e-300, rtol=1e-15, maxiter=1000)
+    s = math.log((K - 1) * (1 - q) / q)
+    value = -(q**gamma) * math.log1p(-q) + c * (K - 1) * s
+    return (value, s) if s > 0 and value < zero[0] else zero
+
+
+def _mse(loss, K, c, lambda_b, full_rank):
+    """Minimise over the margin s >= 0 and the mean logit u >= 0; convex, piecewise quadratic.
+
+    The mean logit costs ``K·h(u)``, the cheaper of bias and W, H: ``h = λ_b u²/2`` up to
+    ``u = c/λ_b``, from there on it grows with slope c.
+    """
+    tau, M, kappa = loss.weight(K), loss.scale, loss.kappa
+    if not full_rank and lambda_b is None:
+        return _mse_truncated_frame(loss, K, c)
+    if lambda_b is None:
+        split = 0.0
+    else:
+        split = math.inf if lambda_b == 0 or not full_rank else c / lambda_b
+
+    def value(s, u):
+        fit = kappa * (s * (K - 1) / K + u - M) ** 2 + (K - 1) * (u - s / K) ** 2
+        quadratic = (lambda_b or 0.0) * min(u, split) ** 2 / 2
+        linear = c * (u - split) if u > split else 0.0
+        return tau / 2 * fit + c * (K - 1) * s + K * (quadratic + linear)
+
+    def stationary(free_s, curvature, slope):
+        # [ss su; su uu] (s, u) = right-hand side, for h(u) = curvature u²/2 + slope u.
+        ss = tau * (kappa * ((K - 1) / K) ** 2 + (K - 1) / K**2)
+        su = tau * (kappa - 1) * (K - 1) / K
+        uu = tau * (kappa + K - 1) + K * curvature
+        rs = tau * kappa * M * (K - 1) / K - c * (K - 1)
+        ru = tau * kappa * M - K * slope
+        if not free_s:
+            return 0.0, ru / uu
+        determinant = ss * uu - su * su
+        return (rs * uu - su * ru) / determinant, (ss * ru - su * rs) / determinant
+
+    # The minimum lies on one piece of h, or on the kink at u = 0 that the absence of a bias makes.
+    candidates = []
+    for free_s in (True, False):
+        if split > 0:
+            candidates.append(stationary(free_s, lambda_b, 0.0))
+        if split < math.inf:
+            candidates.append(stationary(free_s, 0.0, c))
+    for u in (0.0, split):
+        if u < math.inf:
+            ss = tau * (kappa * ((K - 1) / K) ** 2 + (K - 1) / K**2)
+            right = tau * (kappa * (M - u) * (K - 1) / K + (K - 1) * u / K) - c * (K - 1)
+            candidates.append((max(0.0, right / ss), u))
+    feasible = [(value(s, u), s, u) for s, u in candidates if s >= 0 and u >= 0]
+    best, s, u = min(feasible)
+    b = min(u, split) if lambda_b is not None else 0.0
+    return best, s, b, u - b
+
+
+def _mse_truncated_frame(loss, K, c):
+    """No bias and d = K-1: K-1 of the K equal singular values are kept, in any subspace."""
+    if loss.kappa != 1:
+        raise checks.InputError("no closed form for d = K-1 without bias and kappa != 1")
+    tau, M = loss.weight(K), loss.scale
+    kept = max(0.0, M - K * c / tau)  # singular value / √n of each kept direction
+    value = (K - 1) * (tau / (2 * K) * (kept - M) ** 2 + c * kept) + tau / (2 * K) * M**2
+    return value, kept, 0.0, ((K - 1) * kept,)
+
+
+def threshold(loss, *, K, lambda_b=0.0, **params):
+    """The strength c from which on W = H = 0 is the global minimum (claim 1.L4)."""
+    loss = _loss(loss, params)
+    K = checks.integer("K", K, 2)
+    if isinstance(loss, losses.Focal):
+        return focal_thresholds(K, loss.gamma)[1]
+    if isinstance(loss, losses.MeanSquaredError):
+        tau, M, kappa = loss.weight(K), loss.scale, loss.kappa
+        if lambda_b is None:
+            return tau * kappa * M / K
+        u = tau * kappa * M / (tau * (kappa + K - 1) + K * lambda_b)
+        # The mean component dies earlier: λ_b u = τ(κ(M - u) - (K-1)u)/K is smaller than this.
+        return tau * (kappa * (M - u) + u) / K
+    return (1 - getattr(loss, "alpha", 0.0)) / K
+
+
+def value_at_zero(loss, *, K, lambda_b=0.0, **params):
+    """Value of the collapsed-to-zero solution W = H = 0 with the best bias."""
+    loss = _loss(loss, params)
+    if isinstance(loss, losses.MeanSquaredError):
+        tau, M, kappa = loss.weight(K), loss.scale, loss.kappa
+        if lambda_b is None:
+            return tau * kappa * M**2 / 2
+        u = tau * kappa * M / (tau * (kappa + K - 1) + K * lambda_b)
+        fit = kappa * (u - M) ** 2 + (K - 1) * u**2
+        return tau / 2 * fit + K * lambda_b * u**2 / 2
+    gamma = getattr(loss, "gamma", 0.0)
+    return (1 - 1 / K) ** gamma * math.log(K)
+
+
+def scalar_loss(loss, s, *, K, **params):
+    """The loss of a sample with margin ``s`` over equal wrong logits: φ (claim 1.L2).
+
+    In the paper's variable ``t = Σ_{j≠y}(z_j - z_y) = -(K-1)s`` it is the lower bound of the
+    *contrastive property*.  For the MSE it is the loss at ``mean(z) = M/K``, its best shift
+    for kappa = 1.
+    """
+    loss = _loss(loss, params)
+    if isinstance(loss, losses.MeanSquaredError):
+        tau, M, kappa = loss.weight(K), loss.scale, loss.kappa
+        u = (kappa * (M - s * (K - 1) / K) + (K - 1) * s / K) / (kappa + K - 1)
+        return tau / 2 * (kappa * (s * (K - 1) / K + u - M) ** 2 + (K - 1) * (u - s / K) ** 2)
+    log_p = -math.log1p((K - 1) * math.exp(-s)) if s > -500 else s - math.log(K - 1)
+    if isinstance(loss, losses.Focal):
+        log_q = log_p - s + math.log(K - 1)
+        return -math.exp(loss.gamma * log_q) * log_p
+    alpha = getattr(loss, "alpha", 0.0)
+    return -log_p + alpha * (K - 1) / K * s
+
+
+# Focal loss: where it is convex, and where that fails -------------------------------------------
+
+
+def focal_slope(gamma, t):
+    """ψ(t): the gradient of the focal loss in the logits is ``ψ(p_y)(e_y - p)``."""
+    return gamma * t * (1 - t) ** (gamma - 1) * math.log(t) - (1 - t) ** gamma
+
+
+def focal_convexity_threshold(gamma):
+    """t_c(γ): the focal loss is convex at logits exactly where ``p_y >= t_c`` (claim 1.L10).
+
+    Independent of K and of the other probabilities; 0 for γ = 0; never above 0.0585.
+    """
+    gamma = checks.real("gamma", gamma, at_least=0)
+    if gamma == 0:
+        return 0.0
+
+    def curvature(t):
+        return (2 * gamma + 1) * (1 - t) + gamma * (1 - (gamma + 1) * t) * math.log(t)
+
+    return brentq(curvature, 1e-300, 0.3, xtol=1e-300, rtol=1e-15)
+
+
+def focal_thresholds(K, gamma):
+    """``(c_loc, c_glob, s_jump)`` of the focal loss (claims 1.L3, L11).
+
+    Zero is a local minimum from ``c_loc`` on and the global one from ``c_glob`` on; at ``c_glob``
+    the margin jumps from ``s_jump`` to 0.  Between the two, spurious local minima exist.  The
+    jump is 0 and the two coincide as long as ``1/K >= t_c(γ)``, for all γ if K <= 17.
+    """
+    K = checks.integer("K", K, 2)
+    local = -focal_slope(gamma, 1 / K) / K
+    if focal_convexity_threshold(gamma) <= 1 / K:
+        return local, local, 0.0
+    zero = scalar_loss("fl", 0.0, K=K, gamma=gamma)
+
+    def gain(s):  # the c at which margin s ties with zero
+        return (zero - scalar_loss("fl", s, K=K, gamma=gamma)) / ((K - 1) * s)
+
+    best = minimize_scalar(
+        lambda s: -gain(s), bounds=(1e-6, 40.0), method="bounded", options={"xatol": 1e-12}
+    )
+    return local, -best.fun, best.x
+
+
+# Landscape ---------------------------------------------------------------------------------------
+
+
+def gradient_norm_at_zero(loss, *, K, n, **params):
+    """``‖∇g(0)‖₂`` of the data term in the logits, with the best free bias for the MSE.
+
+    W = H = 0 is a strict saddle iff it exceeds ``√(λ_W λ_H)`` (claims 1.L8, L9).
+    """
+    loss = _loss(loss, params)
+    if isinstance(loss, losses.MeanSquaredError):
+        size = loss.weight(K) * loss.kappa * loss.scale * K / (loss.kappa + K - 1)
+    elif isinstance(loss, losses.Focal):
+        size = -focal_slope(loss.gamma, 1 / K)
+    else:
+        size = 1 - getattr(loss, "alpha", 0.0)
+    return size / (K * math.sqrt(n))
+
+
+def hessian_nullity(K, d, *, mean_component=False, free_shift=False):
+    """Dimension of the set of global minimisers through a point = zero Hessian eigenvalues.
+
+    Rotations of a (K-1)-frame, or of a K-frame if a mean component is present; one more if the
+    bias is free and the loss ignores shifts (claim 1.L15).
+    """
+    if mean_component:
+        return K * d - K * (K + 1) // 2
+    return (K - 1) * d - K * (K - 1) // 2 + bool(free_shift)

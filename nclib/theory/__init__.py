@@ -1,1 +1,0 @@
-"""Closed forms, one module per notebook.  Nothing here trains or plots."""

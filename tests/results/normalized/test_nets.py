@@ -1,0 +1,238 @@
+"""Sphere classifiers, their three ways of training, floors, films: penalties by hand."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nclib.checks import InputError
+from nclib.deep import collect, data, nets, train
+from nclib.results.normalized import nets as normalized
+from nclib.results.normalized import theory
+
+RECIPE = train.Recipe(epochs=30, lr=0.05, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    whole, test = data.load("digits", train_per_class=12, seed=0)
+    return normalized.first_classes(whole, 4), normalized.first_classes(test, 4)
+
+
+def build(mode, digits, width=32, dim=8, seed=0, **options):
+    make = lambda: normalized.SphereClassifier.around(
+        normalized.backbone("mlp", digits, width=width, dim=dim, **options), mode
+    )
+    return nets.seeded(seed, make)
+
+
+class TestMode:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"name": "penalised"}, "mode must be one of normalized, hybrid, regularized"),
+            ({"name": "normalized", "scale": 0}, "scale must be greater than 0"),
+            ({"name": "normalized", "feature_decay": 0.1}, "unit features is constant"),
+            ({"name": "hybrid", "lambda_w": 0.1}, "unit classifiers is constant"),
+            ({"name": "regularized", "lambda_w": -1.0}, "lambda_w must be at least 0"),
+        ],
+    )
+    def test_bad_input(self, arguments, message):
+        with pytest.raises(InputError, match=message):
+            normalized.Mode(**arguments)
+
+    def test_published_penalties(self):
+        hybrid = normalized.published("hybrid", weight_decay=1e-4, batch_size=128)
+        assert (hybrid.feature_decay, hybrid.lambda_w, hybrid.scale) == (0.0128, 0.0, 1.0)
+        both = normalized.published("regularized", weight_decay=1e-4, batch_size=64)
+        assert (both.feature_decay, both.lambda_w) == (0.0064, 1e-4)
+        with pytest.raises(InputError, match="hybrid, regularized"):
+            normalized.published("normalized")
+
+    @pytest.mark.parametrize("n", [1, 7])
+    def test_matched_penalties_give_the_scale(self, n):
+        """The mean-feature penalty in the UFM's terms: lambda_h = feature_decay / N."""
+        hybrid = normalized.matched("hybrid", 5, 3.0)
+        assert abs(theory.hybrid_optimum(5, hybrid.feature_decay).scale - 3) < 1e-12
+        both = normalized.matched("regularized", 5, 3.0)
+        found = theory.regularized_optimum(5, n, both.lambda_w, both.feature_decay / (5 * n))
+        assert abs(found.scale - 3) < 1e-12
+        assert normalized.matched("normalized", 5, 3.0).scale == 3.0
+
+
+class TestObjective:
+    @pytest.mark.parametrize(
+        "mode",
+        [
+            normalized.Mode("normalized", scale=2.5),
+            normalized.Mode("hybrid", feature_decay=0.3),
+            normalized.Mode("regularized", lambda_w=0.2, feature_decay=0.3),
+        ],
+    )
+    def test_by_hand(self, mode, digits):
+        train_data, _ = digits
+        net = build(mode, train_data).eval()
+        with torch.no_grad():
+            raw, W = net.backbone(train_data.inputs), net.head.weight
+            if mode.name == "normalized":
+                logits = 2.5 * (raw / raw.norm(dim=1, keepdim=True)) @ W.T
+                expected = F.cross_entropy(logits, train_data.labels)
+            else:
+                expected = F.cross_entropy(raw @ W.T, train_data.labels)
+                expected += 0.15 * (raw**2).sum() / len(raw)
+                if mode.name == "regularized":
+                    expected += 0.1 * (W**2).sum()
+            found = normalized.objective(mode)(net, train_data.inputs, train_data.labels)
+        assert abs(float(found - expected)) < 1e-5
+
+    def test_every_penalty_has_a_gradient(self, digits):
+        """The published code penalised features that were already normalised: gradient zero."""
+        train_data, _ = digits
+        for plain, penalised in (
+            (normalized.Mode("hybrid"), normalized.Mode("hybrid", feature_decay=0.3)),
+            (normalized.Mode("regularized"), normalized.Mode("regularized", lambda_w=0.3)),
+        ):
+            gradients = []
+            for mode in (plain, penalised):
+                net = build(mode, train_data).eval()
+                loss = normalized.objective(mode)(net, train_data.inputs, train_data.labels)
+                loss.backward()
+                gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+            assert float((gradients[1] - gradients[0]).norm()) > 1e-3
+
+    def test_head_is_linear_in_the_scale_and_has_no_bias(self, digits):
+        train_data, _ = digits
+        net = build(normalized.Mode("normalized", scale=4.0), train_data).eval()
+        features = collect.features(net, train_data.inputs)
+        assert net.bias is None
+        assert torch.allclose(features.norm(dim=1), torch.ones(len(features)), atol=1e-6)
+        expected = 4 * features @ net.weight.T
+        assert torch.allclose(net(train_data.inputs), expected, atol=1e-5)
+
+
+class TestTraining:
+    def test_rows_stay_where_the_mode_puts_them(self, digits):
+        train_data, _ = digits
+        norms = {}
+        for mode in (
+            normalized.Mode("normalized", scale=3.0),
+            normalized.published("hybrid"),
+            normalized.published("regularized"),
+        ):
+            cell = normalized.Cell(mode, 32, 8)
+            recipe = replace(RECIPE, epochs=3)
+            net, _ = normalized.train_cell(cell, "mlp", train_data, recipe)
+            features = collect.features(net, train_data.inputs)
+            norms[mode.name] = net.weight.norm(dim=1), features.norm(dim=1)
+        one = torch.ones(4)
+        assert torch.allclose(norms["normalized"][0], one, atol=1e-6)
+        assert torch.allclose(norms["normalized"][1], torch.ones(48), atol=1e-6)
+        assert torch.allclose(norms["hybrid"][0], one, atol=1e-6)
+        assert float((norms["hybrid"][1] - 1).abs().min()) > 1e-4
+        assert float((norms["regularized"][0] - 1).abs().max()) > 1e-2
+
+    def test_study_collapses_above_its_floor(self, digits, tmp_path):
+        train_data, test_data = digits
+        cells = [
+            normalized.Cell(normalized.Mode("normalized", scale=2.0), 64, 16),
+            normalized.Cell(normalized.published("regularized"), 64, 16),
+            normalized.Cell(normalized.Mode("normalized", scale=2.0), 64, 16, random_labels=True),
+        ]
+        path = lambda cell: tmp_path / f"{cells.index(cell)}.pt"
+        arguments = cells, "mlp", train_data, test_data, RECIPE
+        study = normalized.study(*arguments, every=10, checkpoint=path)
+        assert list(study.curves.query("cell == 0")["epoch"]) == [0, 10, 20, 30]
+        assert list(study.final["epoch"]) == [30, 30, 30]
+        sphere, free, random = (study.final.iloc[i] for i in range(3))
+        floor = theory.optimum(4, 2.0).value
+        assert study.curves.query("cell != 1")["loss"].min() > floor
+        assert sphere["loss"] < floor + 0.05
+        assert sphere["nc1"] < free["nc1"]
+        assert sphere["test_accuracy"] > 85
+        assert math.isnan(random["test_accuracy"])
+        assert random["nc1"] > sphere["nc1"]
+        again = normalized.study(*arguments, every=10, checkpoint=path)
+        assert again.final["nc1"].equals(study.final["nc1"])
+
+    def test_same_seed_same_result_and_seeds_differ(self, digits):
+        train_data, _ = digits
+        recipe = replace(RECIPE, epochs=2)
+        run = lambda seed: normalized.train_cell(
+            normalized.Cell(normalized.Mode("normalized"), 16, 4, seed), "mlp", train_data, recipe
+        )[1]["nc2"].iloc[-1]
+        assert run(0) == run(0)
+        assert run(0) != run(1)
+
+    def test_measure_by_hand(self, digits):
+        train_data, test_data = digits
+        net = build(normalized.Mode("hybrid", feature_decay=0.1), train_data).eval()
+        found = normalized.measure(net, train_data, test_data)
+        logits = collect.logits(net, train_data.inputs)
+        assert abs(found["loss"] - float(F.cross_entropy(logits, train_data.labels))) < 1e-6
+        features = collect.features(net, train_data.inputs)
+        assert abs(found["effective_scale"] - float(features.norm(dim=1).mean())) < 1e-5
+        correct = (net(test_data.inputs).argmax(1) == test_data.labels).double().mean()
+        assert abs(found["test_accuracy"] - 100 * float(correct)) < 1e-9
+
+    @pytest.mark.parametrize(
+        ("architecture", "dim"), [("mlp", 8), ("cnn", 8), ("resnet18", 32), ("resnet50", 2048)]
+    )
+    def test_backbones_have_no_bias_in_the_head(self, digits, architecture, dim):
+        train_data, _ = digits
+        width = {"mlp": 16, "cnn": 4, "resnet18": 1 / 16, "resnet50": 1 / 16}[architecture]
+        base = normalized.backbone(architecture, train_data, width=width, dim=8).eval()
+        assert base.bias is None
+        net = normalized.SphereClassifier.around(base, normalized.Mode("normalized")).eval()
+        assert net.features(train_data.inputs[:2]).shape == (2, dim)
+
+    def test_relu_features_are_nonnegative(self, digits):
+        train_data, _ = digits
+        mode = normalized.Mode("normalized")
+        signed = collect.features(build(mode, train_data), train_data.inputs)
+        assert float(signed.min()) < 0
+        rectified = build(mode, train_data, feature_relu=True)
+        assert float(collect.features(rectified, train_data.inputs).min()) >= 0
+
+
+class TestData:
+    def test_random_labels_keep_the_class_sizes(self, digits):
+        train_data, _ = digits
+        found = normalized.random_labels(train_data, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(found.labels.bincount(), train_data.labels.bincount())
+        assert torch.equal(found.inputs, train_data.inputs)
+        share = float((found.labels == train_data.labels).double().mean())
+        assert share < 0.6
+
+    def test_first_classes(self, digits):
+        train_data, _ = digits
+        two = normalized.first_classes(train_data, 2)
+        assert (two.num_classes, len(two), int(two.labels.max())) == (2, 24, 1)
+        with pytest.raises(InputError, match="digits has 4 classes, 5 were asked for"):
+            normalized.first_classes(train_data, 5)
+
+
+class TestFilm:
+    def test_frames(self, digits):
+        train_data, _ = digits
+        cell = normalized.Cell(normalized.Mode("normalized", scale=2.0), 16, dim=3)
+        recipe = replace(RECIPE, epochs=4)
+        film, net = normalized.film(cell, "mlp", train_data, recipe, epochs=[0, 2, 4])
+        assert sorted(film["epoch"].unique()) == [0, 2, 4]
+        assert len(film) == 3 * (48 + 4)
+        last = film.query("epoch == 4 and kind == 'classifier'")[["x0", "x1", "x2"]].to_numpy()
+        assert abs(last - net.weight.double().numpy()).max() < 1e-6
+        norms = (film[["x0", "x1", "x2"]] ** 2).sum(axis=1)
+        assert (norms - 1).abs().max() < 1e-5
+
+
+def test_floors():
+    lines = normalized.floors(10, 3.0, 2)
+    assert abs(lines["log K"] - math.log(10)) < 1e-9
+    assert abs(lines["ETF"] - 0.2784389411) < 1e-9
+    assert abs(lines["polygon"] - 0.8879) < 1e-4
+    assert "ReLU" not in lines
+    lines = normalized.floors(10, 3.0, 64, nonnegative=True)
+    assert abs(lines["ReLU"] - 0.3227810650) < 1e-9
+    assert "polygon" not in lines

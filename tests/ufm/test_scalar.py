@@ -1,0 +1,120 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+
+from nclib import checks
+from nclib.ufm.scalar import depth_scalar, thresholds
+
+
+def cost(t, s, beta, depth):
+    return 0.5 * (t - s) ** 2 + beta * depth / 2 * t ** (2 / depth)
+
+
+def brute_force(s, beta, depth):
+    """Grid, then local refinement of the best non-zero minimum; compared with t = 0."""
+    grid = np.linspace(0, s, 4001)
+    best = grid[cost(grid, s, beta, depth).argmin()]
+    around = (max(best - s / 1000, 0), min(best + s / 1000, s))
+    found = minimize_scalar(
+        cost, bounds=around, args=(s, beta, depth), method="bounded", options={"xatol": 1e-14}
+    )
+    return min((cost(0.0, s, beta, depth), 0.0), (found.fun, found.x))
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 5, 9])
+@pytest.mark.parametrize("s", [0.3, 1.0, 2.4494897, 17.0])
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.8, 0.97, 1.05, 3.0])
+def test_against_brute_force(s, share, depth):
+    beta = share * thresholds(s, depth)[0]
+    value, minimiser = depth_scalar(s, beta, depth)
+    expected, where = brute_force(s, beta, depth)
+    assert value == pytest.approx(expected, rel=1e-10)
+    assert minimiser == pytest.approx(where, abs=1e-6 * s)
+    assert isinstance(value, float) and isinstance(minimiser, float)
+
+
+def test_depth_two_is_the_huber_function():
+    for s, beta in [(2.0, 0.3), (0.2, 0.3), (0.3, 0.3), (1e6, 1e-6)]:
+        huber = s * s / 2 if s <= beta else beta * s - beta**2 / 2
+        value, minimiser = depth_scalar(s, beta, 2)
+        assert value == pytest.approx(huber, rel=1e-13)
+        assert minimiser == pytest.approx(max(s - beta, 0), rel=1e-13)
+
+
+@given(s=st.floats(1e-8, 1e8), share=st.floats(1e-6, 0.999999), depth=st.integers(2, 40))
+@settings(max_examples=60, deadline=None)
+def test_minimiser_is_stationary(s, share, depth):
+    beta = share * thresholds(s, depth)[0]
+    _, t = depth_scalar(s, beta, depth)
+    assert t - s + beta * t ** (2 / depth - 1) == pytest.approx(0, abs=1e-13 * s)
+    assert s * (depth - 2) / (depth - 1) * (1 - 1e-12) <= t <= s
+
+
+@given(s=st.floats(0.1, 10), scale=st.floats(0.01, 100), depth=st.integers(2, 6))
+@settings(max_examples=40, deadline=None)
+def test_scaling_law(s, scale, depth):
+    beta = 0.4 * s
+    value, t = depth_scalar(s, beta, depth)
+    value2, t2 = depth_scalar(scale * s, beta * scale ** (2 - 2 / depth), depth)
+    assert value2 == pytest.approx(scale**2 * value, rel=1e-11)
+    assert t2 == pytest.approx(scale * t, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 7])
+def test_jump_at_the_critical_beta(depth):
+    s = 2.3
+    critical, spinodal = thresholds(s, depth)
+    below, above = critical * (1 - 1e-9), critical * (1 + 1e-9)
+    assert depth_scalar(s, above, depth) == (pytest.approx(s * s / 2), 0.0)
+    assert depth_scalar(s, critical, depth)[1] == 0.0
+    leap = s * (depth - 2) / (depth - 1)
+    assert depth_scalar(s, below, depth)[1] == pytest.approx(leap, rel=1e-7, abs=1e-6)
+    # The non-zero stationary point vanishes exactly at the spinodal value.
+    t = np.linspace(1e-6, s, 200_001)
+    slope = lambda beta: (t - s + beta * t ** (2 / depth - 1)).min()
+    assert slope(spinodal * (1 - 1e-6)) < 0 < slope(spinodal * (1 + 1e-6)) + 1e-12
+    assert spinodal >= critical
+
+
+def test_thresholds_reference():
+    assert thresholds(2.0, 2) == (2.0, 2.0)
+    assert thresholds(2.0, 3)[0] == pytest.approx(1.0, rel=1e-15)
+    for s in (0.7, 3.0):
+        assert thresholds(s, 3)[0] == pytest.approx((s / 2) ** (4 / 3), rel=1e-14)
+        assert thresholds(s, 3)[1] == pytest.approx(3 * s / 4 * (s / 4) ** (1 / 3), rel=1e-14)
+
+
+def test_tensors_and_python_floats_agree():
+    s = torch.tensor([0.0, 0.1, 1.0, 2.5], dtype=torch.float64)
+    values, minimisers = depth_scalar(s, 0.37, 3)
+    for i, one in enumerate([0.0, 0.1, 1.0, 2.5]):
+        # A power taken of four numbers at once may differ in the last digit from that of one.
+        alone = pytest.approx(depth_scalar(one, 0.37, 3), rel=1e-14)
+        assert (values[i].item(), minimisers[i].item()) == alone
+    assert depth_scalar(0.0, 1.0, 4) == (0.0, 0.0)
+    # A Python float must not pass through float32.
+    assert depth_scalar(0.1, 1.0, 2)[0] == pytest.approx(0.005, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (-1.0, 1.0, 2),
+        (math.nan, 1.0, 2),
+        ("a", 1.0, 2),
+        (True, 1.0, 2),
+        (1.0, 0.0, 2),
+        (1.0, -1.0, 2),
+        (1.0, math.inf, 2),
+        (1.0, 1.0, 1),
+        (1.0, 1.0, 2.5),
+    ],
+)
+def test_bad_input(arguments):
+    with pytest.raises(checks.InputError):
+        depth_scalar(*arguments)
