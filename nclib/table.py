@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Tidy tables: a function over a grid of settings, log-spaced steps, matrices in long form."""
 
 from itertools import product

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """What several results draw, one function per kind; each draws on given axes."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 r"""One description of every unconstrained-features problem of the six results.
 
     f = Σ_r p_r loss(z_r, y_r) + ½ λ_H Σ_r n_r ‖h_r‖² + ½ Σ_j λ_j ‖W_j‖² (+ ½ λ_b ‖b‖²),

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Solvers for unconstrained-features problems, and their Hessians.
 
 An *objective* is any function of named float64 tensors that returns a scalar tensor, for example
