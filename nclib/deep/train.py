@@ -124,95 +124,37 @@ def fit(
     ``measure``.  Raises :class:`~nclib.checks.InputError` as soon as a loss is NaN or infinite (on
     a GPU at the end of that epoch), and saves no checkpoint after it.
     """
-    # The generators that draw the batch order live on the CPU: the order is the same on a GPU.
-    generator = torch.Generator().manual_seed(seed)
-    device = data.inputs.device
-    fast = device.type == "cuda" if recipe.fast is None else recipe.fast
-    channels_last = fast and data.inputs.ndim == 4
-    if channels_last:
-        net.to(memory_format=torch.channels_last)
-    optimizer = _optimizer(net, recipe, fused=fast or None)
-    objective = _compiled(objective, recipe, device)
+    run = _Fit(net, data, _compiled(objective, recipe, data.inputs.device), recipe, seed)
     measure_at = set(range(recipe.epochs + 1) if measure_at is None else measure_at)
-    history, first = [], 0
-    at = {"step": 0, "total": 0.0, "drawn": None}  # within an epoch that was cut
-
-    def content(epoch=0, step=0, total=0.0, drawn=None):
-        return {
-            "net": net.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "generator": generator.get_state(),
-            "global": _rng_state(device),
-            "epoch": epoch,
-            "at": {"step": step, "total": float(total), "drawn": drawn},
-            "history": history,
-        }
-
-    def restore(state):
-        nonlocal history, first, at
-        history, first = list(state["history"]), state["epoch"]
-        at = {key: state["at"][key] for key in at}
-        groups = zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True)
-        steps = len(recipe.batches(len(data.labels), torch.Generator()))
-        fits = 0 <= first <= recipe.epochs and 0 <= at["step"] < steps
-        if not fits or any(old.keys() != new.keys() for old, new in groups):
-            raise ValueError("another recipe")
-        net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
-        _set_rng_state(state["global"], device)
-
-    resumed = _resume(checkpoint, restore, content)
+    resumed = _resume(checkpoint, run.restore, run.content)
     saved = time.monotonic()
 
     def record(epoch, **values):
         if epoch in measure_at:
             found = measure(net, epoch) if measure else {}
-            history.append({"epoch": epoch} | values | {k: float(v) for k, v in found.items()})
+            row = {"epoch": epoch} | values | {k: float(v) for k, v in found.items()}
+            run.history.append(row)
 
     def save(*where):
         nonlocal saved
         saved = time.monotonic()
-        _save(checkpoint, content(*where))
+        _save(checkpoint, run.content(*where))
 
-    due = lambda: checkpoint is not None and time.monotonic() - saved > SAVE_EVERY
+    def due():
+        return checkpoint is not None and time.monotonic() - saved > SAVE_EVERY
+
     if not resumed:
         record(0, lr=math.nan, train_loss=math.nan)
-    for epoch in _progress(range(first, recipe.epochs), label):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(epoch)
-        net.train()
-        begin, total, drawn = at["step"], at["total"], at["drawn"]
-        if drawn is None:
-            drawn = generator.get_state()
-            batches = recipe.batches(len(data.labels), generator, device)
-        else:  # draw the cut epoch's batches again, then go on from where it was cut
-            now = generator.get_state()
-            batches = recipe.batches(len(data.labels), generator.set_state(drawn), device)
-            generator.set_state(now)
-        at = {"step": 0, "total": 0.0, "drawn": None}
+    for epoch in _progress(range(run.first, recipe.epochs), label):
+        begin, total, drawn, batches = run.begin(epoch)
         sums, where = [], (begin, len(batches), epoch, recipe.rate(epoch), [label])
         for step in range(begin, len(batches)):
-            index = batches[step]
-            inputs = data.inputs[index]
-            if augment is not None:
-                inputs = augment(inputs, generator)
-            if channels_last:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
-                loss = objective(net, inputs, data.labels[index])
+            loss = run.loss(batches[step], augment)
             total = total + loss.detach()
             sums.append(total)
-            if device.type == "cpu" and not math.isfinite(total):
+            if run.device.type == "cpu" and not math.isfinite(total):
                 break
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if recipe.clip is not None:
-                torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
-            optimizer.step()
-            if after_step is not None:
-                with torch.no_grad():
-                    after_step(net)
+            run.step(loss, after_step)
             if step + 1 < len(batches) and due():
                 _finite(sums, *where)
                 save(epoch, step + 1, total, drawn)
@@ -220,7 +162,88 @@ def fit(
         record(epoch + 1, lr=recipe.rate(epoch), train_loss=float(total) / len(batches))
         if checkpoint is not None and (epoch + 1 == recipe.epochs or due()):
             save(epoch + 1)
-    return pd.DataFrame(history)
+    return pd.DataFrame(run.history)
+
+
+class _Fit:
+    """What :func:`fit` moves and saves: net, optimiser, generators, history, place in an epoch."""
+
+    def __init__(self, net, data, objective, recipe, seed):
+        self.net, self.data, self.objective, self.recipe = net, data, objective, recipe
+        # The generators that draw the batch order live on the CPU: the order is the same on a GPU.
+        self.generator = torch.Generator().manual_seed(seed)
+        self.device = data.inputs.device
+        fast = self.device.type == "cuda" if recipe.fast is None else recipe.fast
+        self.channels_last = fast and data.inputs.ndim == 4
+        if self.channels_last:
+            net.to(memory_format=torch.channels_last)
+        self.optimizer = _optimizer(net, recipe, fused=fast or None)
+        self.history, self.first = [], 0
+        self.at = {"step": 0, "total": 0.0, "drawn": None}  # within an epoch that was cut
+
+    def content(self, epoch=0, step=0, total=0.0, drawn=None):
+        """The checkpoint: everything that the rest of the training depends on."""
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "global": _rng_state(self.device),
+            "epoch": epoch,
+            "at": {"step": step, "total": float(total), "drawn": drawn},
+            "history": self.history,
+        }
+
+    def restore(self, state):
+        """Go back to a :meth:`content`; ValueError if it is another recipe's."""
+        self.history, self.first = list(state["history"]), state["epoch"]
+        self.at = {key: state["at"][key] for key in self.at}
+        groups = zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True)
+        steps = len(self.recipe.batches(len(self.data.labels), torch.Generator()))
+        fits = 0 <= self.first <= self.recipe.epochs and 0 <= self.at["step"] < steps
+        if not fits or any(old.keys() != new.keys() for old, new in groups):
+            raise ValueError("another recipe")
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        _set_rng_state(state["global"], self.device)
+
+    def begin(self, epoch):
+        """``(first step, loss so far, state that drew the batches, batches)`` of an epoch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate(epoch)
+        self.net.train()
+        size, generator = len(self.data.labels), self.generator
+        begin, total, drawn = self.at["step"], self.at["total"], self.at["drawn"]
+        if drawn is None:
+            drawn = generator.get_state()
+            batches = self.recipe.batches(size, generator, self.device)
+        else:  # draw the cut epoch's batches again, then go on from where it was cut
+            now = generator.get_state()
+            batches = self.recipe.batches(size, generator.set_state(drawn), self.device)
+            generator.set_state(now)
+        self.at = {"step": 0, "total": 0.0, "drawn": None}
+        return begin, total, drawn, batches
+
+    def loss(self, index, augment):
+        """Loss of the samples ``index``."""
+        inputs = self.data.inputs[index]
+        if augment is not None:
+            inputs = augment(inputs, self.generator)
+        if self.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            return self.objective(self.net, inputs, self.data.labels[index])
+
+    def step(self, loss, after_step):
+        """One optimiser step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.recipe.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        if after_step is not None:
+            with torch.no_grad():
+                after_step(self.net)
 
 
 def _finite(sums, begin, steps, epoch, rates, names):
@@ -345,106 +368,130 @@ def _with_epochs(recipe, epochs):
 def _grid_together(start, cells, data, recipe, measure, measure_at, checkpoint, augment, label):
     if recipe.optimizer != "sgd":
         raise checks.InputError("a stacked grid trains with SGD; use together=False")
-    seeds = sorted({cell.seed for cell in cells})
-    generators = {seed: torch.Generator().manual_seed(seed) for seed in seeds}
-    histories = [[] for _ in cells]
-    done = [None] * len(cells)
-    kinds = list(dict.fromkeys(cell.loss for cell in cells))
-    # In the order of the losses: the logits of one loss are then a slice of the stack.
-    alive = sorted(range(len(cells)), key=lambda i: kinds.index(cells[i].loss))
-    # One row of parameters per cell: an optimiser step is a few operations on the whole stack.
-    params, buffers = torch.func.stack_module_state([start[i] for i in alive])
-    shapes = {name: p.shape[1:] for name, p in params.items()}
-    params = torch.cat([p.detach().flatten(1) for p in params.values()], 1)
-    velocity = torch.zeros_like(params)
-    skeleton = start[0]
-    first, device = 0, data.inputs.device
-
-    def content(epoch=0):
-        return {
-            "alive": alive,
-            "done": done,
-            "epoch": epoch,
-            "histories": histories,
-            "params": params,
-            "buffers": buffers,
-            "velocity": velocity,
-            "generators": {str(s): g.get_state() for s, g in generators.items()},
-        }
-
-    def restore(state):
-        nonlocal alive, done, first, histories, params, buffers, velocity
-        if not _same_grid(state, content(), skeleton.state_dict()):
-            raise ValueError("another grid")
-        alive, done, first = state["alive"], state["done"], state["epoch"]
-        histories = state["histories"]
-        params, velocity = state["params"].to(device), state["velocity"].to(device)
-        buffers = {name: stack.to(device) for name, stack in state["buffers"].items()}
-        for seed in seeds:
-            generators[seed].set_state(state["generators"][str(seed)])
-
-    resumed = _resume(checkpoint, restore, content)
-
-    def values_of(position):
-        # Copies: measuring must not touch the stack.
-        stacks = (_unpack(params, shapes) | buffers).items()
-        return {name: stack[position].clone() for name, stack in stacks}
-
-    def net_of(position):
-        skeleton.load_state_dict(values_of(position))
-        return skeleton
+    stack = _Stack(start, cells, data, recipe)
+    resumed = _resume(checkpoint, stack.restore, stack.content)
 
     def record(position, epoch, **values):
-        i = alive[position]
-        if measure is not None and (epoch in measure_at or epoch == cells[i].epochs):
-            found = measure(net_of(position), cells[i], epoch)
-            histories[i].append({"epoch": epoch} | values | {k: float(v) for k, v in found.items()})
+        cell = cells[stack.alive[position]]
+        if measure is not None and (epoch in measure_at or epoch == cell.epochs):
+            found = measure(stack.net_of(position), cell, epoch)
+            row = {"epoch": epoch} | values | {k: float(v) for k, v in found.items()}
+            stack.histories[stack.alive[position]].append(row)
 
     if not resumed:
-        for position in range(len(alive)):
+        for position in range(len(stack.alive)):
             record(position, 0, lr=math.nan, train_loss=math.nan)
     saved = time.monotonic()
-    for epoch in _progress(range(first, max((c.epochs for c in cells), default=0)), label):
-        skeleton.train()
-        rates = torch.tensor([recipe.rate(epoch, cells[i].epochs) for i in alive], device=device)
-        loader = {s: recipe.batches(len(data.labels), generators[s], device) for s in seeds}
-        total, sums = torch.zeros(len(alive), device=device), []
-        steps, names = len(loader[seeds[0]]), [_name(cells[i], label) for i in alive]
-        for step in range(steps):
-            batches = {
-                s: (data.inputs[loader[s][step]], data.labels[loader[s][step]]) for s in seeds
-            }
-            if augment is not None:
-                batches = {s: (augment(x, generators[s]), y) for s, (x, y) in batches.items()}
-            stacks = (params, shapes, buffers, velocity)
-            living = [cells[i] for i in alive]
-            total = total + _stacked_step(skeleton, stacks, living, batches, rates, recipe)
-            sums.append(total)
-            if device.type == "cpu" and not total.isfinite().all():
-                break
-        _finite(sums, 0, steps, epoch, rates, names)
-        for position in range(len(alive)):
-            rate, mean = float(rates[position]), float(total[position]) / steps
+    for epoch in _progress(range(stack.first, max((c.epochs for c in cells), default=0)), label):
+        rates, means = stack.train(epoch, augment, label)
+        for position, (rate, mean) in enumerate(zip(rates, means, strict=True)):
             record(position, epoch + 1, lr=rate, train_loss=mean)
-        stay = [p for p, i in enumerate(alive) if cells[i].epochs > epoch + 1]
-        for position, i in enumerate(alive):
-            if cells[i].epochs == epoch + 1:
-                done[i] = values_of(position)
-        if len(stay) < len(alive):
-            alive = [alive[p] for p in stay]
-            params, velocity = params[stay], velocity[stay]
-            buffers = {name: stack[stay] for name, stack in buffers.items()}
-        if checkpoint is not None and (not alive or time.monotonic() - saved > SAVE_EVERY):
+        stack.retire(epoch + 1)
+        if checkpoint is not None and (not stack.alive or time.monotonic() - saved > SAVE_EVERY):
             saved = time.monotonic()
-            _save(checkpoint, content(epoch + 1))
-        if not alive:
+            _save(checkpoint, stack.content(epoch + 1))
+        if not stack.alive:
             break
     results = []
-    for cell, net, values, history in zip(cells, start, done, histories, strict=True):
+    for cell, net, values, history in zip(cells, start, stack.done, stack.histories, strict=True):
         if values is not None:
             net.load_state_dict(values)
         results.append(Trained(cell, net, pd.DataFrame(history)))
     return results
+
+
+class _Stack:
+    """The nets of a grid that are still trained, as one stack of parameters; what is saved of it.
+
+    ``alive``: their cells, ``done``: the final state of each cell that has left the stack.
+    """
+
+    def __init__(self, start, cells, data, recipe):
+        self.cells, self.data, self.recipe = cells, data, recipe
+        self.device, self.skeleton = data.inputs.device, start[0]
+        seeds = sorted({cell.seed for cell in cells})
+        self.generators = {seed: torch.Generator().manual_seed(seed) for seed in seeds}
+        self.histories, self.done, self.first = [[] for _ in cells], [None] * len(cells), 0
+        kinds = list(dict.fromkeys(cell.loss for cell in cells))
+        # In the order of the losses: the logits of one loss are then a slice of the stack.
+        self.alive = sorted(range(len(cells)), key=lambda i: kinds.index(cells[i].loss))
+        # One row of parameters per cell: a step is a few operations on the whole stack.
+        params, self.buffers = torch.func.stack_module_state([start[i] for i in self.alive])
+        self.shapes = {name: p.shape[1:] for name, p in params.items()}
+        self.params = torch.cat([p.detach().flatten(1) for p in params.values()], 1)
+        self.velocity = torch.zeros_like(self.params)
+
+    def content(self, epoch=0):
+        """The checkpoint: everything that the rest of the training depends on."""
+        return {
+            "alive": self.alive,
+            "done": self.done,
+            "epoch": epoch,
+            "histories": self.histories,
+            "params": self.params,
+            "buffers": self.buffers,
+            "velocity": self.velocity,
+            "generators": {str(s): g.get_state() for s, g in self.generators.items()},
+        }
+
+    def restore(self, state):
+        """Go back to a :meth:`content`; ValueError if it is another grid's."""
+        if not _same_grid(state, self.content(), self.skeleton.state_dict()):
+            raise ValueError("another grid")
+        self.alive, self.done, self.first = state["alive"], state["done"], state["epoch"]
+        self.histories = state["histories"]
+        self.params, self.velocity = (state[n].to(self.device) for n in ("params", "velocity"))
+        self.buffers = {name: stack.to(self.device) for name, stack in state["buffers"].items()}
+        for seed, generator in self.generators.items():
+            generator.set_state(state["generators"][str(seed)])
+
+    def values_of(self, position):
+        """State of one net, copied: measuring must not touch the stack."""
+        stacks = (_unpack(self.params, self.shapes) | self.buffers).items()
+        return {name: stack[position].clone() for name, stack in stacks}
+
+    def net_of(self, position):
+        self.skeleton.load_state_dict(self.values_of(position))
+        return self.skeleton
+
+    def train(self, epoch, augment, label):
+        """One epoch of all living nets; returns their rates and mean losses."""
+        self.skeleton.train()
+        living = [self.cells[i] for i in self.alive]
+        rates = torch.tensor(
+            [self.recipe.rate(epoch, cell.epochs) for cell in living], device=self.device
+        )
+        size, draws = len(self.data.labels), self.generators.items()
+        loader = {s: self.recipe.batches(size, g, self.device) for s, g in draws}
+        total, sums = torch.zeros(len(living), device=self.device), []
+        steps = len(next(iter(loader.values())))
+        stacks = (self.params, self.shapes, self.buffers, self.velocity)
+        for step in range(steps):
+            index = {s: batches[step] for s, batches in loader.items()}
+            batches = {s: (self.data.inputs[i], self.data.labels[i]) for s, i in index.items()}
+            if augment is not None:
+                own = self.generators
+                batches = {s: (augment(x, own[s]), y) for s, (x, y) in batches.items()}
+            total = total + _stacked_step(
+                self.skeleton, stacks, living, batches, rates, self.recipe
+            )
+            sums.append(total)
+            if self.device.type == "cpu" and not total.isfinite().all():
+                break
+        _finite(sums, 0, steps, epoch, rates, [_name(cell, label) for cell in living])
+        return rates.tolist(), [float(value) / steps for value in total]
+
+    def retire(self, epochs):
+        """Nets that have trained for ``epochs`` epochs, their number, leave the stack."""
+        left = [self.cells[i].epochs for i in self.alive]
+        for position, (i, length) in enumerate(zip(self.alive, left, strict=True)):
+            if length == epochs:
+                self.done[i] = self.values_of(position)
+        stay = [position for position, length in enumerate(left) if length > epochs]
+        if len(stay) < len(left):
+            self.alive = [self.alive[position] for position in stay]
+            self.params, self.velocity = self.params[stay], self.velocity[stay]
+            self.buffers = {name: stack[stay] for name, stack in self.buffers.items()}
 
 
 def _name(cell, label):

@@ -130,16 +130,21 @@ def study(
             key = {"loss": one.cell.tags["loss"], "width": width}
             key |= {"epochs": one.cell.epochs, "seed": one.cell.seed}
             found_nets[tuple(key.values())] = one.net
-            kept = one.history.iloc[-1]
-            if held_out is not None:
-                kept = one.history.iloc[one.history["validation_accuracy"].argmax()]
-            final = one.history.iloc[-1].drop(["epoch", "lr"]).to_dict()
-            runs.append(key | final | {"test_accuracy": kept["test_accuracy"]})
+            runs.append(key | _row(one.history))
             if width == max(widths) and one.cell.epochs == longest:
                 curves.append(one.history.query("epoch > 0").assign(**key))
     runs = pd.DataFrame(runs)
     runs["agreement"] = _agreement(runs, found_nets, train_data)
     return Study(runs, pd.concat(curves, ignore_index=True), found_nets)
+
+
+def _row(history):
+    """The last measured epoch; its test accuracy that of the best epoch, if one was validated."""
+    kept = history.iloc[-1]
+    if "validation_accuracy" in history:
+        kept = history.iloc[history["validation_accuracy"].argmax()]
+    final = history.iloc[-1].drop(["epoch", "lr"]).to_dict()
+    return final | {"test_accuracy": kept["test_accuracy"]}
 
 
 def _collapse(net, data):
