@@ -332,7 +332,7 @@ def test_what_has_a_list_of_alternatives_takes_them_all(book, refused):
 def test_alternatives_are_those_of_the_library():
     from nclib.deep import data
     from nclib.results.convex_duality import nets as batch_norm_head
-    from nclib.results.extended_ufm import training as depth_study
+    from nclib.results.extended_ufm import experiments as extended
     from nclib.results.multi_label import data as multi_label_data
     from nclib.results.multi_label import nets as multi_label_study
     from nclib.results.multi_label import theory as multi_label
@@ -347,7 +347,7 @@ def test_alternatives_are_those_of_the_library():
         "03": {"dataset": multi_label_data.SOURCES, "recipe": multi_label_data.RECIPES}
         | {"reduction": multi_label.REDUCTIONS, "architecture": multi_label_study.ARCHITECTURES},
         "04": {"dataset": data.NAMES, "many_dataset": {"clusters", "folder", *data.NAMES}},
-        "05": {"dataset": four, "architecture": depth_study.ARCHITECTURES},
+        "05": {"dataset": four, "architecture": extended.ARCHITECTURES},
         "06": {"dataset": four, "architecture": batch_norm_head.ARCHITECTURES},
     }
     for book, expected in lists.items():
