@@ -15,11 +15,11 @@ from torch import nn
 from nclib import checks, losses
 from nclib.deep import collect, nets, train
 from nclib.deep.data import Data
-from nclib.metrics import frame_distances
-from nclib.results.extended_ufm import theory
-from nclib.results.extended_ufm.kernel import geometry, landscape, matrices, metrics, scalar
+from nclib.metrics import frame_distances, geometry
+from nclib.results.extended_ufm import metrics, theory
 from nclib.results.extended_ufm.nets import RegularisedHead, block_features, blocks
-from nclib.table import log_spaced
+from nclib.table import log_spaced, matrices
+from nclib.ufm import landscape, scalar
 from nclib.ufm.flow import descend
 from nclib.ufm.solve import best, hessian_eigenvalues, minimize, minimize_many
 
@@ -36,13 +36,25 @@ def balanced(M, kappa, *, K, n, **options):
 def require_nonzero(parameter, counts, decays):
     """Raise :class:`~nclib.checks.InputError` if decays are so large that the minimum is zero,
     without bias or with a free one.  ``parameter``: how the error calls them."""
-    for bias in (None, 0.0):
+    for bias in BIASES.values():
         point = theory.optimum(theory.problem(counts, decays, widths=len(counts), bias=bias))
         checks.require(
             not point.is_zero,
             f"parameter {parameter}: so large that the minimum of {len(decays) - 1} layer(s) is "
             "zero; lower it",
         )
+
+
+def bias_openings(kappa, grid):
+    """M -> decay of the bias at which the mean direction appears, for M = 1, 2 (claim 5.E4).
+
+    Raises :class:`~nclib.checks.InputError` unless the grid has decays on both sides of one."""
+    found = {M: kappa / (theory.thresholds(M)[0] - kappa) for M in (1, 2)}
+    checks.require(
+        min(grid) < max(found.values()) and max(grid) > min(found.values()),
+        f"parameter lambda_b_grid needs decays on both sides of one of {list(found.values())}",
+    )
+    return found
 
 
 def class_means(problem, features):
@@ -96,37 +108,35 @@ def search(problem, *, starts=5, scale=0.5, seed=0, tries=4):
 
 
 def closed_forms(problems, **options):
-    """Each problem solved from random starts (:func:`search`) and compared with its closed form.
+    """Problems solved from random starts (:func:`search`) and compared with their closed forms:
+    a Series with the largest of each over the problems.
 
-    Columns: ``gap`` (best minus closed form), ``above`` (best minus the explicit point), ``lowest``
-    (lowest start minus closed form), ``gram, logits, offset`` (errors of class Gram matrix, class
-    logits, bias), ``norm`` (largest relative error of ‖h‖²), and over layers the largest ``nc1,
-    of, etf, nc3``.
+    ``gap`` (|best − closed form|), ``above`` (best minus explicit point), ``below`` (closed form
+    minus the lowest start), ``gram, logits, offset`` (errors of class Gram matrix, class logits,
+    bias), ``norm`` (relative error of ‖h‖²), and over layers ``nc1, of, etf, nc3``.
     """
     rows = []
     for problem in problems:
         found, above = search(problem, **options)
         known, point = theory.optimum(problem), found.point
         hidden = {k: v for k, v in layers(problem, point).items() if k.startswith("H")}
-        worst = metrics.layer_table(hidden, problem.targets)[["nc1", "of", "etf"]].max()
         means = class_means(problem, point["features"])
         logits = class_means(problem, problem.logits(point))
         norms = point["features"].square().sum(1) / known.feature_norms_sq[problem.targets]
         offset = (point["bias"] - known.bias).abs().max() if "bias" in point else 0.0
-        rows.append(
-            {
-                "gap": found.value - known.value,
-                "above": above,
-                "lowest": float(found.values.min()) - known.value,
-                "gram": float((means @ means.T - known.mean_gram).abs().max()),
-                "logits": float((logits - known.class_logits).abs().max()),
-                "offset": float(offset),
-                "norm": float((norms - 1).abs().max()),
-                "nc3": max(layer_duality(problem, point).values()),
-                **worst,
-            }
-        )
-    return pd.DataFrame(rows)
+        row = {
+            "gap": abs(found.value - known.value),
+            "above": above,
+            "below": known.value - float(found.values.min()),
+            "gram": float((means @ means.T - known.mean_gram).abs().max()),
+            "logits": float((logits - known.class_logits).abs().max()),
+            "offset": float(offset),
+            "norm": float((norms - 1).abs().max()),
+            "nc3": max(layer_duality(problem, point).values()),
+        }
+        table = metrics.layer_table(hidden, problem.targets)[["nc1", "of", "etf"]]
+        rows.append(table.max().to_dict() | row)
+    return pd.DataFrame(rows).max()
 
 
 def settle(problem, point):
@@ -160,10 +170,6 @@ def descents(problem, *, lr, steps, init_scale=0.1, seed=0, seeds=1, record=60):
     first = problem.start(generator, init_scale, (seeds,))
     first |= {name: torch.zeros_like(x) for name, x in first.items() if name == "bias"}
     run = descend(problem, first, rate=lr, steps=steps, record=record)
-    checks.require(
-        bool(run.values.isfinite().all()),
-        f"gradient descent diverged at lr = {lr}; use a smaller step size",
-    )
     floor, rows = theory.optimum(problem).value, []
     points = [[{n: x[s] for n, x in at.items()} for s in range(seeds)] for at in run.points]
     for step, values, at in zip(run.steps, run.values.tolist(), points, strict=True):
@@ -178,15 +184,16 @@ def descents(problem, *, lr, steps, init_scale=0.1, seed=0, seeds=1, record=60):
 def balance(problem, point):
     """Largest residual of the conservation laws λ_{j+1} W_{j+1}ᵀW_{j+1} = λ_j W_j W_jᵀ, whose
     factors 0 are the features; nan for one layer."""
-    factors = [point[name] for name in ("features", *problem.layers)]
-    gaps = landscape.balancedness(factors, problem.decays, problem.relu)
-    return max(gaps) if len(gaps) > 1 else math.nan
+    factors = [point["features"].mT, *(point[name] for name in problem.layers)]
+    first = landscape.balancedness(factors[:2], problem.decays[:2])  # no ReLU in between
+    rest = landscape.balancedness(factors[1:], problem.decays[1:], relu=problem.relu)
+    return max(first + rest) if rest else math.nan
 
 
-def joint_descents(problem, *, lr, steps, starts, init_scale, seed=0, every=4):
+def joint_descents(problem, *, lr, steps, starts, init_scale, seed=0):
     """NC1 of H under gradient descent of all variables: rows ``start, step, nc1``."""
     first = problem.start(torch.Generator().manual_seed(seed), init_scale, (starts,))
-    run = descend(problem, first, rate=lr, steps=steps, record=range(0, steps + 1, every))
+    run = descend(problem, first, rate=lr, steps=steps, record=range(0, steps + 1, 4))
     return pd.DataFrame(
         {"start": i, "step": step, "nc1": geometry.trace_ratio(features, problem.targets)}
         for step, at in zip(run.steps, run.points, strict=True)
@@ -203,10 +210,19 @@ def slopes(table, column, *, start, end):
     }
 
 
-def fall_factors(table, column, *, start):
-    """First value from step ``start`` on over the last one, per seed (rows) and layer (columns)."""
-    late = table[table["step"] >= start].groupby(["seed", "layer"])[column]
-    return (late.first() / late.last()).unstack()
+def levels_reached(linear, relu):
+    """Distances to an orthogonal frame after descent (claim 5.E9): of both levels of the linear
+    model, of the farthest last level of the ReLU model; by how much its level before fell in the
+    second half from the slowest start, and how far its starts lie apart there."""
+    ends = [t[t["step"] == t["step"].max()].groupby("layer")["of"] for t in (linear, relu)]
+    late = relu[(relu["step"] >= relu["step"].max() / 2) & (relu["layer"] == "H1")]
+    late = late.groupby("seed")["of"]
+    return {
+        "linear": ends[0].max().max(),
+        "last_level": ends[1].max()["H2"],
+        "first_level": (late.first() / late.last()).min(),
+        "h1_shape": np.ptp(ends[1].get_group("H1")),
+    }
 
 
 def cosines(named_means):
@@ -263,6 +279,19 @@ def flows(settings, *, K, n, d, time=8.0, points=40, seed=0):
     return pd.concat(tables, ignore_index=True)
 
 
+def rises(paths, joint):
+    """Largest step of log NC1 and of ``within``, least step of ``between`` on the central paths
+    (down to NC1 = 1e-9); largest rise of NC1 in a joint descent, as a factor (claim 5.E11)."""
+    seen = paths[paths["nc1"] > 1e-9].assign(log=lambda t: np.log(t["nc1"])).groupby("setting")
+    nc1 = joint.pivot(index="step", columns="start", values="nc1")
+    return {
+        "nc1": seen["log"].diff().max(),
+        "within": seen["within"].diff().max(),
+        "between": seen["between"].diff().min(),
+        "joint": (nc1.max() / nc1.iloc[0]).max(),
+    }
+
+
 def tied(beta, *, K, n, d, lam, seed=0):
     """NC1 of features tied to random ones H_0 by β/(2N) ‖H − H_0‖² (claim 5.X7), and of H_0."""
     problem = theory.problem([n] * K, [lam, lam], widths=d)
@@ -313,15 +342,27 @@ def _scale(problem, point):
     return float(class_means(problem, problem.logits(point)).diagonal().mean())
 
 
-def near_threshold(M, factor, *, K, n, width, seed=0):
-    """``value, scale`` of the solver at κ = factor · κ*(M), from the non-zero local minimum (from
-    zero where there is none) with a kick of 1e-2."""
+def around_threshold(M, *, K, n, width, seed=0):
+    """Objective that the solver reaches at 0.99 and 1.01 κ*(M), less that of zero: ``below`` and
+    ``above``, from the non-zero local minimum (from zero where there is none), kicked by 1e-2."""
     star, exists = theory.thresholds(M)
-    problem = balanced(M, factor * star, K=K, n=n, widths=width)
-    made = theory.realise(theory.critical_point(problem, range(K if factor * star < exists else 0)))
-    generator = torch.Generator().manual_seed(seed)
-    point, value = settle(problem, kicked(problem, made, 1e-2, generator))
-    return {"value": value, "scale": _scale(problem, point)}
+    found, generator = {}, torch.Generator().manual_seed(seed)
+    for name, kappa in (("below", 0.99 * star), ("above", 1.01 * star)):
+        problem = balanced(M, kappa, K=K, n=n, widths=width)
+        made = theory.critical_point(problem, range(K if kappa < exists else 0))
+        point = kicked(problem, theory.realise(made), 1e-2, generator)
+        found[name] = settle(problem, point)[1] - 0.5
+    return found
+
+
+def hysteresis(sweeps):
+    """``two_branches``, the largest u rising minus u falling for M ≥ 2, and ``only_local``, the
+    lowest objective of a non-zero point beyond κ* (claim 5.E14)."""
+    deep = sweeps[sweeps["M"] > 1]
+    wide = deep.pivot(index=["M", "kappa"], columns="direction", values="scale")
+    star = deep["M"].map(lambda M: theory.thresholds(M)[0])
+    past = deep[(deep["direction"] == "up") & (deep["scale"] > 0.1) & (deep["kappa"] > star)]
+    return {"two_branches": (wide["up"] - wide["down"]).max(), "only_local": past["value"].min()}
 
 
 def levels(problem):
@@ -583,6 +624,20 @@ def _against_floor(net, data):
     }
 
 
+def floor_errors(table):
+    """Least loss above the floor, and the largest errors at the end (claim 5.X2)."""
+    last, above = table.groupby("head").last(), table["loss"] - table["floor"]
+    plain, biased = last.drop("free bias"), last.loc["free bias"]
+    return {
+        "never_below": above.min(),
+        "reaches": last["excess"].max(),
+        "norm": (last["norm_sq"] / last["norm_sq_theory"] - 1).abs().max(),
+        "frame": plain["of"].max(),
+        "etf": biased["etf"],
+        "not_orthogonal": biased["of"],
+    }
+
+
 def _weight_distances(weight):
     return {f"{k}_w": v for k, v in frame_distances(weight, centre=False).items()}
 
@@ -683,3 +738,18 @@ def last_two_blocks(deep, overall, net):
     objective = overall[overall["net"] == net].set_index("epoch")["objective"]
     table = own.assign(layer=layer, excess=own["epoch"].map(objective))
     return table[["epoch", "layer", "excess", "nc1", "of"]].reset_index(drop=True)
+
+
+def depth_and_bias(deep, overall):
+    """Largest step of log NC1 to the next block at the end, NC1 of the last block at the end over
+    the first epoch, and what a bias changes in the classifier's distances (claim 5.E18)."""
+    end = deep[deep["epoch"] == deep["epoch"].max()]
+    through = end.pivot(index="net", columns="block", values="nc1").apply(np.log).diff(axis=1)
+    top = deep[(deep["block"] == deep["block"].max()) & (deep["epoch"] > 0)].groupby("net")["nc1"]
+    last = overall[overall["epoch"] == overall["epoch"].max()].set_index("net")
+    moved = last.loc["MSE, bias", ["of_w", "etf_w"]] - last.loc["MSE, no bias", ["of_w", "etf_w"]]
+    return {
+        "through_depth": through.max().max(),
+        "through_training": (top.last() / top.first()).max(),
+        **moved,
+    }

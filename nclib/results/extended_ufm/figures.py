@@ -5,8 +5,8 @@ import numpy as np
 from matplotlib.colors import LogNorm
 
 from nclib.plots import style
-from nclib.plots.panels import heatmaps, lines, scales
-from nclib.plots.style import GUIDE, PALETTE, THEORY
+from nclib.plots.panels import heatmaps, lines, matrices
+from nclib.plots.style import GUIDE, PALETTE, THEORY, fixed, scales
 
 LAYERS = {"H1": PALETTE[1], "H2": PALETTE[0]}  # the layer before the last, and the last one
 DEPTHS = {M: (color, "o") for M, color in enumerate(PALETTE[:6], start=1)}
@@ -17,13 +17,6 @@ NC1, OF = r"Tr $\Sigma_W$ / Tr $\Sigma_B$", "distance to an orth. frame"
 def _cross(K):
     """Orthogonal-frame distance of an ETF, and the other way round."""
     return np.sqrt(2 - 2 * np.sqrt((K - 1) / K))
-
-
-def _fixed(figure):
-    """The figure with its layout computed once instead of at every save."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    return figure
 
 
 def plain_model(table, K, floors):
@@ -52,7 +45,7 @@ def plain_model(table, K, floors):
         axes[0, 0].axhline(value, **THEORY)
     style.reference(axes[1, 0], _cross(K), "a simplex ETF")
     axes[1, 0].legend(*axes[0, 0].get_legend_handles_labels(), loc="lower left")
-    return _fixed(figure)
+    return fixed(figure)
 
 
 def three_models(model_table, net_table, rates):
@@ -65,9 +58,9 @@ def three_models(model_table, net_table, rates):
     figure, axes = style.grid(3, 3, width=9.0, height=1.85, sharex="col")
     linear, relu = (model_table[model_table["model"] == m] for m in ("linear", "ReLU"))
     columns = [
-        (linear, "step", "Linear layers: both levels\nbecome an orthogonal frame"),
-        (relu, "step", "ReLU between: the last level does,\nthe one before from some starts"),
-        (net_table.assign(seed=0), "epoch", "Network, MSE without bias:\nits last two blocks"),
+        (linear, "step", "Two linear layers:\nboth levels against a frame"),
+        (relu, "step", "A ReLU between them:\none line per start"),
+        (net_table.assign(seed=0), "epoch", "A network, MSE without bias:\nits last two blocks"),
     ]
     for column, (table, x, title) in zip(axes.T, columns, strict=True):
         for (layer, _), own in table[table[x] > 0].groupby(["layer", "seed"]):
@@ -84,31 +77,24 @@ def three_models(model_table, net_table, rates):
         part = linear[(linear["layer"] == layer) & linear["step"].between(0.07 * last, 0.35 * last)]
         curve = 8 * part["nc1"].iloc[-1] * np.exp(rate * (part["step"] - part["step"].iloc[-1]))
         axes[1, 0].plot(part["step"], curve, **THEORY)
-    texts = [
-        (0, 1, 0.08, "dashed: predicted rates", "0.1"),
-        (1, 2, 0.08, "one line per start", "0.1"),
-    ]
-    texts += [(1, 1, 0.2, "$H_2$: before the classifier", LAYERS["H2"])]
-    texts += [(1, 1, 0.08, "$H_1$: one layer earlier", LAYERS["H1"])]
-    texts += [(2, 1, 0.2, "last block", LAYERS["H2"]), (2, 1, 0.08, "the one before", LAYERS["H1"])]
-    for column, row, height, text, color in texts:
-        where = {"xycoords": "axes fraction", "color": color, "fontsize": 7.5}
-        axes[row, column].annotate(text, (0.05, height), **where)
+    names = {"H2": ("$H_2$: before the classifier", "last block")}
+    names["H1"] = ("$H_1$: one layer earlier", "the one before")
+    where = {"xycoords": "axes fraction", "fontsize": 7.5}
+    axes[1, 0].annotate("dashed: predicted rates", (0.05, 0.08), **where)
+    for height, (layer, texts) in zip((0.2, 0.08), names.items(), strict=True):
+        for ax, text in zip(axes[1, 1:], texts, strict=True):
+            ax.annotate(text, (0.05, height), color=LAYERS[layer], **where)
     for ax, label in zip(axes[:, 0], ("$f-f^*$", NC1, "distance to\nan orth. frame"), strict=True):
         ax.set(ylabel=label, ylim=(1e-15, 1e3))
     axes[0, 2].set_ylabel("objective")
-    return _fixed(figure)
+    return fixed(figure)
 
 
-def gram_maps(table, titles=None, axes=None, figure=None, digits=2):
+def gram_maps(table, titles=None, **options):
     """Cosines of class means as heat maps.  ``table``: name, row, column, cosine; ``titles``:
     name -> text."""
-    wide = {
-        name: part.pivot(index="row", columns="column", values="cosine")
-        for name, part in table.groupby("name", sort=False)
-    }
-    options = {"titles": titles, "digits": digits, "axes": axes, "figure": figure}
-    return heatmaps(wide, label="cosine of class means", **options)
+    maps = matrices(table, value="cosine")
+    return heatmaps(maps, label="cosine of class means", titles=titles, **{"digits": 2} | options)
 
 
 def phase_diagram(curves, sweeps, thresholds):
@@ -147,7 +133,6 @@ def loss_ladder(table, levels):
     depths = sorted(table["M"].unique())
     figure, (first, *bars) = style.grid(1, len(depths) + 1, width=9.0, height=2.9)
     shades = plt.get_cmap("viridis")(np.linspace(0.05, 0.9, len(levels[depths[0]])))
-    titles = {1: "$M=1$: every run\nkeeps all classes", 2: "$M=2$: runs lose\nclasses"}
     rng = np.random.default_rng(0)
     for ax, M in zip(bars, depths, strict=True):
         part = table[table["M"] == M]
@@ -162,14 +147,10 @@ def loss_ladder(table, levels):
             ax.bar(range(len(ranks)), height, bottom=base, **options)
             base += height.to_numpy()
         ax.set_xticks(range(len(ranks)), [f"{s:g}" for s in ranks.index])
-        ax.set(
-            xlabel="initial scale",
-            ylim=(0, 1),
-            title=titles.get(M, f"$M={M}$: small starts\nend at zero"),
-        )
+        ax.set(xlabel="initial scale", ylim=(0, 1), title=f"$M={M}$: where\nruns end")
         ax.tick_params(labelleft=ax is bars[0])
     first.set(xlabel="layers $M$", ylabel="final loss", xticks=depths)
-    first.set_title("Runs end on the\npredicted levels $f_r$")
+    first.set_title("Dots: runs; dashed:\npredicted levels $f_r$")
     bars[0].set_ylabel("share of runs")
     bars[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
@@ -198,7 +179,7 @@ def bias_geometry(theory, measured, maps, opening, K):
     axes[0].annotate("dotted: the other $K-1$", (0.03, 0.68), **where)
     style.reference(axes[1], _cross(K), "a simplex ETF")
     axes[0].legend(loc=(0.02, 0.3))
-    gram_maps(maps, None, bottom.subplots(1, maps["name"].nunique()), bottom, digits=None)
+    gram_maps(maps, axes=bottom.subplots(1, maps["name"].nunique()), digits=None)
     return figure
 
 
@@ -262,7 +243,7 @@ def flows(path, joint):
         right.plot(part["step"], part["nc1"] / part["nc1"].iloc[0], color=PALETTE[1], lw=0.7)
     right.axhline(1, **GUIDE)
     right.set(xlabel="gradient-descent step", ylabel="NC1 / its initial value")
-    right.set_title("Trained jointly, NC1 may first rise: one line per start")
+    right.set_title("All variables descended together: one line per start")
     return figure
 
 
@@ -303,8 +284,8 @@ def depth_profile(deep, overall, K):
     bar = figure.colorbar(mapped, ax=axes[0].tolist(), label="epoch", shrink=0.9)
     bar.ax.minorticks_off()
     panels = [
-        ("of_w", "$W$ to an orth. frame", "Classifier against an orthogonal frame"),
-        ("etf_w", "$W$ to a simplex ETF", "… and against a simplex ETF"),
+        ("of_w", "$W$ to an orth. frame", "Classifier: orthogonal?"),
+        ("etf_w", "$W$ to a simplex ETF", "Classifier: an ETF?"),
         ("test_accuracy", "test accuracy [%]", "Test accuracy"),
     ]
     for ax, (column, label, title) in zip(axes[1], panels, strict=True):
@@ -312,7 +293,7 @@ def depth_profile(deep, overall, K):
     for ax in axes[1, :2]:
         style.reference(ax, _cross(K), "the other frame")
     axes[1, 2].legend(loc="lower right")
-    return _fixed(figure)
+    return fixed(figure)
 
 
 def low_rank(ratios, found, spectra):
@@ -324,9 +305,10 @@ def low_rank(ratios, found, spectra):
     for row in found.groupby(["K", "L"], as_index=False)["ratio"].min().itertuples():
         left.plot(row.K, row.ratio, "*", color=PALETTE[row.L - 1], ms=13, mec="k", mew=0.6)
     left.plot([], [], "k*", ms=10, label="best found by an optimiser")
-    style.reference(left, 1, "deep neural collapse")
+    left.axhline(1, **THEORY)
+    left.annotate("deep neural collapse", (28, 0.995), ha="right", va="top", fontsize=7.5)
     left.set_title(
-        "Low rank beats deep collapse: explicit points\n(lines) and refined ones (stars)"
+        "Low rank against deep collapse: explicit\npoints (lines), optimised ones (stars)"
     )
     left.legend(loc="lower left")
     spectra = spectra.assign(value=spectra["value"].clip(lower=1e-5))
@@ -334,7 +316,7 @@ def low_rank(ratios, found, spectra):
     lines(right, spectra, "index", "value", by="layer", labels=labels, log="y",
           xlabel="singular value number", ylabel="relative singular value")  # fmt: skip
     right.axhline(1, **THEORY)
-    right.set_title("The winner's hidden class means\nhave low rank")
+    right.set_title("Class means of every layer at the\nbest random start")
     right.set_xticks(sorted(spectra["index"].unique()))
     right.legend(title="dashed: deep collapse", title_fontsize=8, loc="lower left")
     return figure

@@ -25,7 +25,7 @@ import torch
 
 from nclib import checks, frames
 from nclib.losses import MeanSquaredError
-from nclib.results.extended_ufm.kernel import landscape, pairs, scalar
+from nclib.ufm import landscape, scalar
 from nclib.ufm.model import UFM
 
 _TIE = 1e-9  # relative gap below which two target singular values count as equal
@@ -116,8 +116,7 @@ def optimum(problem):
     bias (claim 5.E7), or if K = 2 at any depth (claim 5.E19).
     """
     target = _Target.of(problem)
-    found = [scalar.shrink(1.0, kappa, len(problem.decays)) for kappa in target.kappas.tolist()]
-    values, u = torch.tensor(found, dtype=torch.float64).T
+    values, u = scalar.shrink(1.0, target.kappas, len(problem.decays))
     gain, width = target.shares * (0.5 - values), min(problem.widths)
     tied = torch.zeros(len(u), dtype=torch.bool)
     if width < int((u > 0).sum()):
@@ -141,13 +140,12 @@ def critical_point(problem, keep):
         raise checks.InputError(
             f"keep must hold distinct directions in 0..{len(u) - 1}, got {keep}"
         )
-    for i in keep:
-        u[i] = scalar.local(1.0, float(target.kappas[i]), len(problem.decays))
-        if not u[i] > 0:
-            raise checks.InputError(
-                f"direction {i} cannot be kept: κ = {target.kappas[i]:.4g} exceeds "
-                f"κ_ex = {thresholds(len(problem.decays) - 1)[1]:.4g}; use smaller decays"
-            )
+    u[keep] = scalar.local(1.0, target.kappas[keep], len(problem.decays))
+    if not bool((u[keep] > 0).all()):
+        raise checks.InputError(
+            f"a direction cannot be kept: κ = {target.kappas[keep].max():.4g} exceeds "
+            f"κ_ex = {thresholds(len(problem.decays) - 1)[1]:.4g}; use smaller decays"
+        )
     return target.point(u, torch.zeros(len(u), dtype=torch.bool))
 
 
@@ -435,7 +433,7 @@ def complete_graph_chain(r, depth):
     Idea: Súkeník et al. 2024; cost: this project.  Returns ``(means, weights)`` for
     :func:`chain_cost` and :func:`chain_point`.
     """
-    incidence = pairs(checks.integer("r (graph nodes)", r, 3))
+    incidence = frames.pairs(checks.integer("r (graph nodes)", r, 3))
     both_ends = incidence @ incidence.T - 1  # (K, K): 1 on the diagonal, else 0 or −1
     last_hidden = both_ends @ torch.linalg.pinv(incidence).T
     return _chain(incidence, last_hidden, torch.eye(len(incidence), dtype=torch.float64), depth)

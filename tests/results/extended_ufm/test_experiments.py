@@ -37,10 +37,13 @@ def test_balanced_inverts_kappa(M):
     assert theory.optimum(made).kappas.tolist() == pytest.approx([0.17] * 5)
 
 
-def test_decays_that_leave_nothing_are_refused():
+def test_parameters_that_decide_nothing_are_refused():
     study.require_nonzero("lambdas", [3, 2], [0.01, 0.01])
     with pytest.raises(InputError, match="parameter lambdas: so large"):
         study.require_nonzero("lambdas", [3, 2], [1.0, 1.0])
+    assert study.bias_openings(0.2, [0.1, 9.0])[1] == pytest.approx(0.25)
+    with pytest.raises(InputError, match="lambda_b_grid needs decays on both sides"):
+        study.bias_openings(0.2, [3.0, 9.0])
 
 
 # --- closed forms against the solver -------------------------------------------------------------
@@ -48,9 +51,8 @@ def test_decays_that_leave_nothing_are_refused():
 
 def test_closed_forms_sees_agreement_and_disagreement():
     good = problem([2] * 3, [0.02, 0.02, 0.03])
-    row = study.closed_forms([good], starts=6).iloc[0]
-    assert row[["gap", "gram", "logits", "of", "nc3", "norm"]].abs().max() < 1e-6
-    trapped = study.closed_forms([good], starts=2, scale=0.001).iloc[0]
+    assert study.closed_forms([good], starts=6).abs().max() < 1e-6
+    trapped = study.closed_forms([good, problem([2, 2], [0.1, 0.1])], starts=2, scale=0.001)
     assert trapped["gap"] > 0.01
     assert trapped["gram"] > 0.1
 
@@ -163,12 +165,18 @@ def test_balance_decays_like_a_clock(relu):
     assert math.log(after / before) == pytest.approx(-2 * 0.01 * 0.05 * 2000, rel=0.03)
 
 
-def test_slopes_and_falls_by_hand():
+def test_slopes_and_levels_by_hand():
     steps = np.arange(0, 50, 5)
     table = pd.DataFrame({"step": steps, "seed": 0, "layer": "H1", "of": 3 * np.exp(-0.2 * steps)})
     assert study.slopes(table, "of", start=10, end=40)["H1"] == pytest.approx(-0.2)
-    fall = study.fall_factors(table, "of", start=25)
-    assert fall.loc[0, "H1"] == pytest.approx(math.exp(0.2 * 20))
+    two = pd.concat([table, table.assign(seed=1, of=2.0)])
+    both = pd.concat([two, two.assign(layer="H2", of=0.5)])
+    assert study.levels_reached(table, both) == {
+        "linear": pytest.approx(3 * math.exp(-9)),
+        "last_level": 0.5,
+        "first_level": 1.0,  # seed 1 does not fall
+        "h1_shape": pytest.approx(2 - 3 * math.exp(-9)),
+    }
 
 
 def test_cosines():
@@ -182,9 +190,12 @@ def test_flows_are_monotone_and_measure_the_path():
     table = study.flows([(0.05, 0.0), (0.02, 0.01)], K=3, n=4, d=5, time=4.0, points=30, seed=2)
     seen = table[table["nc1"] > 1e-9].groupby("setting")
     assert len(seen) == 2
-    assert (seen["nc1"].diff().dropna() < 0).all()
-    assert (seen["within"].diff().dropna() <= 1e-9).all()
-    assert (seen["between"].diff().dropna() > 0).all()
+    joint = pd.DataFrame({"start": [0, 0, 1, 1], "step": [0, 1, 0, 1], "nc1": [2.0, 3.0, 4.0, 1.0]})
+    found = study.rises(table, joint)
+    assert found["joint"] == 1.5
+    assert found["nc1"] < 0 and found["within"] <= 1e-9 and found["between"] > 0
+    back = study.rises(table.assign(nc1=table["nc1"].iloc[::-1].to_numpy()), joint)
+    assert back["nc1"] > 0
     first = torch.randn(12, 5, generator=gen(2), dtype=torch.float64)
     assert table["nc1"][0] == pytest.approx(nc1_of(first, torch.arange(3).repeat_interleave(4)))
 
@@ -233,13 +244,18 @@ def test_sweeps_up_and_down_take_different_branches():
         up = (part["direction"] == "up").to_numpy()
         np.testing.assert_allclose(part["scale"][up], local[up], atol=1e-4)
         np.testing.assert_allclose(part["scale"][~up], local[~up] * (M == 1), atol=1e-4)
-    past = sweeps.query(f"M == 2 and kappa > {theory.thresholds(2)[0]} and scale > 0.1")
-    assert (past["value"] > 0.5).all()
+    found = study.hysteresis(sweeps)
+    assert found["two_branches"] > 0.3
+    assert found["only_local"] > 0.5
+    one = sweeps[sweeps["M"] == 1].assign(M=2)  # without the effect
+    assert abs(study.hysteresis(one)["two_branches"]) < 1e-4
 
 
-def test_near_threshold_changes_sign():
-    table = over(study.near_threshold, M=[1, 2], factor=[0.98, 1.02], K=2, n=2, width=3)
-    assert ((table["value"] < 0.5 - 1e-6) == (table["factor"] < 1)).all()
+def test_around_threshold_changes_sign():
+    table = over(study.around_threshold, M=[1, 2], K=2, n=2, width=3)
+    assert (table["below"] < -1e-6).all()
+    assert (table["above"] > -1e-9).all()
+    assert table["above"][1] > 1e-3  # a local minimum only
 
 
 def test_ladders_count_ranks():
@@ -341,15 +357,20 @@ def blobs():
 
 
 def test_heads_stay_above_their_floor(blobs):
-    heads = {"plain": ([0.003, 0.02], None), "two": ([0.003, 0.02, 0.01], 0.0)}
+    heads = {"plain": ([0.003, 0.02], None), "free bias": ([0.003, 0.02, 0.01], 0.0)}
     recipe = train.Recipe(400, 1e-2, None, optimizer="adam", schedule="cosine")
     table = study.train_heads(blobs, heads, recipe, widths=[16, 5], points=5)
-    assert list(table["head"].unique()) == ["plain", "two"]
+    assert list(table["head"].unique()) == ["plain", "free bias"]
     assert (table["loss"] >= table["floor"] - 1e-6).all()
     last = table.groupby("head").last()
     assert (last["excess"] < 0.2).all()
     assert (last["loss"] / last["floor"] - 1 - last["excess"]).abs().max() < 1e-12
     assert (last["norm_sq"] / last["norm_sq_theory"] - 1).abs().max() < 0.1
+    found = study.floor_errors(table)
+    assert found["frame"] == last.loc["plain", "of"]
+    assert found["not_orthogonal"] == last.loc["free bias", "of"]
+    below = study.floor_errors(table.assign(loss=table["floor"] - 1))  # a wrong world
+    assert below["never_below"] == -1
 
 
 def test_train_nets_measures_what_the_net_does(blobs):
@@ -372,6 +393,11 @@ def test_train_nets_measures_what_the_net_does(blobs):
     decay = 1e-3 / 2 * sum(float(p.detach().square().sum()) for p in net.parameters())
     assert start["objective"] == pytest.approx(float(error) + decay, rel=1e-5)
     assert start["of_w"] == pytest.approx(frame_distances(net.weight)["of"])
+    named = {"a": "MSE, no bias", "b": "MSE, bias"}
+    found = study.depth_and_bias(*(t.assign(net=t["net"].map(named)) for t in (deep, overall)))
+    end = overall[overall["epoch"] == 4].set_index("net")["of_w"]
+    assert found["of_w"] == pytest.approx(end["b"] - end["a"])
+    assert found["through_training"] > 0
     curves = study.last_two_blocks(deep, overall, "a")
     assert set(curves["layer"]) == {"H1", "H2"}
     last = curves[(curves["layer"] == "H2") & (curves["epoch"] == 0)].iloc[0]

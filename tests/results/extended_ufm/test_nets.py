@@ -61,7 +61,7 @@ def test_weight_decay_of_sgd_is_the_decay_of_the_theory():
 @pytest.mark.parametrize("bias", [None, 0.0, 0.4])
 @pytest.mark.parametrize(("M", "relu"), [(1, False), (2, False), (3, True)])
 def test_head_loss_is_the_objective(bias, M, relu):
-    setting = {"widths": range(5, 5 + M), "bias": bias, "relu": relu}
+    setting = {"widths": [5 + j for j in range(M)], "bias": bias, "relu": relu}
     arguments = [3, 2, 4], [0.05, 0.1, 0.2, 0.3][: M + 1]
     head = layers.RegularisedHead(*arguments, **setting).double()
     problem = theory.problem(*arguments, **setting)

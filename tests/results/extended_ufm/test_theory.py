@@ -112,7 +112,7 @@ SETTINGS = [
 @pytest.mark.parametrize(("counts", "decays", "bias"), SETTINGS)
 def test_realised_point_attains_the_value_and_is_stationary(counts, decays, bias):
     K, M = len(counts), len(decays) - 1
-    asked = problem(counts, decays, widths=range(K + 1, K + 1 + M), bias=bias)
+    asked = problem(counts, decays, widths=[K + 1 + j for j in range(M)], bias=bias)
     point = theory.optimum(asked)
     made = theory.realise(point, gen(3))
     value, slope = value_and_slope(made, asked)
