@@ -233,22 +233,22 @@ def _check(claim):
 
 def _show_row(which, name, results):
     """Statement, source, verdict, numbers, picture, cell and functions of one row."""
+    from nclib import catalogue, paths, runs
     from nclib import claims as ledger
-    from nclib import paths, runs
 
     number, _, check = which.partition(".")
     row = ledger.row_of(check)
     book = runs.find(number)
-    catalogue = ledger.load_catalogue(book)
-    if row not in catalogue:
+    rows = catalogue.load(book)
+    if row not in rows:
         raise checks.InputError(
-            f"{book} has no row {row or '(none given)'}; it has {', '.join(catalogue)}"
+            f"{book} has no row {row or '(none given)'}; it has {', '.join(rows)}"
         )
     folder = results.get((name, book))
     found = ledger.read(folder / "claims.json") if folder else []
     own = ledger.by_row(book, found)[f"{int(number)}.{row}"]
-    click.echo(catalogue[row]["statement"])
-    click.echo(f"source    {catalogue[row]['source']}")
+    click.echo(rows[row]["statement"])
+    click.echo(f"source    {rows[row]['source']}")
     click.echo(f"verdict   {_mark(ledger.worst(c.verdict for c in own)).strip()}  [{name}]")
     for claim in own:
         click.echo(_check(claim))

@@ -77,6 +77,7 @@ class Run:
             random.seed(seed)
             torch.manual_seed(seed)
         self.ledger = claims.Ledger(name)
+        self.claim, self.verdict = self.ledger.claim, self.ledger.verdict
         self.tables = {}  # name -> columns that vary
         style.use()
 
