@@ -276,12 +276,17 @@ class Ledger:
         return self.verdicts()[["id", "verdict"]].to_string(index=False, header=False)
 
     def _repr_html_(self):
-        """The verdict of each row, and folded below it every check with its numbers."""
-        found = self.claims
+        """Folded: the verdict of each row, then every check with its numbers."""
+        table, found = self.verdicts(), self.claims
         return (
-            f"{_html(self.verdicts())}<details><summary>{len(found)} checks with their numbers"
-            f"</summary>{_html(_numbered(found), classes='numbers')}</details>"
+            f"<details><summary>{len(table)} rows, {len(found)} checks: {self.summary()}</summary>"
+            f"{_html(table)}{_html(_numbered(found), classes='numbers')}</details>"
         )
+
+    def summary(self):
+        """How many rows have which verdict, such as ``7 holds, 1 not run``."""
+        counts = self.verdicts()["verdict"].value_counts()
+        return ", ".join(f"{counts[v]} {v}" for v in VERDICTS if v in counts)
 
     def write(self, folder):
         """Write ``claims.json`` into ``folder``.
