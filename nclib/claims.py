@@ -11,16 +11,14 @@ numbers; the verdict is computed from them here, never typed:
 ``fails``           theory or a regression broke
 """
 
-import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 from nclib import catalogue as tables
-from nclib import checks, files, paths
+from nclib import checks, files
 
 VERDICTS = ("holds", "counterexample", "not run", "not reproduced", "not converged", "fails")
 
@@ -55,7 +53,7 @@ class Claim:
         """(measured, expected) as texts: three digits, more where fewer would belie the verdict."""
         measured, bound = self.measured, self.bound
         if self.relation not in _SIGNS or not _finite(measured) or not _finite(bound):
-            return short(measured), "" if self.expected is None else str(self.expected)
+            return short(measured), short(self.expected)
         passed = _passed(self.relation, measured, bound, self.tolerance)
         close = self.relation == "close"
         for digits in range(3, 18):
@@ -474,33 +472,6 @@ def read(path):
     strange = [claim.id for claim in found if claim.verdict not in VERDICTS]
     if strange:
         raise files.damaged(path, f"claim {strange[0]} has an unknown verdict")
-    return found
-
-
-@dataclass(frozen=True)
-class Place:
-    """A cell by its execution count, the last figure made up to there, what of nclib it calls."""
-
-    cell: int
-    figure: str
-    calls: list
-
-
-def places(notebook, row):
-    """The cells of ``notebook`` that check ``row``, as :class:`Place` objects."""
-    path = paths.NOTEBOOKS / f"{notebook}.ipynb"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    found, figure, modules = [], "", {}
-    codes = ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == "code"]
-    for number, source in enumerate(codes, 1):
-        for home, names in re.findall(r"^from (nclib[\w.]*) import (.+)$", source, re.MULTILINE):
-            for name, _, alias in (part.partition(" as ") for part in names.split(", ")):
-                modules[alias or name] = f"{home}.{name}"
-        figure = (re.findall(r'run\.figure\(.*?"(\d\d_\w+)"', source, re.DOTALL) or [figure])[-1]
-        if re.search(rf"""["'(]{row}["'.]""", source):
-            called = dict.fromkeys(re.findall(r"\b(\w+)((?:\.\w+)?)\(", source))
-            calls = [modules[name] + dot for name, dot in called if name in modules]
-            found.append(Place(number, figure, calls))
     return found
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nclib import catalogue, checks, claims, paths
+from nclib import catalogue, checks, claims, paths, places
 
 CATALOGUE = {
     "L1": {"statement": "one", "source": "paper"},
@@ -157,15 +157,39 @@ def test_no_row_swallows_another_that_begins_alike():
     assert dict(table["verdict"]) == {"1.L1": "holds", "1.L2": "holds", "1.L10": "fails"}
 
 
-def test_a_row_leads_to_its_cell_its_picture_and_the_functions_called():
-    found = claims.places("04_large_class_gnc", "G7")
-    assert [place.figure for place in found] == ["02_known_margins"]
-    assert "nclib.results.large_class.codes.sharp_code" in found[0].calls
-    for book in ("01_multi_loss_equivalence", "06_convex_duality"):
-        stored = paths.figures() / "quick" / book
-        for row in catalogue.load(book):
-            for place in claims.places(book, row):
-                assert not place.figure or (stored / f"{place.figure}.png").exists(), row
+def test_a_row_leads_to_its_cells_and_the_functions_that_made_its_numbers():
+    (place,) = places.places("00_quickstart", "Q4")
+    assert place.cell == place.computed[0]
+    assert place.calls[:2] == ["nclib.metrics.certified_gap", "nclib.deep.nets.seeded"]
+    assert "nclib.deep.data.load" in place.calls  # through the digits of another section
+    assert "nclib.deep.collect.statistics" not in place.calls
+    for call in place.calls:
+        file, line = places.source(call)
+        written = file.read_text(encoding="utf-8").splitlines()[line - 1]
+        assert written.startswith((f"def {call.split('.')[-1]}(", f"class {call.split('.')[-1]}"))
+
+
+def test_what_a_loop_or_a_function_names_itself_is_no_origin(tmp_path, monkeypatch):
+    cells = [
+        "from nclib import frames, losses\nfrom nclib.metrics import nc_metrics",
+        "name = frames.simplex_etf(3, 3)\nused = frames.nc2_floor(4, 2)",
+        "table = [nc_metrics(name) for name in range(3)]",
+        "both = lambda used: table",
+        'run.claim("L1", sum(both(0)))\nrun.claim("L10", used)',
+    ]
+    code = [{"cell_type": "code", "source": [text]} for text in cells]
+    (tmp_path / "01_x.ipynb").write_text(json.dumps({"cells": code}))
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
+    assert places.places("01_x", "L1") == [places.Place(5, [5, 4, 3], ["nclib.metrics.nc_metrics"])]
+    assert places.places("01_x", "L10") == [places.Place(5, [5, 2], ["nclib.frames.nc2_floor"])]
+    assert places.places("01_x", "L2") == []
+
+
+@pytest.mark.parametrize("book", sorted(path.stem for path in paths.CLAIMS.glob("*.yaml")))
+def test_every_row_leads_to_a_cell(book):
+    for row, entry in catalogue.load(book).items():
+        if "check" in entry or "checks" in entry:
+            assert places.places(book, row), row
 
 
 def test_one_row_on_the_command_line_has_everything():
@@ -174,9 +198,18 @@ def test_one_row_on_the_command_line_has_everything():
     from nclib.cli import main
 
     ask = lambda *words: CliRunner().invoke(main, ["claims", *words])
-    text = ask("4.G7").output
-    for part in ("Softmax and Tammes", "source    Jiang et al.", "verdict", "02_known_margins"):
-        assert part in text
+    text = ask("0.Q2").output
+    for part in (
+        "NC1, NC2 and NC3 fall while",
+        "source    this project",
+        "verdict   holds  [quick]",
+        "    0.Q2.nc2_means  holds ",
+        "00_quickstart/01_collapse_in_the_plane.png",
+        "00_quickstart.ipynb, [",
+        "function  deep.train.fit  ",
+        "train.py:",
+    ):
+        assert part in text, part
     for wrong, message in (("4.G99", "no row G99"), ("9.A1", "is unknown"), ("4", "has no row")):
         result = ask(wrong)
         assert result.exit_code == 2
