@@ -155,8 +155,8 @@ def sweep(notebook, profile, pairs, seeds, file, jobs, threads, out, scheduler, 
     texts = _overrides(pairs)
     if file:
         texts = sweeps.read_grid(file) | texts
-    planned = runs.grid(notebook, texts, profile, seeds=seeds, out=out, threads=threads)
-    cost = runs.estimate(planned, jobs)
+    planned = sweeps.grid(notebook, texts, profile, seeds=seeds, out=out, threads=threads)
+    cost = sweeps.estimate(planned, jobs)
     took = "unknown: the notebook was not run here yet" if cost is None else f"about {cost:.0f} s"
     click.echo(f"{len(planned)} runs of {planned[0].notebook}; time {took}")
     if dry_run:

@@ -33,7 +33,11 @@ def _statements(path, changed):
     for cell, source in enumerate(codes, 1):
         setup = "notebook.start(" in source
         lines = ("" if line.startswith(("%", "!")) else line for line in source.splitlines())
-        for node in ast.parse("\n".join(lines)).body:
+        try:
+            nodes = ast.parse("\n".join(lines)).body
+        except SyntaxError:  # more magic, or a cell that never ran
+            nodes = []
+        for node in nodes:
             if not setup:
                 found.append((cell, node))
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "nclib":

@@ -17,7 +17,6 @@ them only if told to store.
 import contextlib
 import errno
 import hashlib
-import itertools
 import json
 import os
 import platform
@@ -659,90 +658,6 @@ def load(out=None, names=None):
         for claim in claims.read(folder / "claims.json"):
             rows.append({"run": name, "notebook": book} | asdict(claim) | extra)
     return pd.DataFrame(rows)
-
-
-# Sweeps -------------------------------------------------------------------------------------------
-
-
-def grid(query, texts, profile_name="quick", *, seeds=None, out=None, threads=1):
-    """The jobs of a cartesian product of parameter values.
-
-    ``texts``: parameter -> list of values, or text of alternatives: ``"ce,ls"``, ``"2,8,32"``; for
-    a parameter that is itself a list or dict, alternatives are separated by semicolons
-    (``"2,8;32"``).  ``seeds``: ``"0:5"`` (0 to 4) or ``"1,123,321"``, for the parameter ``seed``.
-    """
-    known = parameters.declared(find(query))
-    alternatives = {}
-    for key, text in texts.items():
-        if key not in known:
-            raise parameters.unknown(key, known)
-        nested = re.search("list|dict", str(known[key].kind))
-        values = text
-        if isinstance(text, str):
-            values = [part.strip() for part in text.split(";" if nested else ",")]
-        if not values or (isinstance(text, str) and "" in values):
-            example = f"{key}=1,2;3 for two lists" if nested else f"{key}=A,B"
-            raise checks.InputError(f"parameter {key} lacks a value in {text!r}; write {example}")
-        alternatives[key] = values
-    if seeds is not None and "seed" in alternatives:
-        raise checks.InputError("parameter seed is given twice: with -p and with --seeds")
-    if seeds is not None:
-        alternatives["seed"] = _seeds(seeds)
-    if not alternatives:
-        raise checks.InputError("a sweep needs -p NAME=A,B,… or --seeds 0:5")
-    settings = [
-        dict(zip(alternatives, values, strict=True))
-        for values in itertools.product(*alternatives.values())
-    ]
-    found = [job(query, profile_name, setting, out=out, threads=threads) for setting in settings]
-    return list({one.name: one for one in found}.values())  # a value given twice is one run
-
-
-def _seeds(text):
-    first, colon, last = str(text).partition(":")
-    try:
-        found = range(int(first), int(last)) if colon else [int(s) for s in first.split(",")]
-    except ValueError:
-        found = []
-    if not found:
-        raise checks.InputError(f"--seeds {text}: write 0:5 for 0, …, 4, or 1,123,321")
-    return [str(seed) for seed in found]
-
-
-def estimate(jobs, parallel=1):
-    """Seconds the jobs will take, from what their notebook took last; ``None`` if unknown."""
-    total = 0.0
-    for one in jobs:
-        path = paths.figures() / one.parameters.get("profile", "quick") / one.notebook
-        try:
-            total += files.read_json(path / "manifest.json")["seconds"]
-        except checks.InputError:
-            return None
-    return total / parallel
-
-
-def summary(table, parameters):
-    """Mean, standard deviation and number of seeds of every measured claim.
-
-    ``table``: as :func:`load` gives it; ``parameters``: the swept ones.  One row per claim and
-    setting, seeds pooled; ``holds`` counts the runs in which the claim holds.
-    """
-    import pandas as pd
-
-    keys = ["notebook", "id", *(f"p.{name}" for name in parameters if name != "seed")]
-    numbers = table.assign(
-        measured=pd.to_numeric(table["measured"], errors="coerce"),
-        holds=table["verdict"].isin(["holds", "counterexample"]),
-        **{key: table[key].astype(str) for key in keys},
-    )
-    pooled = numbers.groupby(keys, sort=False)
-    result = pooled.agg(
-        mean=("measured", "mean"),
-        sd=("measured", "std"),
-        n=("measured", "size"),
-        holds=("holds", "sum"),
-    )
-    return result.reset_index()
 
 
 # Storing outputs in the committed notebooks -------------------------------------------------------
