@@ -12,13 +12,13 @@ numbers; the verdict is computed from them here, never typed:
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 from nclib import catalogue as tables
 from nclib import checks, files
+from nclib import measured as measure
 
 VERDICTS = ("holds", "counterexample", "not run", "not reproduced", "not converged", "fails")
 
@@ -115,24 +115,24 @@ class Ledger:
         self._require_names(row, declared, named, single)
         planned = {}
         for name, value in named.items():
-            for key, found in _entries(f"claim {_id(row, name)}", declared[name], value):
-                path = tuple(part for part in (name, key) if part not in ("", None))
+            for key, found in measure.entries(_id(row, name), declared[name], value):
+                path = tuple(filter(None, (name, key)))
                 at, check = _id(row, *path), declared[name]
-                numbers = _numbers(at, check, key, found)
-                options = {"note": _filled(at, check, key, text or {})}
+                numbers = measure.numbers(at, check, key, found)
+                options = {"note": measure.note(at, check, key, text or {})}
                 options["counterexample"] = check.counterexample
                 planned[path] = (at, check.relation, *numbers, check.tolerance), options
         for word, value in (("converged", converged), ("applies", applies)):
-            for path, found in _options(f"claim {row}: {word}", value, planned).items():
+            for path, found in measure.options(f"claim {row}: {word}", value, planned).items():
                 planned[path][1][word] = found
         found = [self._add(*numbers, **options) for numbers, options in planned.values()]
         self._measured[row].update(named)
         return Checked(found)
 
-    def _require_row(self, row, what="claim"):
+    def _require_row(self, row):
         if row not in self.catalogue:
             raise checks.InputError(
-                f"{what} {row}: the catalogue of {self.notebook} has no row {row_of(row)}; it has "
+                f"the catalogue of {self.notebook} has no row {row}; it has "
                 f"{', '.join(self.catalogue)}"
             )
 
@@ -158,20 +158,24 @@ class Ledger:
 
     def close(self, check, measured, expected, *, tolerance, **options):
         """``|measured - expected| <= tolerance`` (absolute)."""
-        measured, expected = _number(check, measured), _number(check, expected)
+        measured, expected = measure.number(check, measured), measure.number(check, expected)
         return self._add(check, "close", measured, expected, tolerance, **options)
 
     def below(self, check, measured, bound, **options):
         """``measured <= bound``."""
-        return self._add(check, "below", _number(check, measured), float(bound), None, **options)
+        return self._add(
+            check, "below", measure.number(check, measured), float(bound), None, **options
+        )
 
     def above(self, check, measured, bound, **options):
         """``measured >= bound``."""
-        return self._add(check, "above", _number(check, measured), float(bound), None, **options)
+        return self._add(
+            check, "above", measure.number(check, measured), float(bound), None, **options
+        )
 
     def equal(self, check, measured, expected, **options):
         """Exact equality, for counts, booleans and names."""
-        return self._add(check, "equal", *_alike(check, measured, expected), 0.0, **options)
+        return self._add(check, "equal", *measure.alike(check, measured, expected), 0.0, **options)
 
     # -------------------------------------------------------------------------------------------
 
@@ -187,12 +191,10 @@ class Ledger:
         converged=True,
         applies=True,
     ):
-        row = row_of(check)
-        if row not in self.catalogue:
-            self._require_row(check)
+        self._require_row(row_of(check))
         if check in self._claims:
             raise checks.InputError(f"claim {check} was checked twice; give each check a suffix")
-        entry = self.catalogue[row]
+        entry = self.catalogue[row_of(check)]
         if not applies:
             verdict = "not run"
             note = "; ".join(filter(None, (note, "outside the range for which the row is stated")))
@@ -206,18 +208,14 @@ class Ledger:
         signed = relation in ("below", "above")
         expected = _SIGNS[relation].format(exact(bound)) if signed else bound
         self._claims[check] = Claim(
-            f"{self.number}.{check}",
-            entry["statement"],
-            entry["source"],
-            measured,
-            expected,
-            tolerance,
-            verdict,
-            note,
-            f"{self.number}.{row}",
-            relation,
-            bound,
-            entry.get("seen", ""),
+            **self._words(check),
+            measured=measured,
+            expected=expected,
+            tolerance=tolerance,
+            verdict=verdict,
+            note=note,
+            relation=relation,
+            bound=bound,
         )
         return self._claims[check]
 
@@ -232,26 +230,17 @@ class Ledger:
 
     def _blank(self, row, entry):
         waiting = [check.when for check in self._declared[row].values() if check.when]
-        reason = f"only for {', '.join(waiting)}" if waiting else "no check was executed"
-        return Claim(
-            id=f"{self.number}.{row}",
-            statement=entry["statement"],
-            source=entry["source"],
-            measured=None,
-            expected=None,
-            tolerance=None,
-            verdict="not run",
-            note=f"needs profile {entry['needs']}" if "needs" in entry else reason,
-            row=f"{self.number}.{row}",
-            seen=entry.get("seen", ""),
-        )
+        note = f"only for {', '.join(waiting)}" if waiting else "no check was executed"
+        note = f"needs profile {entry['needs']}" if "needs" in entry else note
+        numbers = {"measured": None, "expected": None, "tolerance": None}
+        return Claim(**self._words(row), **numbers, verdict="not run", note=note)
 
-    def table(self):
-        """Every check with its numbers, as a DataFrame."""
-        import pandas as pd
-
-        hidden = ["source", "row", "relation", "bound", "seen"]
-        return pd.DataFrame([asdict(claim) for claim in self.claims]).drop(columns=hidden)
+    def _words(self, check):
+        """What the catalogue says of a check."""
+        row = row_of(check)
+        entry = self.catalogue[row]
+        names = {"id": f"{self.number}.{check}", "row": f"{self.number}.{row}"}
+        return names | {key: entry.get(key, "") for key in ("statement", "source", "seen")}
 
     def verdicts(self):
         """One line per row of the table: id, statement, number of checks, verdict.
@@ -355,80 +344,6 @@ def _id(*parts):
     return ".".join(str(part) for part in parts if part != "")
 
 
-def _entries(where, check, value):
-    """(key, number or pair) of each entry of a measured value; the key is None for a single one."""
-    many = hasattr(value, "items")  # a mapping or a Series
-    if not check.each:
-        if many:
-            raise checks.InputError(f"{where}: one number is needed, got {value!r}; see `each`")
-        return [(None, value)]
-    if not many:
-        raise checks.InputError(
-            f"{where}: a mapping is needed, one number per entry, got {value!r}"
-        )
-    found = {_key(key): one for key, one in value.items()}
-    wanted = list(map(_key, check.each)) if isinstance(check.each, list) else list(found)
-    lost, unknown = [k for k in wanted if k not in found], [k for k in found if k not in wanted]
-    if lost or unknown or not found or len(found) != len(value):
-        problem = f"lacks {', '.join(lost)}" if lost else f"has unknown {', '.join(unknown)}"
-        problem = problem if lost or unknown else "is empty" if not found else "has equal entries"
-        raise checks.InputError(f"{where}: the mapping {problem}; entries are {check.each}")
-    return list(found.items())
-
-
-def _key(key):
-    return ".".join(map(str, key)) if isinstance(key, tuple) else str(key)
-
-
-def _numbers(where, check, key, found):
-    """(measured, bound) of one number or pair."""
-    pair, given = isinstance(found, tuple), check.bound == tables.GIVEN
-    if pair != given or (pair and len(found) != 2):
-        problem = "a pair (measured, expected)" if given else "one number: its bound is declared"
-        raise checks.InputError(f"claim {where}: give {problem}; got {found!r}")
-    bound = check.bound[key] if isinstance(check.bound, dict) else check.bound
-    measured, bound = found if pair else (found, bound)
-    if check.relation == "equal":
-        return _alike(where, measured, bound)
-    return _number(where, measured), _number(where, bound)
-
-
-def _filled(at, check, key, text):
-    """The note of a check, its braces filled."""
-    values = {k: v[key] if isinstance(v, Mapping) and key in v else v for k, v in text.items()}
-    try:
-        return check.note.format(**values | {"key": key})
-    except (LookupError, ValueError, TypeError, AttributeError) as error:
-        raise checks.InputError(
-            f"claim {at}: its note {check.note!r} lacks {error}; give text={{name: value}}, and "
-            "write {{ and }} for braces"
-        ) from None
-
-
-def _options(where, value, paths):
-    """``converged`` or ``applies`` for each of the ``paths``; what a mapping does not name is True.
-
-    A path is (check,), (check, entry), (entry,) or () for the only number of a row.
-    """
-    flat = dict(_flat(where, value))
-    known = {path[:i] for path in paths for i in range(len(path) + 1)}
-    for path in flat.keys() - known:
-        raise checks.InputError(f"{where} names {_id(*path)}, which is not measured here")
-    up = lambda path: (path[:i] for i in range(len(path), -1, -1))
-    return {path: next((flat[one] for one in up(path) if one in flat), True) for path in paths}
-
-
-def _flat(where, value, path=()):
-    if hasattr(value, "items"):
-        for key, one in value.items():
-            yield from _flat(where, one, (*path, _key(key)))
-        return
-    value = value.item() if hasattr(value, "item") else value
-    if not isinstance(value, bool):
-        raise checks.InputError(f"{where} must be true or false, got {value!r}")
-    yield path, value
-
-
 def row_of(check):
     """The row id of a check id: ``L1`` of ``L1.ce``."""
     return check.split(".")[0]
@@ -494,26 +409,3 @@ def _finite(value):
 
 def _plain(value):
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _number(check, value):
-    """``value``, of torch and numpy too, as a float."""
-    try:
-        number = value.item() if hasattr(value, "item") else value
-    except (RuntimeError, ValueError):
-        raise checks.InputError(f"claim {check}: one number is needed, got several") from None
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        raise checks.InputError(f"claim {check}: a number is needed, got {value!r}")
-    return float(number)
-
-
-def _alike(check, measured, expected):
-    """Two ints, bools or names of one type."""
-    measured = measured.item() if hasattr(measured, "item") else measured
-    expected = expected.item() if hasattr(expected, "item") else expected
-    if not isinstance(measured, bool | int | str) or type(measured) is not type(expected):
-        raise checks.InputError(
-            f"claim {check}: exact equality is for ints, bools and names, got {measured!r} and "
-            f"{expected!r}; compare floats with close()"
-        )
-    return measured, expected

@@ -32,7 +32,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from nclib import checks, claims, files, notebook, parameters, paths, reproduction
+from nclib import checks, claims, files, kernels, notebook, parameters, paths, reproduction
 
 try:
     import fcntl
@@ -49,7 +49,6 @@ class Job:
     parameters: dict
     out: str | None = None
     threads: int = 1
-    kernel: str = "python3"
 
     @property
     def source(self):
@@ -294,8 +293,8 @@ def _execute(job, progress, start):
     mark = fingerprint(job)
     try:
         os.environ |= _environment(job, staging)
-        if message := _papermill(job, partial, progress):
-            return message
+        if message := kernels.execute(job.source, partial, job.parameters, progress=progress):
+            return _explain(None, job, message)
         record = staging / "record.json"
         if not record.exists():
             return "the notebook stopped before its last cell (did a cell call sys.exit?)"
@@ -317,67 +316,6 @@ def _execute(job, progress, start):
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return None
-
-
-def _papermill(job, partial, progress):
-    """Execute the notebook into ``partial``; returns what went wrong, or ``None``."""
-    _import_papermill()
-    import papermill
-
-    for attempt in (1, 2):
-        try:
-            papermill.execute_notebook(
-                _literal(job.source),
-                _literal(partial),
-                parameters=job.parameters,
-                kernel_name=job.kernel,
-                language="python",
-                progress_bar=progress,
-                log_output=False,
-                shutdown_kernel="immediate",  # everything is written by then
-                kernel_manager_class=_own_kernel(),
-            )
-            break
-        except papermill.PapermillExecutionError as error:
-            text = f"{error.ename}: {error.evalue}"
-            return f"cell {error.exec_count}: {_explain(error, job, text)}"
-        except OSError:
-            raise
-        except Exception as error:
-            # Many kernels starting at once can lose a race for a port; nothing has run yet then.
-            if attempt == 1 and _cells_run(partial) == 0:
-                continue
-            kind = type(error).__name__
-            where = f"after {_cells_run(partial)} cells" if partial.exists() else "at the start"
-            return f"the kernel died or timed out {where} ({kind}: {error})"
-    return None
-
-
-def _import_papermill():
-    # jsonschema would compile a grammar of internationalised web addresses, for more than a second
-    # in every process; notebooks hold none.  A module that is None counts as not installed.
-    sys.modules.setdefault("rfc3987_syntax", None)
-
-
-def _own_kernel():
-    """A kernel manager that starts this interpreter, whatever a kernelspec of that name starts.
-
-    A kernelspec ``python3`` of another environment, in the home directory or on ``JUPYTER_PATH``,
-    hides the own one; its kernel has another nclib or none, or ends at once.
-    """
-    from ipykernel.kernelspec import get_kernel_dict
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpec
-
-    class OwnKernel(AsyncKernelManager):
-        kernel_spec = KernelSpec(**get_kernel_dict())
-
-    return OwnKernel
-
-
-def _literal(path):
-    """``path`` for papermill, which would fill parameters into braces."""
-    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _environment(job, staging):
@@ -404,14 +342,6 @@ def _publish(source, target):
         if path.is_file() and path.name not in new:
             path.unlink()
     source.rmdir()
-
-
-def _cells_run(path):
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return 0
-    return sum(bool(cell.get("execution_count")) for cell in content["cells"])
 
 
 @contextlib.contextmanager

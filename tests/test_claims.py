@@ -235,7 +235,7 @@ DECLARED = {
         "source": "here",
         "checks": {
             "listed": {"above": 0.0, "each": ["ce", "ls"], "note": "{key}: {what}"},
-            "per": {"close": 0.1, "to": {10: 2.5, 100: 4.3}},
+            "per": {"close": 0.1, "to": {10: 2.5, 100: 4.3}, "note": "far {far:.1f}"},
             "some": {"equal": True, "when": "equal decays"},
         },
         "networks": ["per"],
@@ -266,7 +266,7 @@ def test_the_checks_of_a_row_are_data_and_the_notebook_gives_numbers():
 def test_a_mapping_checks_each_entry():
     one = declared()
     series = pd.Series({"ls": 2.0, "ce": -1.0})
-    note = {"what": {"ce": "cross-entropy", "ls": "smoothed"}}
+    note = {"what": {"ce": "cross-entropy", "ls": "smoothed"}, "far": {10: 0.25, 100: 2}}
     found = one.claim(
         "L2",
         listed=series,
@@ -281,6 +281,7 @@ def test_a_mapping_checks_each_entry():
         ("1.L2.per.100", "not reproduced"),
     ]
     assert found.claims[0].note == "ls: smoothed"
+    assert [claim.note for claim in found.claims[2:]] == ["far 0.2", "far 2.0"]
     assert found.claims[3].bound == 4.3
     pairs = one.claim("L10", {("ce", 2): 0.1})
     assert pairs.claims[0].id == "1.L10.ce.2"
@@ -345,7 +346,7 @@ def test_declared_checks_never_pass_on_numbers_that_are_not_finite(value, tmp_pa
         ("L1", (), {"value": np.zeros(2)}, "claim L1.value: one number is needed, got several"),
         ("L1", (), {"value": torch.zeros(2)}, "claim L1.value: one number is needed, got several"),
         ("L1", (), {"value": (1, 2)}, "claim L1.value: give one number: its bound is declared"),
-        ("L1", (), {"value": {"ce": 1}}, "claim L1.value: one number is needed, got {'ce': 1}"),
+        ("L1", (), {"value": {"ce": 1}}, "claim L1.value: no `each` declared, got {'ce': 1}"),
         ("L1", (), {"frame": 1}, r"claim L1.frame: give a pair \(measured, expected\); got 1"),
         ("L1", (), {"limit": (1, 2, 3)}, "claim L1.limit: give a pair"),
         ("L1", (), {"count": 3.0}, "claim L1.count: exact equality is for ints"),
@@ -387,7 +388,7 @@ def test_a_row_may_be_claimed_in_parts_but_no_check_twice():
 def test_a_declared_check_that_is_missed_is_an_error(tmp_path):
     one = declared()
     one.claim("L1", value=0.0)
-    one.claim("L2", per={10: 2.5, 100: 4.3})
+    one.claim("L2", per={10: 2.5, 100: 4.3}, text={"far": 0})
     missed = "rows L1.frame, L1.known, L1.limit, L1.count, L10, L2.listed of 01_some_result"
     with pytest.raises(checks.InputError, match=missed):
         one.write(tmp_path)
