@@ -9,7 +9,7 @@ import typing
 
 import pytest
 
-from nclib import checks, parameters, paths, runs
+from nclib import checks, parameters, paths, runs, sweeps
 
 BOOKS = runs.notebooks()
 
@@ -253,7 +253,7 @@ def test_the_profiles_pass_the_first_cell_as_far_as_their_data_are_here(book, re
 
 def test_the_readmes_and_profiles_examples_pass():
     runs.job("01", overrides={"gamma": "2", "widths": "2,16"})
-    runs.grid("01", {"gamma": "1,2,3", "widths": "2,8;64"}, seeds="0:3")
+    sweeps.grid("01", {"gamma": "1,2,3", "widths": "2,8;64"}, seeds="0:3")
     faces = {"many_dataset": "folder", "folder": "PATH", "many_dims": "512"}
     faces |= {"net_temperatures": "0.1,0.05,0.02", "best_temperature": "0.02"}
     runs.job("04", "paper", faces)
