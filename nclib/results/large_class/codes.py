@@ -1,8 +1,8 @@
 """Explicit spherical codes: unit rows ``(K, d)`` whose one-vs-rest margin is known.
 
 Every builder returns a float64 tensor with one code word per row.  They serve as exact optima
-(simplex, polygon, orthogonal simplices), as reference values for the solver (sharp codes), and as
-certified constructions where no solver reaches (Gold sequences).  Spec 04, sections 3.3 to 3.6.
+(polygon, orthogonal simplices), as reference values for the search (sharp codes), and as certified
+constructions where no search reaches (Gold sequences).
 """
 
 from functools import cache
@@ -19,21 +19,16 @@ GOLDEN = (1 + sqrt(5)) / 2
 
 
 def polygon(K):
-    """The regular K-gon, the softmax code of the circle (claim 4.G3a)."""
+    """The regular K-gon, the softmax code of the circle (claim 4.G3)."""
     angles = 2 * np.pi * np.arange(checks.integer("K", K, 2)) / K
     return _rows(np.stack([np.cos(angles), np.sin(angles)], axis=1))
-
-
-def simplex(K, d=None):
-    """The simplex ETF in ``d >= K - 1`` dimensions (default ``K - 1``), claim 4.G3b."""
-    return orthogonal_simplices([K], d)
 
 
 def orthogonal_simplices(sizes, d=None):
     """Regular simplices with ``sizes`` vertices in mutually orthogonal subspaces.
 
     They need ``sum(m - 1 for m in sizes)`` dimensions; ``d`` pads with zeros.  For
-    ``d + 2 <= K <= 2 d`` each such code has margin 1 exactly (spec 3.4, claim 4.G3c).
+    ``d + 2 <= K <= 2 d`` each such code has margin 1 exactly (claim 4.G3).
     """
     sizes = [checks.integer("a simplex size", m, 2) for m in sizes]
     blocks = [frames.simplex_etf(m).numpy() for m in sizes]
@@ -50,15 +45,29 @@ def cross_polytope(d, K=None):
 
 
 def pentagonal_bipyramid():
-    """(7, 3): a pentagon and the two poles, the hot minimiser of claim 4.G12."""
+    """(7, 3): a pentagon and the two poles, the warm minimiser of claim 4.G12."""
     return _rows(block_diag(polygon(5).numpy(), np.array([[1.0], [-1.0]])))
 
 
-def tilted_square_pyramid(tilt):
-    """(5, 3): an apex and a square whose corners sink below the equator to height ``-tilt``."""
-    radius = sqrt(1 - checks.real("tilt", tilt, at_least=0, below=1) ** 2)
-    square = np.concatenate([radius * polygon(4).numpy(), np.full((4, 1), -tilt)], axis=1)
-    return _rows(np.concatenate([square, [[0, 0, 1.0]]]))
+def tilted_cross_polytope(singles, tilt, height=None):
+    """``(q + 4, q + 2)``: two pairs of opposite vertices and ``q`` without opposite, all tilted.
+
+    The pairs sink to ``-tilt`` along an axis above which the ``q = singles`` others stand at
+    ``height`` (default ``1/sqrt(q)``), spread as a simplex.  At tilt 0 and the default height these
+    are vertices of the cross-polytope; the cold minimiser for K = d + 2 (claim 4.G12).  One single:
+    a square pyramid, its apex at height 1.
+    """
+    q = checks.integer("singles", singles)
+    tilt = checks.real("tilt", tilt, at_least=0, below=1)
+    height = q**-0.5 if height is None else checks.real("height", height, above=0, at_most=1)
+    pairs = np.zeros((4, q + 2))
+    pairs[:, :2] = sqrt(1 - tilt**2) * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
+    pairs[:, 2] = -tilt
+    rest = np.zeros((q, q + 2))
+    rest[:, 2] = height
+    if q > 1:
+        rest[:, 3:] = sqrt(1 - height**2) * frames.simplex_etf(q).numpy()
+    return _rows(np.concatenate([pairs, rest]))
 
 
 def icosahedron():
@@ -154,7 +163,7 @@ def gold_code(K, d):
 
     For odd ``m`` with ``2**m - 1 <= d`` and ``K <= 4**m`` the words spanned by an m-sequence and
     its decimation by 3 have cosines ``(-1, -1 +- 2**((m + 1) / 2)) / (2**m - 1)``: the margin is at
-    least :func:`gold_margin` without any optimisation (spec 3.6).  The largest such ``m`` is used.
+    least :func:`gold_margin` without any optimisation.  The largest such ``m`` is used.
     """
     from scipy.signal import max_len_seq  # slow to import, needed for these codes only
 
@@ -162,7 +171,7 @@ def gold_code(K, d):
     if m is None:
         raise checks.InputError(
             f"no Gold code with K={K} words fits d={d}: they need an odd m with 2^m - 1 <= d and "
-            "K <= 4^m; use solve(K, d)"
+            "K <= 4^m; use search.solve(K, d)"
         )
     sequence = max_len_seq(m)[0].astype(int)
     decimated = sequence[3 * np.arange(len(sequence)) % len(sequence)]
