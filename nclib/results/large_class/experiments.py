@@ -21,6 +21,7 @@ from nclib.metrics.generalized import random_margin
 from nclib.results.large_class import codes, data, nets, search, theory
 from nclib.results.large_class.assignment import SQUARE, assign_classes, pairwise
 from nclib.table import over
+from nclib.ufm import solve
 from nclib.ufm.solve import best
 
 LOOSE = 1e-8  # a class whose distance exceeds the margin by more is a rattler
@@ -334,9 +335,9 @@ def sharp_gap():
 def model_margin(K, d, temperature, *, seed=0):
     """Margin of the model's minimum near a good code, for many classes (a short search)."""
     cold = normalize(search.search(K, d, starts=1, steps=300, seed=seed)[0], dim=1)
-    start = {name: rows[None] for name, rows in theory.self_dual(cold).items()}
-    found = best(theory.model(K, d, temperature), start, max_iter=100)
-    return {"margin": margins.margin(found.point["weight"], tol=1e-6).value}
+    start = theory.self_dual(cold)
+    found = solve.minimize(theory.model(K, d, temperature), start, gtol=1e-5, max_iter=500)
+    return {"margin": margins.margin(found.variables["weight"], tol=1e-6).value}
 
 
 # Networks ---------------------------------------------------------------------------------------

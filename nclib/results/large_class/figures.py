@@ -22,7 +22,7 @@ def finding(verdict, holds, otherwise):
 
 def two_distances(tables, *, classes=(0, 0)):
     """Both distances of one class in the plane, for each table (name -> code's table)."""
-    figure, axes = style.grid(1, 2 * len(tables), width=9.5, height=2.6)
+    figure, axes = style.grid(1, 2 * len(tables), width=10.0, height=2.9)
     for i, (name, table) in enumerate(tables.items()):
         own = table.iloc[classes[i]]
         rest = table.drop(index=table.index[classes[i]])[["x", "y"]].to_numpy()
@@ -35,9 +35,8 @@ def two_distances(tables, *, classes=(0, 0)):
             ax.plot(*rest.T, "o", color=PALETTE[0], ms=5)
             ax.plot([own["x"], own[end[0]]], [own["y"], own[end[1]]], "-", color=PALETTE[3], lw=2)
             ax.plot(own["x"], own["y"], "*", color=PALETTE[3], ms=11)
-            text = "to the hull of the rest" if kind == "one_vs_rest" else "to the nearest class"
-            smallest = table[kind].min()
-            ax.set_title(f"{name}: {text}\n{own[kind]:.3f}, smallest {smallest:.3f}", fontsize=8)
+            text = "hull of the rest" if kind == "one_vs_rest" else "nearest class"
+            ax.set_title(f"{name}\n{text} at {own[kind]:.3f}", loc="center", fontsize=9)
     return figure
 
 
@@ -182,13 +181,14 @@ def phases(energies, edges, warm, stable):
         ax.set_ylim(-0.5, 14)
         _temperatures(ax, (0.05, 0.1, 0.2, 0.5, 1))
     axes[0].set_ylabel(r"$10^3\times(\tau\log$CE $-$ lowest)")
-    axes[1].legend(loc="center right", fontsize=7)
+    handles, texts = axes[-2].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower center", ncols=3)
     ax = axes[-1]
     ax.axvspan(*stable, color=PALETTE[2], alpha=0.15, lw=0)
     ax.plot(warm["temperature"], warm["margin_ratio"], "o-", color=PALETTE[0])
-    line(ax, warm["bipyramid"].iloc[0], "pentagonal bipyramid", THEORY, va="top")
+    line(ax, warm["bipyramid"].iloc[0], "bipyramid (green: stable)", THEORY, va="top")
     ax.set(xlabel=r"temperature $\tau$", ylabel=r"$\rho(W_\tau)/\rho^*$", ylim=(0.85, 1.01))
-    ax.set_title("(7, 3): bipyramid stable in green")
+    ax.set_title("$(7,3)$: the minimum")
     _temperatures(ax, (0.05, 0.2, 1))
     return figure
 
@@ -296,7 +296,10 @@ def dots(table, by, panels, *, title="", levels=None, logs=()):
         ax.set(title=text, xlim=(-0.6, len(names) - 0.4))
         if column in logs:
             ax.set_yscale("log")
-        elif "accuracy" not in column:
+        elif "accuracy" in column:
+            middle, reach = table[column].mean(), max(0.03, np.ptp(table[column]))
+            ax.set_ylim(middle - reach, min(1.0, middle + reach))
+        else:
             ax.set_ylim(0, None)
         for value, name in [levels[column]] if levels and column in levels else ():
             line(ax, value, name, THEORY)

@@ -356,9 +356,3 @@ def approach_rate(weight, *, tol=1e-5, ridge=1e-7):
     y = torch.softmax(-change(**found.variables), 0)
     entropy = float(-(y * y.log()).sum())
     return entropy + float(y.log().max()), entropy - float(np.log(len(weight)))
-
-
-def cmf_saving(parameters, K, d):
-    """Share of a network's ``parameters`` saved by a classifier that is not learned (4.G21)."""
-    K, d = checks.integer("K", K, 2), checks.integer("d", d)
-    return K * d / checks.integer("parameters", parameters, K * d)
