@@ -2,6 +2,8 @@
 
 import re
 from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -166,3 +168,25 @@ def spoiled(data, *, noise=0.5, seed=0):
     inputs = torch.nn.functional.avg_pool2d(data.inputs, 3, stride=1, padding=1)
     inputs = inputs + noise * torch.randn(inputs.shape, generator=generator)
     return Data(f"{data.name}, spoiled", inputs, data.labels, data.num_classes)
+
+
+def character_head():
+    """Last layer ``(6625, 120)`` of the pretrained text recogniser that ships in a package.
+
+    Raises :class:`~nclib.checks.InputError` without ``pip install --no-deps rapidocr-onnxruntime
+    onnx protobuf``; nothing of the first is executed.
+    """
+    shipped = find_spec("rapidocr_onnxruntime")
+    checks.require(
+        shipped and find_spec("onnx"),
+        "pretrained=True needs the packages rapidocr-onnxruntime and onnx: "
+        "pip install --no-deps rapidocr-onnxruntime onnx protobuf",
+    )
+    import onnx
+
+    (path,) = Path(shipped.submodule_search_locations[0]).glob("models/*rec*.onnx")
+    graph = onnx.load(path).graph
+    name = [node.input[1] for node in graph.node if node.op_type == "MatMul"][-1]
+    constants = {node.output[0]: node.attribute[0].t for node in graph.node if node.attribute}
+    tensors = constants | {tensor.name: tensor for tensor in graph.initializer}
+    return torch.tensor(onnx.numpy_helper.to_array(tensors[name])).T.double()

@@ -167,6 +167,17 @@ def certificate(classifier, *, tol=1e-6):
     return found | {"one_vs_one": one_vs_one, "solved": bracket.solved}
 
 
+def lone_rows(weight, *, cosine=0.9):
+    """``{"twins", "margin", "random"}`` of a large head: how many rows have a twin (a cosine of 1),
+    the margin of the rows without any closer than ``cosine``, and of as many random rows."""
+    unit = margins.unit_rows("weight", weight)
+    rival = torch.cat([(rows @ unit.T).topk(2)[0][:, 1] for rows in unit.split(1000)])
+    alone = unit[rival < cosine]
+    others = random_classifier(*alone.shape)
+    found = [margins.margin(rows, tol=1e-3, max_solves=80).upper for rows in (alone, others)]
+    return {"twins": int((rival > 1 - 1e-9).sum()), "margin": found[0], "random": found[1]}
+
+
 def random_classifier(K, d, *, seed=0):
     """Gaussian rows ``(K, d)``, float64."""
     generator = torch.Generator().manual_seed(seed)
@@ -421,8 +432,8 @@ def measure(net, part, test, *, reference=None):
 
 
 def train_nets(
-    build, part, test, settings, *, temperatures, seeds, reference, measure_at=(), together=False,
-    checkpoint=None, augment=None,
+    build, part, test, settings, *, temperatures, seeds, reference, measure_at=(), checkpoint=None,
+    augment=None,
 ):  # fmt: skip
     """One net per temperature and seed, measured on the training set: a tidy history.
 
@@ -441,7 +452,7 @@ def train_nets(
         measure=lambda net, cell, epoch: measure(net, part, test, reference=reference),
         measure_at=measure_at,
         checkpoint=checkpoint,
-        together=together,
+        together=False,
         augment=augment,
         label="temperatures",
     )

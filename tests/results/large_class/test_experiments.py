@@ -91,6 +91,14 @@ def test_large_tables():
     assert table.loc["random", "lower"] <= exact <= table.loc["random", "upper"] + 1e-12
 
 
+def test_lone_rows_leave_twins_out():
+    head = torch.cat([codes.icosahedron(), codes.icosahedron()[:2]])
+    found = experiments.lone_rows(head)
+    assert found["twins"] == 4  # two pairs
+    expected = margins.margin(codes.icosahedron()[2:]).value
+    assert found["margin"] == pytest.approx(expected, abs=1e-3)
+
+
 def test_reference():
     assert experiments.reference(12, 3) == theory.known_margin(12, 3)
     assert experiments.reference(100, 10) == theory.LOWER_BOUNDS[100, 10]
