@@ -15,7 +15,7 @@ _HOMES = {
     "by_class": "collapse",
     "cdnv_by_class": "collapse",
     "nc_metrics": "collapse",
-    "frame_distances": "frames",
+    "frame_distances": "geometry",
     "generalized_nc": "generalized",
     "multi_label_metrics": "multi_label",
     "nc5": "ood",

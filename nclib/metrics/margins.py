@@ -367,7 +367,7 @@ def _pairs(weight, features, labels, normalize):
     if labels is None:
         labels = torch.arange(len(weight))
     labels, _ = checks.labels(labels, len(weight), length=len(features))
-    return weight, features, labels
+    return weight.to(features.device), features, labels.to(features.device)
 
 
 def _own_and_rival(weight, features, labels):
