@@ -134,6 +134,13 @@ CASES = {
     "multi_label.statistics_metrics": lambda t: multi.statistics_metrics(sets_of(t), t.weight),
     "multi_label.tagwise_fit": lambda t: multi.tagwise_fit(sets_of(t), 2, weight=t.weight),
     "multi_label.soft_iou": lambda t: multi.soft_iou(t.features[:, :K], t.targets),
+    "certified.collapsed_value": lambda t: certified.collapsed_value(t.labels.bincount(), 0.1),
+    "certified.root_counts": lambda t: certified.root_counts(t.labels.bincount()),
+    "certified.free_bias_bounds": lambda t: certified.free_bias_bounds(t.labels.bincount(), 0.1),
+    "certified.dual_bound": lambda t: certified.dual_bound(t.features, 2 * t.features, 0.1),
+    "certified.cross_entropy_dual_bound": lambda t: certified.cross_entropy_dual_bound(
+        t.features[:, :K], t.labels, 0.1
+    ),
     "geometry.gram_distance": lambda t: geometry.gram_distance(t.weight @ t.weight.T),
     "geometry.etf_error": lambda t: [geometry.etf_error(t.features), geometry.etf_error(t.weight)],
     "geometry.centred": lambda t: geometry.centred(t.features),
@@ -157,9 +164,10 @@ CASES = {
 HOST = """
 data: load fetch check require smallest_class
 nets: mlp cnn resnet seeded require_widths
-certified: Certificate
 precision: exact
 margins: OneVsRest MarginBracket
+certified: Certificate cross_entropy_margin cross_entropy_value
+known_margins: known_margin best_known closed_form gold_margin gold_degree
 """
 METRICS, DEEP = (
     [importlib.import_module(f"{package.__name__}.{module.name}")

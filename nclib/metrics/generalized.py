@@ -23,8 +23,8 @@ from nclib import checks, frames
 from nclib.metrics import margins
 from nclib.metrics.collapse import cdnv_by_class, squared_distances
 from nclib.metrics.geometry import class_means, etf_error, nc1
+from nclib.metrics.known_margins import best_known
 from nclib.metrics.precision import Storage, exact
-from nclib.results.large_class import theory as softmax_codes
 
 EXACT_CLASSES = 2048  # above this, per-class quantities are averaged over a sample of classes
 SAMPLED_CLASSES = 256  # so many
@@ -233,7 +233,7 @@ def _margins(W, means, kept, notes, *, exact_classes, tol):
 
 
 def _calibrate(rho, K, d, reference, draws, notes):
-    known = softmax_codes.best_known(K, d)
+    known = best_known(K, d)
     status = "given" if reference is not None else known.status if known else "unknown"
     if reference is None:
         reference = known.value if known else nan
