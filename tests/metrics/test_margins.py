@@ -78,7 +78,7 @@ def test_a_broken_fast_solver_is_noticed(monkeypatch, broken):
             x[-1] = 1.0
         return x, 0.0
 
-    monkeypatch.setattr(margins, "nnls", nnls)
+    monkeypatch.setattr("scipy.optimize.nnls", nnls)
     torch.testing.assert_close(margins.one_vs_rest(weight), expected, atol=1e-12, rtol=0)
 
 

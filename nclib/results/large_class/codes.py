@@ -14,6 +14,7 @@ import torch
 from scipy.linalg import block_diag, null_space
 
 from nclib import checks, frames
+from nclib.metrics.known_margins import gold_degree
 
 GOLDEN = (1 + sqrt(5)) / 2
 
@@ -163,11 +164,12 @@ def gold_code(K, d):
 
     For odd ``m`` with ``2**m - 1 <= d`` and ``K <= 4**m`` the words spanned by an m-sequence and
     its decimation by 3 have cosines ``(-1, -1 +- 2**((m + 1) / 2)) / (2**m - 1)``: the margin is at
-    least :func:`gold_margin` without any optimisation.  The largest such ``m`` is used.
+    least :func:`nclib.metrics.known_margins.gold_margin` without any optimisation.  The largest
+    such ``m`` is used.
     """
     from scipy.signal import max_len_seq  # slow to import, needed for these codes only
 
-    m = _gold_degree(K, d)
+    m = gold_degree(K, d)
     if m is None:
         raise checks.InputError(
             f"no Gold code with K={K} words fits d={d}: they need an odd m with 2^m - 1 <= d and "
@@ -177,18 +179,6 @@ def gold_code(K, d):
     decimated = sequence[3 * np.arange(len(sequence)) % len(sequence)]
     basis = [np.roll(s, shift) for s in (sequence, decimated) for shift in range(m)]
     return _pad(1 - 2 * _span(np.array(basis), K), d)
-
-
-def gold_margin(K, d):
-    """``1 - (2**((m + 1) / 2) - 1) / (2**m - 1)``, at most its margin; None if no code fits."""
-    m = _gold_degree(K, d)
-    return None if m is None else 1 - (2 ** ((m + 1) // 2) - 1) / (2**m - 1)
-
-
-def _gold_degree(K, d):
-    checks.integer("K", K, 2)
-    fitting = [m for m in range(3, 22, 2) if 2**m - 1 <= checks.integer("d", d) and 4**m >= K]
-    return max(fitting, default=None)
 
 
 def sharp_code(K, d):

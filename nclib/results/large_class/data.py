@@ -166,7 +166,7 @@ def spoiled(data, *, noise=0.5, seed=0):
     """The same classes out of distribution: images ``(N, C, H, W)`` blurred 3 x 3, with noise."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.nn.functional.avg_pool2d(data.inputs, 3, stride=1, padding=1)
-    inputs = inputs + noise * torch.randn(inputs.shape, generator=generator)
+    inputs = inputs + noise * torch.randn(inputs.shape, generator=generator).to(inputs)
     return Data(f"{data.name}, spoiled", inputs, data.labels, data.num_classes)
 
 

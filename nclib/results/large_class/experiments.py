@@ -16,7 +16,7 @@ from nclib import checks
 from nclib.deep import collect, train
 from nclib.deep import data as images
 from nclib.deep.nets import parameter_count, seeded
-from nclib.metrics import generalized_nc, margins
+from nclib.metrics import generalized_nc, geometry, known_margins, margins
 from nclib.metrics.generalized import random_margin
 from nclib.results.large_class import codes, data, nets, search, theory
 from nclib.results.large_class.assignment import SQUARE, assign_classes, pairwise
@@ -56,7 +56,7 @@ def vertices(code):
 
 def known_margin(K, d):
     """``rho*`` where it is known, and the bounds of claim 4.G8."""
-    best_known = theory.best_known(K, d)
+    best_known = known_margins.best_known(K, d)
     known = best_known is not None and best_known.status != "lower bound"
     return {
         "margin": best_known.value if known else np.nan,
@@ -83,7 +83,7 @@ def searched(K, d, *, seed=0, starts=None):
     margin = float(found.distance.min())
     tight = found.distance <= margin + LOOSE
     gap = (code - found.direction).square().sum(1)[tight].max() / 2
-    reference = theory.best_known(K, d)
+    reference = known_margins.best_known(K, d)
     small = K * d <= search.POLISH_SIZE
     angled = search.polish(code, goal="angle") if small else code
     return {
@@ -187,8 +187,10 @@ def random_classifier(K, d, *, seed=0):
 @lru_cache(maxsize=32)
 def reference(K, d, *, seed=0):
     """The best margin known for (K, d), or else the certified margin of a short search."""
-    known = theory.best_known(K, d)
-    if known is not None and (known.status != "lower bound" or (K, d) in theory.LOWER_BOUNDS):
+    known = known_margins.best_known(K, d)
+    if known is not None and (
+        known.status != "lower bound" or (K, d) in known_margins.LOWER_BOUNDS
+    ):
         return known.value
     return margins.margin(search.solve(K, d, seed=seed, starts=2), tol=1e-6).lower
 
@@ -244,7 +246,7 @@ def cold_limit(code, temperature):
     warm minimum locks into its shape.
     """
     (K, d), T = code.shape, temperature
-    rho = theory.known_margin(K, d)
+    rho = known_margins.known_margin(K, d)
     found = minimum(K, d, T, start=code)
     low, high = theory.log_ce_range(K, K, rho, T)
     slack_limit, value_limit = _rates(code)
@@ -301,8 +303,8 @@ def warm_minimum(temperature, *, starts=16, seed=0):
     found = minimum(7, 3, temperature, starts=starts, seed=seed)
     excess = theory.log_energy(code, temperature) - found["log_ce"]
     return {
-        "margin_ratio": found["margin"] / theory.known_margin(7, 3),
-        "bipyramid": margins.margin(code).value / theory.known_margin(7, 3),
+        "margin_ratio": found["margin"] / known_margins.known_margin(7, 3),
+        "bipyramid": margins.margin(code).value / known_margins.known_margin(7, 3),
         "excess": temperature * excess,
         "curvature": theory.lowest_curvature(code, temperature),
     }
@@ -529,8 +531,7 @@ def assignments(part, test, code, settings, *, temperature, seeds, hidden):
 
 def chosen_opposite(part, code):
     """Who lies opposite class 0 after the quadratic assignment of the inputs' class means."""
-    K = part.num_classes
-    means = torch.stack([part.inputs[part.labels == k].double().mean(0) for k in range(K)])
+    means, _ = geometry.class_means(part.inputs, part.labels)
     order = list(assign_classes(pairwise(means), code))
     return int((code[order] @ code[order[0]]).argmin())
 

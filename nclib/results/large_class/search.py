@@ -19,7 +19,7 @@ from scipy.optimize import linprog
 from scipy.sparse import coo_array
 
 from nclib import checks, frames
-from nclib.metrics import margins
+from nclib.metrics import known_margins, margins
 from nclib.results.large_class import codes
 
 ENERGIES = ("pair", "margin")
@@ -42,7 +42,7 @@ def solve(K, d, *, seed=0, starts=None):
     explicit = construction(K, d)
     if explicit is not None:
         return explicit
-    gold = codes.gold_code(K, d) if codes.gold_margin(K, d) else None
+    gold = codes.gold_code(K, d) if known_margins.gold_margin(K, d) else None
     if gold is not None and K * d > CONSTRUCT_SIZE and starts is None:
         return gold
     found = best(search(K, d, seed=seed, starts=starts))

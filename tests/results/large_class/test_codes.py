@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from nclib import checks
+from nclib.metrics import known_margins
 from nclib.results.large_class import codes
 
 
@@ -104,12 +105,12 @@ def test_gold_cosines(K, d, m):
     cosines = {round(c * length) for c in spectrum(code)}
     assert cosines <= {-1, -1 + 2 ** ((m + 1) // 2), -1 - 2 ** ((m + 1) // 2)}
     best = max(spectrum(code))
-    assert codes.gold_margin(K, d) == pytest.approx(1 - (2 ** ((m + 1) // 2) - 1) / length)
-    assert 1 - best >= codes.gold_margin(K, d) - 1e-9
+    assert known_margins.gold_margin(K, d) == pytest.approx(1 - (2 ** ((m + 1) // 2) - 1) / length)
+    assert 1 - best >= known_margins.gold_margin(K, d) - 1e-9
 
 
 def test_gold_code_of_the_face_experiment():
-    assert codes.gold_margin(10_000, 512) == pytest.approx(1 - 31 / 511, abs=1e-15)
+    assert known_margins.gold_margin(10_000, 512) == pytest.approx(1 - 31 / 511, abs=1e-15)
     code = codes.gold_code(10_000, 512)
     sample = code[:: 10_000 // 50]
     gram = (sample @ code.T * 511).round()
@@ -118,8 +119,8 @@ def test_gold_code_of_the_face_experiment():
 
 
 def test_even_degrees_and_too_many_words_are_left_alone():
-    assert codes.gold_margin(5000, 64) is None  # 4^5 = 1024 words only
-    assert codes.gold_margin(65, 6) is None
+    assert known_margins.gold_margin(5000, 64) is None  # 4^5 = 1024 words only
+    assert known_margins.gold_margin(65, 6) is None
     with pytest.raises(checks.InputError, match="no Gold code"):
         codes.gold_code(5000, 64)
 

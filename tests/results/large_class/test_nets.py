@@ -7,7 +7,8 @@ import torch
 
 from nclib import checks
 from nclib.deep import data, train
-from nclib.results.large_class import codes, experiments, nets, theory
+from nclib.metrics import known_margins
+from nclib.results.large_class import codes, experiments, nets
 
 
 def normal(*shape, seed=0):
@@ -125,7 +126,7 @@ def test_order_moves_classes_to_vertices():
 def test_cosface_cannot_tend_to_zero_beyond_the_best_margin():
     """At the optimal code the loss falls with the temperature only below rho*."""
     code = codes.icosahedron()
-    rho = theory.known_margin(12, 3)
+    rho = known_margins.known_margin(12, 3)
     for margin, sign in ((rho - 0.05, -1), (rho + 0.05, 1)):
         values = [
             float(

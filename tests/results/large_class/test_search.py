@@ -6,11 +6,11 @@ import torch
 from scipy.optimize import OptimizeResult
 
 from nclib import checks
-from nclib.metrics import margins
-from nclib.results.large_class import codes, theory
+from nclib.metrics import known_margins, margins
+from nclib.results.large_class import codes
 from nclib.results.large_class import search as solver
 
-FOUND = [(K, d) for K, d in sorted(theory.TABLE) if solver.construction(K, d) is None]
+FOUND = [(K, d) for K, d in sorted(known_margins.TABLE) if solver.construction(K, d) is None]
 
 
 def unit(*shape, seed=0):
@@ -68,9 +68,9 @@ def test_polish_repairs_a_perturbed_optimum(name):
     polished = solver.polish(code + 0.02 * noise)
     margin = margins.margin(polished, tol=1e-12).value
     K, d = code.shape
-    assert margin <= theory.known_margin(K, d) + 1e-12
+    assert margin <= known_margins.known_margin(K, d) + 1e-12
     if name != "pentagonal_bipyramid":  # which is no optimum: the polish may leave it
-        assert margin == pytest.approx(theory.known_margin(K, d), abs=1e-12)
+        assert margin == pytest.approx(known_margins.known_margin(K, d), abs=1e-12)
     assert margin >= margins.margin(code + 0.02 * noise).value
 
 
@@ -80,7 +80,9 @@ def test_polish_of_the_angle_reaches_the_tammes_angle():
     for (K, d), angle in {(7, 3): 77.869542, (8, 3): 74.858492, (10, 3): 66.146821}.items():
         code = solver.polish(solver.search(K, d, starts=16)[0], goal="angle")
         assert np.degrees(margins.min_angle(code)) == pytest.approx(angle, abs=1e-6)
-        assert 1 - margins.max_cosine(code) == pytest.approx(theory.known_margin(K, d), abs=1e-11)
+        assert 1 - margins.max_cosine(code) == pytest.approx(
+            known_margins.known_margin(K, d), abs=1e-11
+        )
 
 
 def test_polish_leaves_optima_and_duplicates_alone():
@@ -110,7 +112,7 @@ def test_polish_goes_on_where_a_linear_programme_is_not_solved(monkeypatch):
 @pytest.mark.slow
 def test_default_starts_reach_the_table(size):
     code = solver.solve(*size, seed=3)
-    assert margins.margin(code).value == pytest.approx(theory.known_margin(*size), abs=1e-9)
+    assert margins.margin(code).value == pytest.approx(known_margins.known_margin(*size), abs=1e-9)
     again = solver.solve(*size, seed=3)
     assert torch.equal(code, again)
 
@@ -120,7 +122,9 @@ def test_default_starts_reach_the_table(size):
 def test_default_starts_reach_every_tabulated_margin(size):
     code = solver.solve(*size)
     accuracy = 1e-5 if size == (21, 3) else 1e-9  # dozens of local optima that close together
-    assert margins.margin(code).value == pytest.approx(theory.known_margin(*size), abs=accuracy)
+    assert margins.margin(code).value == pytest.approx(
+        known_margins.known_margin(*size), abs=accuracy
+    )
 
 
 def test_the_best_candidate_wins_and_is_polished():
@@ -145,7 +149,7 @@ def test_each_start_has_its_own_schedule():
 def test_the_search_itself_reaches_codes_that_solve_would_construct(size):
     best = solver.best(solver.search(*size, starts=32))
     found = margins.margin(best, tol=1e-12).value
-    assert found == pytest.approx(theory.known_margin(*size), abs=1e-10)
+    assert found == pytest.approx(known_margins.known_margin(*size), abs=1e-10)
 
 
 def test_larger_codes_beat_random_by_far():
@@ -157,7 +161,7 @@ def test_larger_codes_beat_random_by_far():
 def test_gold_codes_are_taken_without_search_only_when_large():
     assert torch.equal(solver.solve(10_000, 512)[:5], codes.gold_code(10_000, 512)[:5])
     small = solver.solve(60, 7, starts=2)  # a Gold code fits, with margin 1 - 3/7
-    assert margins.margin(small).value >= codes.gold_margin(60, 7) - 1e-12
+    assert margins.margin(small).value >= known_margins.gold_margin(60, 7) - 1e-12
 
 
 def test_no_construction_where_none_is_known():
@@ -165,7 +169,9 @@ def test_no_construction_where_none_is_known():
     for size in ((5, 9), (9, 2), (7, 4), (11, 3), (15, 5), (240, 8)):
         code = solver.construction(*size)
         assert code.shape == size
-        assert margins.margin(code).value == pytest.approx(theory.known_margin(*size), abs=1e-9)
+        assert margins.margin(code).value == pytest.approx(
+            known_margins.known_margin(*size), abs=1e-9
+        )
 
 
 def test_bad_input():

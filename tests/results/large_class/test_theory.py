@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import gamma
 
 from nclib import checks, frames
-from nclib.metrics import margins
+from nclib.metrics import known_margins, margins
 from nclib.results.large_class import codes, experiments, search, theory
 
 # (K, d): margin, angle in degrees, as published (three-dimensional angles) or found elsewhere.
@@ -45,13 +45,13 @@ PUBLISHED = {
 @pytest.mark.parametrize(("size", "values"), PUBLISHED.items())
 def test_table(size, values):
     margin, angle = values
-    assert theory.known_margin(*size) == pytest.approx(margin, abs=1.1e-9)
-    degrees = math.degrees(math.acos(1 - theory.known_margin(*size)))
+    assert known_margins.known_margin(*size) == pytest.approx(margin, abs=1.1e-9)
+    degrees = math.degrees(math.acos(1 - known_margins.known_margin(*size)))
     assert degrees == pytest.approx(angle, abs=6e-5)
-    assert theory.best_known(*size).status == "tabulated"
+    assert known_margins.best_known(*size).status == "tabulated"
 
 
-@pytest.mark.parametrize("size", sorted(theory.TABLE))
+@pytest.mark.parametrize("size", sorted(known_margins.TABLE))
 def test_table_matches_the_explicit_codes(size):
     code = codes.sharp_code(*size) if size[0] < 1000 else None
     if size in ((11, 3), (14, 5), (15, 5)):
@@ -59,37 +59,39 @@ def test_table_matches_the_explicit_codes(size):
     if code is None:
         pytest.skip("found by optimisation")
     found = margins.hull_projections(code, classes=range(0, size[0], 1 + size[0] // 40))
-    assert float(found.distance.min()) == pytest.approx(theory.known_margin(*size), abs=1e-12)
+    assert float(found.distance.min()) == pytest.approx(
+        known_margins.known_margin(*size), abs=1e-12
+    )
 
 
 def test_closed_forms_agree_with_explicit_codes():
     simplices = [frames.simplex_etf(2), frames.simplex_etf(6), frames.simplex_etf(4, 9)]
     polytopes = [codes.cross_polytope(5), codes.cross_polytope(5, 8)]
     for code in (*simplices, *polytopes, codes.polygon(3), codes.polygon(11)):
-        assert theory.known_margin(*code.shape) == pytest.approx(
+        assert known_margins.known_margin(*code.shape) == pytest.approx(
             margins.margin(code).value, abs=1e-9
         )
-        assert theory.best_known(*code.shape).status == "proven"
+        assert known_margins.best_known(*code.shape).status == "proven"
 
 
 def test_unknown_and_degenerate_sizes():
-    assert theory.known_margin(2, 1) == 2.0
-    assert theory.known_margin(3, 1) == 0.0
-    assert theory.known_margin(100, 10) is None
-    assert theory.known_margin(10_000, 512) is None
-    assert theory.best_known(10_000, 512) == theory.KnownMargin(1 - 31 / 511, "lower bound")
-    assert theory.best_known(100, 10).value >= 0.66547
-    assert theory.best_known(37, 6) is None
-    assert theory.known_margin(np.int64(7), np.int64(3)) == theory.known_margin(7, 3)
+    assert known_margins.known_margin(2, 1) == 2.0
+    assert known_margins.known_margin(3, 1) == 0.0
+    assert known_margins.known_margin(100, 10) is None
+    assert known_margins.known_margin(10_000, 512) is None
+    assert known_margins.best_known(10_000, 512) == known_margins.KnownMargin(1 - 31 / 511, "lower bound")
+    assert known_margins.best_known(100, 10).value >= 0.66547
+    assert known_margins.best_known(37, 6) is None
+    assert known_margins.known_margin(np.int64(7), np.int64(3)) == known_margins.known_margin(7, 3)
 
 
 def test_known_margins_fall_with_the_number_of_classes_and_grow_with_dimension():
     for d in (2, 3, 4, 5, 6):
-        known = [theory.known_margin(K, d) for K in range(2, 30)]
+        known = [known_margins.known_margin(K, d) for K in range(2, 30)]
         known = [value for value in known if value is not None]
         assert all(a >= b - 1e-12 for a, b in zip(known, known[1:], strict=False))
     for K in range(5, 25):
-        known = [theory.known_margin(K, d) for d in range(2, 8)]
+        known = [known_margins.known_margin(K, d) for d in range(2, 8)]
         known = [value for value in known if value is not None]
         assert all(a <= b + 1e-12 for a, b in zip(known, known[1:], strict=False))
 
@@ -107,18 +109,18 @@ def test_bounds_hold_and_published_values():
     assert theory.upper_bound(100, 10) == pytest.approx(1.505, abs=5e-4)
     assert math.isfinite(theory.upper_bound(10_000, 512))  # no overflow of the Gamma function
     for K, d in [
-        *theory.TABLE,
+        *known_margins.TABLE,
         *((K, 2) for K in range(4, 60)),
         *((2 * d, d) for d in range(3, 9)),
     ]:
         if theory.bound_threshold(d) <= K:
             low, high = theory.lower_bound(K, d), theory.upper_bound(K, d)
-            assert low <= theory.known_margin(K, d) <= high
+            assert low <= known_margins.known_margin(K, d) <= high
     assert theory.bound_threshold(10) == pytest.approx(
         math.sqrt(2 * math.pi * math.sqrt(math.e * 10))
     )
     # the true scaling on the circle is that of the lower bound
-    ratio = [theory.known_margin(K, 2) / theory.lower_bound(K, 2) for K in (100, 1000)]
+    ratio = [known_margins.known_margin(K, 2) / theory.lower_bound(K, 2) for K in (100, 1000)]
     assert ratio[0] == pytest.approx(ratio[1], rel=1e-3)
 
 
@@ -129,7 +131,7 @@ def test_bounds_for_any_classifier(K, d, seed):
     weight = torch.randn(K, d, generator=generator, dtype=torch.float64)
     rho, c = margins.margin(weight).value, margins.max_cosine(weight)
     assert 1 - c - 1e-9 <= rho <= math.sqrt(2 - 2 * c) + 1e-9
-    best = theory.known_margin(K, d)
+    best = known_margins.known_margin(K, d)
     assert best is None or rho <= best + 1e-9
 
 
@@ -147,7 +149,7 @@ def test_sandwich_around_the_global_minimum(temperature):
     """Simplices and cross-polytopes are global minima, so CE_min is known exactly."""
     for code in (frames.simplex_etf(5), codes.cross_polytope(3), codes.polygon(7)):
         K, d = code.shape
-        rho = theory.known_margin(K, d)
+        rho = known_margins.known_margin(K, d)
         low, high = theory.log_ce_range(K, K, rho, temperature)
         energy = direct_ce(code, code, range(K), temperature)
         assert low <= math.log(energy) <= high + 1e-12
@@ -261,7 +263,7 @@ def test_curvature_of_the_bipyramid_against_finite_differences():
 def test_approach_rate_predicts_the_finite_temperature_minima(size):
     """The max-entropy multipliers against the minimiser itself, extrapolated to T = 0."""
     code = search.solve(*size, starts=16)
-    rho = theory.known_margin(*size)
+    rho = known_margins.known_margin(*size)
     rates = []
     for T in (0.004, 0.002):
         found = experiments.minimum(*size, T, start=code)
@@ -284,7 +286,12 @@ def test_approach_rate_of_symmetric_codes():
 
 def test_bad_input():
     for K, d in ((1, 3), (0, 3), (5, 0), (5.0, 3), (True, 3), ("7", 3)):
-        for call in (theory.known_margin, theory.best_known, theory.lower_bound, search.solve):
+        for call in (
+            known_margins.known_margin,
+            known_margins.best_known,
+            theory.lower_bound,
+            search.solve,
+        ):
             with pytest.raises(checks.InputError):
                 call(K, d)
     for call in (theory.lower_bound, theory.upper_bound):

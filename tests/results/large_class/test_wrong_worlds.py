@@ -10,7 +10,7 @@ import torch
 
 from nclib import catalogue, claims, frames
 from nclib.deep import data as images
-from nclib.metrics import margins
+from nclib.metrics import known_margins, margins
 from nclib.metrics.generalized import etf_error
 from nclib.results.large_class import codes, experiments, theory
 from nclib.results.large_class.assignment import SQUARE, pairwise
@@ -48,9 +48,10 @@ def g2():
     return {
         "bound": (experiments.largest_hard_margin(RANDOM), near),
         "value": abs(margins.hard_margin(W, W) - rho(W)),
-        "found": {"7_3": (rho(WARM), theory.known_margin(7, 3))},
+        "found": {"7_3": (rho(WARM), known_margins.known_margin(7, 3))},
         "large": {
-            "100_10": rho(experiments.random_classifier(100, 10)) / theory.LOWER_BOUNDS[100, 10]
+            "100_10": rho(experiments.random_classifier(100, 10))
+            / known_margins.LOWER_BOUNDS[100, 10]
         },
         "certificate": width,
         "bracket_width": width,
@@ -99,8 +100,8 @@ def g7():
 
 def g8():
     """The two bounds exchanged, and the power of the upper one."""
-    value = theory.known_margin(20, 3)
-    scale = [theory.known_margin(K, 2) / theory.upper_bound(K, 2) for K in (100, 10_000)]
+    value = known_margins.known_margin(20, 3)
+    scale = [known_margins.known_margin(K, 2) / theory.upper_bound(K, 2) for K in (100, 10_000)]
     return {
         "lower": value - theory.upper_bound(20, 3) - 0.5,
         "upper": theory.lower_bound(20, 3) - value,
