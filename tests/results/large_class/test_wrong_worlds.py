@@ -198,7 +198,7 @@ def networks(row, net):
         "G20": {"plain": 0.0, "probe": 0.0},
         "G21": {"here": (0, 1200), "faces": 0.0},
         "G22": fall | {"accuracy": net["train_accuracy"], "gnc2": ratio, "raw": 1.3},
-        "G23": {"plain": 0.0, "hard_max": -0.01},
+        "G23": {"plain": 0.0, "hard_max": -0.1},
         "G24": {"twins": 0, "margin": 1.0},
     }[row]
 
