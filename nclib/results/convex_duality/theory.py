@@ -23,6 +23,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from nclib import checks
 from nclib.results.convex_duality.linear import LinearMap as LinearMap
+from nclib.results.convex_duality.linear import depth_scalar as depth_scalar
 from nclib.results.convex_duality.linear import fixed_norm_values as fixed_norm_values
 from nclib.results.convex_duality.linear import linear_dual_bound as linear_dual_bound
 from nclib.results.convex_duality.linear import linear_map as linear_map
@@ -47,7 +48,6 @@ from nclib.results.convex_duality.splines import interpolation_norm as interpola
 from nclib.results.convex_duality.splines import interpolation_spline as interpolation_spline
 from nclib.results.convex_duality.splines import lasso_1d as lasso_1d
 from nclib.results.convex_duality.splines import spline_dual_bound as spline_dual_bound
-from nclib.ufm.scalar import depth_scalar as depth_scalar
 from nclib.ufm.scalar import thresholds as thresholds
 
 # --- the collapsed network -----------------------------------------------------------------------
