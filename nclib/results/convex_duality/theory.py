@@ -29,6 +29,7 @@ from nclib.metrics.certified import dual_bound as dual_bound
 from nclib.metrics.certified import free_bias_bounds as free_bias_bounds
 from nclib.metrics.certified import root_counts
 from nclib.results.convex_duality.linear import LinearMap as LinearMap
+from nclib.results.convex_duality.linear import depth_scalar as depth_scalar
 from nclib.results.convex_duality.linear import fixed_norm_values as fixed_norm_values
 from nclib.results.convex_duality.linear import linear_dual_bound as linear_dual_bound
 from nclib.results.convex_duality.linear import linear_map as linear_map
@@ -53,7 +54,6 @@ from nclib.results.convex_duality.splines import interpolation_norm as interpola
 from nclib.results.convex_duality.splines import interpolation_spline as interpolation_spline
 from nclib.results.convex_duality.splines import lasso_1d as lasso_1d
 from nclib.results.convex_duality.splines import spline_dual_bound as spline_dual_bound
-from nclib.ufm.scalar import depth_scalar as depth_scalar
 from nclib.ufm.scalar import thresholds as thresholds
 
 # --- the collapsed network -----------------------------------------------------------------------
