@@ -16,7 +16,7 @@ import torch
 
 from nclib import checks
 from nclib.metrics.precision import exact
-from nclib.ufm.scalar import depth_scalar
+from nclib.ufm.scalar import shrink
 
 LOSSES = ("mse", "half_mse", "cross_entropy")
 _DENSE, _BLOCK = 256, 2048  # samples of an eigenvalue problem solved whole; rows of a larger one
@@ -201,7 +201,7 @@ def collapsed_value(counts, beta, factors=2):
     and a lower bound for every such head (6.C15).  Whitened ReLU nets with L >= 4 and many classes
     go *below* it (6.C13).
     """
-    return float(depth_scalar(root_counts(counts), beta, factors)[0].sum())
+    return float(shrink(root_counts(counts), beta, factors)[0].sum())
 
 
 def dual_bound(residual, targets, beta):
@@ -284,7 +284,7 @@ def free_bias_bounds(counts, beta):
         if (b - old).abs().max() < 1e-16:
             break
     size = n.sqrt() * _distance_to_corners(b)
-    upper = float(depth_scalar(size, beta, 2)[0].sum())
+    upper = float(shrink(size, beta, 2)[0].sum())
     # One row per class, times sqrt(n_k): all samples of a class have the same dual row.
     rows = (weight / n.sqrt())[:, None] * (torch.eye(len(n), dtype=n.dtype) - b)
     point = _shrink(rows, beta) * rows

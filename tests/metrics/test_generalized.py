@@ -111,7 +111,9 @@ def test_margins_of_classifier_and_means():
     assert found["hard_margin"] <= found["gnc2"] and found["one_vs_one"] <= found["gnc2"]
 
 
-@pytest.mark.parametrize("code", [codes.icosahedron(), codes.polygon(7), frames.simplex_etf(4, 6)])
+@pytest.mark.parametrize(
+    "code", [frames.icosahedron(), frames.polygon(7), frames.simplex_etf(4, 6)]
+)
 def test_constructed_collapse_is_exactly_zero(code):
     K, d = code.shape
     labels = torch.arange(5 * K) % K

@@ -1,7 +1,7 @@
 """Explicit spherical codes: unit rows ``(K, d)`` whose one-vs-rest margin is known.
 
 Every builder returns a float64 tensor with one code word per row.  They serve as exact optima
-(polygon, orthogonal simplices), as reference values for the search (sharp codes), and as certified
+(orthogonal simplices), as reference values for the search (sharp codes), and as certified
 constructions where no search reaches (Gold sequences).
 """
 
@@ -19,12 +19,6 @@ from nclib.metrics.known_margins import gold_degree
 GOLDEN = (1 + sqrt(5)) / 2
 
 
-def polygon(K):
-    """The regular K-gon, the softmax code of the circle (claim 4.G3)."""
-    angles = 2 * np.pi * np.arange(checks.integer("K", K, 2)) / K
-    return _rows(np.stack([np.cos(angles), np.sin(angles)], axis=1))
-
-
 def orthogonal_simplices(sizes, d=None):
     """Regular simplices with ``sizes`` vertices in mutually orthogonal subspaces.
 
@@ -36,18 +30,9 @@ def orthogonal_simplices(sizes, d=None):
     return _pad(block_diag(*blocks), d)
 
 
-def cross_polytope(d, K=None):
-    """``K`` of the ``2 d`` vertices ``e_1..e_d, -e_1..-e_d`` (all of them by default)."""
-    d = checks.integer("d", d)
-    K = 2 * d if K is None else checks.integer("K", K, 2)
-    if 2 * d < K:
-        raise checks.InputError(f"the cross-polytope in d={d} has {2 * d} vertices, got K={K}")
-    return _rows(np.concatenate([np.eye(d), -np.eye(d)])[:K])
-
-
 def pentagonal_bipyramid():
     """(7, 3): a pentagon and the two poles, the warm minimiser of claim 4.G12."""
-    return _rows(block_diag(polygon(5).numpy(), np.array([[1.0], [-1.0]])))
+    return _rows(block_diag(frames.polygon(5).numpy(), np.array([[1.0], [-1.0]])))
 
 
 def tilted_cross_polytope(singles, tilt, height=None):
@@ -69,12 +54,6 @@ def tilted_cross_polytope(singles, tilt, height=None):
     if q > 1:
         rest[:, 3:] = sqrt(1 - height**2) * frames.simplex_etf(q).numpy()
     return _rows(np.concatenate([pairs, rest]))
-
-
-def icosahedron():
-    """(12, 3), largest cosine 1/sqrt(5)."""
-    corners = np.array([(0, s, t * GOLDEN) for s, t in product((1, -1), repeat=2)])
-    return _rows(np.concatenate([np.roll(corners, shift, axis=1) for shift in range(3)]))
 
 
 def cell_24():
@@ -188,7 +167,7 @@ def sharp_code(K, d):
     ``1 - max cosine`` because the nearest words of each word average to a multiple of it.
     """
     builders = {
-        (12, 3): icosahedron,
+        (12, 3): frames.icosahedron,
         (24, 4): cell_24,  # not sharp (not universally optimal), but an optimal kissing code
         (120, 4): cell_600,
         (16, 5): half_cube,

@@ -71,12 +71,12 @@ def construction(K, d):
     if d == 1:
         raise checks.InputError(f"K={K} distinct classes do not fit on a line (d=1); use d >= 2")
     if d == 2:
-        return codes.polygon(K)
+        return frames.polygon(K)
     if 2 * d >= K:
-        return codes.cross_polytope(d, K)
+        return frames.cross_polytope(d, K)
     if (K, d) in ((14, 5), (15, 5)):
         return codes.half_cube()[:K]
-    return codes.icosahedron()[:K] if (K, d) == (11, 3) else codes.sharp_code(K, d)
+    return frames.icosahedron()[:K] if (K, d) == (11, 3) else codes.sharp_code(K, d)
 
 
 def search(K, d, *, seed=0, starts=None, steps=None, energies=ENERGIES, keep=6):

@@ -156,8 +156,7 @@ def lowest_curvature(code, temperature):
     """Smallest Hessian eigenvalue of the model at a self-dual critical code, rotations left out."""
     K, d = code.shape
     values = landscape.spectrum(model(K, d, temperature), self_dual(code))
-    still = d * (d - 1) // 2
-    zero = values.abs().argsort()[:still]
+    zero = values.abs().argsort()[: landscape.orbit(d, d)]
     return float(values[torch.isin(torch.arange(len(values)), zero, invert=True)].min())
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nclib import checks
-from nclib.results.large_class import codes
+from nclib import checks, frames
 from nclib.results.large_class.assignment import SQUARE, assign_classes
 
 
@@ -26,7 +25,7 @@ def brute_force(distances, code):
 
 
 def test_assignment_is_optimal_for_few_classes():
-    for K, code in ((4, codes.polygon(4)), (6, codes.cross_polytope(3))):
+    for K, code in ((4, frames.polygon(4)), (6, frames.cross_polytope(3))):
         points = torch.randn(K, 3, generator=torch.Generator().manual_seed(K), dtype=torch.float64)
         distances = torch.cdist(points, points)
         order = assign_classes(distances, code)
@@ -36,7 +35,7 @@ def test_assignment_is_optimal_for_few_classes():
 
 
 def test_assignment_of_many_classes_beats_random_ones():
-    code = codes.icosahedron()
+    code = frames.icosahedron()
     shuffled = torch.randperm(12, generator=torch.Generator().manual_seed(0))
     distances = torch.cdist(code, code)[shuffled][:, shuffled]  # a perfect placement exists
     order = assign_classes(distances, code)
@@ -50,13 +49,13 @@ def test_assignment_of_many_classes_beats_random_ones():
 
 def test_square_orders_say_who_is_opposite():
     for opposite, order in SQUARE.items():
-        square = codes.polygon(4)[list(order)]
+        square = frames.polygon(4)[list(order)]
         assert float(square[0] @ square[opposite]) == pytest.approx(-1)
 
 
 def test_assignment_bad_input():
-    square = codes.polygon(4)
+    square = frames.polygon(4)
     with pytest.raises(checks.InputError, match="symmetric"):
         assign_classes(torch.arange(16.0).view(4, 4), square)
     with pytest.raises(checks.InputError, match="rows"):
-        assign_classes(torch.zeros(4, 4), codes.polygon(5))
+        assign_classes(torch.zeros(4, 4), frames.polygon(5))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nclib import checks
+from nclib import checks, frames
 from nclib.metrics import known_margins
 from nclib.results.large_class import codes
 
@@ -61,11 +61,11 @@ def test_leech_vectors():
 
 
 def test_polygon_and_cross_polytope():
-    gram = (codes.polygon(7) @ codes.polygon(7).T).numpy()
+    gram = (frames.polygon(7) @ frames.polygon(7).T).numpy()
     j = np.arange(7)
     np.testing.assert_allclose(gram, np.cos(2 * np.pi * (j[:, None] - j) / 7), atol=1e-15)
-    assert spectrum(codes.cross_polytope(4)) == {-1.0: 8, 0.0: 48}
-    assert codes.cross_polytope(4, 6).shape == (6, 4)
+    assert spectrum(frames.cross_polytope(4)) == {-1.0: 8, 0.0: 48}
+    assert frames.cross_polytope(4, 6).shape == (6, 4)
 
 
 def test_orthogonal_simplices():
@@ -129,7 +129,7 @@ def test_bad_input():
     with pytest.raises(checks.InputError, match="needs d >= 4"):
         codes.orthogonal_simplices([5], 3)
     with pytest.raises(checks.InputError, match="8 vertices"):
-        codes.cross_polytope(4, 9)
+        frames.cross_polytope(4, 9)
     with pytest.raises(checks.InputError, match="no word"):
-        codes.derived(codes.icosahedron(), 0.3)
+        codes.derived(frames.icosahedron(), 0.3)
     assert codes.sharp_code(11, 5) is None

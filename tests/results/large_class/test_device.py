@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nclib import frames
 from nclib.deep.data import Data
-from nclib.results.large_class import assignment, codes, data, experiments, nets
+from nclib.results.large_class import assignment, data, experiments, nets
 from tests.device_cases import RECIPE, D, K, forgotten, generator, named, works
 
 MODULES = (assignment, data, nets)
-SQUARE = codes.polygon(4)
+SQUARE = frames.polygon(4)
 
 
 def cosine(t):

@@ -13,18 +13,18 @@ from nclib.table import over
 
 
 def test_two_distances_of_three_points_by_hand():
-    table = experiments.two_distances(codes.polygon(4)[:3])
+    table = experiments.two_distances(frames.polygon(4)[:3])
     np.testing.assert_allclose(table["one_vs_one"], np.sqrt(2))
     np.testing.assert_allclose(table["one_vs_rest"], [np.sqrt(2), 1, np.sqrt(2)])
     np.testing.assert_allclose(table.loc[1, ["hull_x", "hull_y"]].astype(float), 0, atol=1e-9)
 
 
 def test_vertices_mark_rattlers():
-    table = over(experiments.vertices, code={"square": codes.polygon(4), "7": codes.polygon(7)})
+    table = over(experiments.vertices, code={"square": frames.polygon(4), "7": frames.polygon(7)})
     assert table.groupby("code").size().to_dict() == {"7": 7, "square": 4}
     assert not table["rattler"].any()
     np.testing.assert_allclose(table[["x", "y", "z"]].pow(2).sum(axis=1), 1)
-    lopsided = experiments.vertices(codes.polygon(8)[[0, 1, 2, 5]])
+    lopsided = experiments.vertices(frames.polygon(8)[[0, 1, 2, 5]])
     assert lopsided["rattler"].tolist() == [True, False, True, True]
 
 
@@ -43,9 +43,9 @@ def test_largest_hard_margin_of_scipy_is_the_margin_of_projections():
 
 
 def test_moving_a_rattler_costs_nothing():
-    moved = experiments.moved_features(codes.polygon(8)[[0, 1, 2, 5]])
+    moved = experiments.moved_features(frames.polygon(8)[[0, 1, 2, 5]])
     assert moved["rattler"] == 0 and moved["tight"] > 1e-4
-    assert np.isnan(experiments.moved_features(codes.polygon(5))["rattler"])
+    assert np.isnan(experiments.moved_features(frames.polygon(5))["rattler"])
 
 
 def test_minimum_of_a_simplex_with_samples():
@@ -58,7 +58,7 @@ def test_minimum_of_a_simplex_with_samples():
 
 
 def test_started_from_a_code_it_stays_there():
-    code = codes.icosahedron()
+    code = frames.icosahedron()
     found = experiments.minimum(12, 3, 0.05, start=code)
     torch.testing.assert_close(found["weight"], code, atol=1e-9, rtol=0)
     row = experiments.cold_limit(code, 0.05)
@@ -92,10 +92,10 @@ def test_large_tables():
 
 
 def test_lone_rows_leave_twins_out():
-    head = torch.cat([codes.icosahedron(), codes.icosahedron()[:2]])
+    head = torch.cat([frames.icosahedron(), frames.icosahedron()[:2]])
     found = experiments.lone_rows(head)
     assert found["twins"] == 4  # two pairs
-    expected = margins.margin(codes.icosahedron()[2:]).value
+    expected = margins.margin(frames.icosahedron()[2:]).value
     assert found["margin"] == pytest.approx(expected, abs=1e-3)
 
 
@@ -158,7 +158,7 @@ def test_assignments_and_learned_opposites():
     four, test = tiny(4)
     settings = experiments.recipe(epochs=3, batch_size=20)
     found = experiments.assignments(
-        four, test, codes.polygon(4), settings, temperature=0.2, seeds=[0], hidden=(16,)
+        four, test, frames.polygon(4), settings, temperature=0.2, seeds=[0], hidden=(16,)
     )
     assert list(found["opposite"]) == [1, 2, 3]
     learned = experiments.learned_opposites(
@@ -166,7 +166,7 @@ def test_assignments_and_learned_opposites():
     )
     assert len(learned) == 2 and set(learned["opposite"]) <= {1, 2, 3}
     pairs = Data("pairs", torch.tensor([[0.0, 1], [0, 2], [9, 1], [9, 2]]), torch.arange(4), 4)
-    assert experiments.chosen_opposite(pairs, codes.polygon(4)) != 1
+    assert experiments.chosen_opposite(pairs, frames.polygon(4)) != 1
 
 
 def test_fine_tunings():

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nclib.results.large_class import codes, experiments, figures
+from nclib import frames
+from nclib.results.large_class import experiments, figures
 from nclib.results.large_class.assignment import SQUARE
 from nclib.table import over
 
@@ -31,13 +32,15 @@ def test_finding_follows_the_verdict():
 def test_hull_edges_leave_out_face_diagonals():
     cube = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
     assert len(figures.hull_edges(cube)) == 12
-    assert len(figures.hull_edges(codes.icosahedron().numpy())) == 30
+    assert len(figures.hull_edges(frames.icosahedron().numpy())) == 30
 
 
 def test_codes_and_distances(render):
-    table = over(experiments.vertices, code={"ring": codes.polygon(5), "ico": codes.icosahedron()})
+    table = over(
+        experiments.vertices, code={"ring": frames.polygon(5), "ico": frames.icosahedron()}
+    )
     assert len(render(figures.gallery(table)).axes) == 2
-    two = experiments.two_distances(codes.polygon(5))
+    two = experiments.two_distances(frames.polygon(5))
     assert len(render(figures.two_distances({"a": two, "b": two})).axes) == 4
     known = over(experiments.known_margin, d=[2, 3], K=range(2, 13))
     assert len(render(figures.known_margins(known)).axes) == 2
@@ -45,7 +48,7 @@ def test_codes_and_distances(render):
 
 def test_temperatures(render):
     limits = over(
-        experiments.cold_limit, code={"ico": codes.icosahedron()}, temperature=[0.1, 0.05]
+        experiments.cold_limit, code={"ico": frames.icosahedron()}, temperature=[0.1, 0.05]
     )
     assert len(render(figures.cold_limit(limits)).axes) == 3
     energies = over(experiments.energies, d=[3, 4], temperature=[0.1, 0.5])

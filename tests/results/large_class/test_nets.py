@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from nclib import checks
+from nclib import checks, frames
 from nclib.deep import data, train
 from nclib.metrics import known_margins
-from nclib.results.large_class import codes, experiments, nets
+from nclib.results.large_class import experiments, nets
 
 
 def normal(*shape, seed=0):
@@ -30,7 +30,7 @@ def test_cosine_head_returns_cosines_and_ignores_norms():
 
 
 def test_fixed_code_is_not_trained():
-    code = codes.icosahedron()
+    code = frames.icosahedron()
     head = nets.CosineHead(3, 12, code)
     assert list(head.parameters()) == []
     torch.testing.assert_close(head.weight.double(), code, atol=1e-7, rtol=0)
@@ -125,7 +125,7 @@ def test_order_moves_classes_to_vertices():
 
 def test_cosface_cannot_tend_to_zero_beyond_the_best_margin():
     """At the optimal code the loss falls with the temperature only below rho*."""
-    code = codes.icosahedron()
+    code = frames.icosahedron()
     rho = known_margins.known_margin(12, 3)
     for margin, sign in ((rho - 0.05, -1), (rho + 0.05, 1)):
         values = [

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import OptimizeResult
 
-from nclib import checks
+from nclib import checks, frames
 from nclib.metrics import known_margins, margins
 from nclib.results.large_class import codes
 from nclib.results.large_class import search as solver
@@ -62,7 +62,7 @@ def test_estimates_are_hard_margins():
 
 @pytest.mark.parametrize("name", ["icosahedron", "half_cube", "pentagonal_bipyramid"])
 def test_polish_repairs_a_perturbed_optimum(name):
-    code = getattr(codes, name)()
+    code = getattr(frames if name == "icosahedron" else codes, name)()
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(code.shape, generator=generator, dtype=torch.float64)
     polished = solver.polish(code + 0.02 * noise)
@@ -86,7 +86,7 @@ def test_polish_of_the_angle_reaches_the_tammes_angle():
 
 
 def test_polish_leaves_optima_and_duplicates_alone():
-    code = codes.icosahedron()
+    code = frames.icosahedron()
     torch.testing.assert_close(solver.polish(code), code, atol=1e-9, rtol=0)
     code[1] = code[0]
     torch.testing.assert_close(solver.polish(code), code)
@@ -103,7 +103,7 @@ def test_polish_goes_on_where_a_linear_programme_is_not_solved(monkeypatch):
 
     monkeypatch.setattr(solver, "linprog", unreliable)
     noise = 0.02 * unit(12, 3, seed=4)
-    polished = solver.polish(codes.icosahedron() + noise)
+    polished = solver.polish(frames.icosahedron() + noise)
     assert len(calls) > 5
     assert margins.margin(polished, tol=1e-12).value == pytest.approx(1 - 5**-0.5, abs=1e-11)
 
@@ -130,8 +130,8 @@ def test_default_starts_reach_every_tabulated_margin(size):
 def test_the_best_candidate_wins_and_is_polished():
     generator = torch.Generator().manual_seed(0)
     noise = 0.02 * torch.randn(12, 3, generator=generator, dtype=torch.float64)
-    double = codes.icosahedron()[[0, 0, *range(2, 12)]]  # duplicate rows: no polish can help
-    chosen = solver.best([double, codes.icosahedron() + noise, double])
+    double = frames.icosahedron()[[0, 0, *range(2, 12)]]  # duplicate rows: no polish can help
+    chosen = solver.best([double, frames.icosahedron() + noise, double])
     assert margins.margin(chosen).value == pytest.approx(1 - 5**-0.5, abs=1e-8)
 
 

@@ -55,7 +55,7 @@ def test_table(size, values):
 def test_table_matches_the_explicit_codes(size):
     code = codes.sharp_code(*size) if size[0] < 1000 else None
     if size in ((11, 3), (14, 5), (15, 5)):
-        code = (codes.icosahedron() if size[1] == 3 else codes.half_cube())[: size[0]]
+        code = (frames.icosahedron() if size[1] == 3 else codes.half_cube())[: size[0]]
     if code is None:
         pytest.skip("found by optimisation")
     found = margins.hull_projections(code, classes=range(0, size[0], 1 + size[0] // 40))
@@ -66,8 +66,8 @@ def test_table_matches_the_explicit_codes(size):
 
 def test_closed_forms_agree_with_explicit_codes():
     simplices = [frames.simplex_etf(2), frames.simplex_etf(6), frames.simplex_etf(4, 9)]
-    polytopes = [codes.cross_polytope(5), codes.cross_polytope(5, 8)]
-    for code in (*simplices, *polytopes, codes.polygon(3), codes.polygon(11)):
+    polytopes = [frames.cross_polytope(5), frames.cross_polytope(5, 8)]
+    for code in (*simplices, *polytopes, frames.polygon(3), frames.polygon(11)):
         assert known_margins.known_margin(*code.shape) == pytest.approx(
             margins.margin(code).value, abs=1e-9
         )
@@ -149,7 +149,7 @@ def direct_ce(weight, features, labels, temperature):
 @pytest.mark.parametrize("temperature", [2.0, 0.3, 0.05])
 def test_sandwich_around_the_global_minimum(temperature):
     """Simplices and cross-polytopes are global minima, so CE_min is known exactly."""
-    for code in (frames.simplex_etf(5), codes.cross_polytope(3), codes.polygon(7)):
+    for code in (frames.simplex_etf(5), frames.cross_polytope(3), frames.polygon(7)):
         K, d = code.shape
         rho = known_margins.known_margin(K, d)
         low, high = theory.log_ce_range(K, K, rho, temperature)
@@ -188,7 +188,7 @@ def test_model_is_the_log_of_the_cross_entropy_of_cosines(temperature):
 
 
 def test_model_and_gradient_do_not_underflow():
-    code = codes.cross_polytope(3)
+    code = frames.cross_polytope(3)
     T = 1e-4
     assert T * theory.log_energy(code, T) == pytest.approx(-1 + T * math.log(4), abs=1e-12)
     tilted = code + 0.01 * torch.randn(6, 3, dtype=torch.float64)
@@ -198,8 +198,8 @@ def test_model_and_gradient_do_not_underflow():
 
 CLOSED = {
     "simplex": (frames.simplex_etf(5), lambda T: 4 * math.exp(-5 / (4 * T))),
-    "cross-polytope": (codes.cross_polytope(4), lambda T: 6 * math.exp(-1 / T) + math.exp(-2 / T)),
-    "square": (codes.polygon(4), lambda T: 2 * math.exp(-1 / T) + math.exp(-2 / T)),
+    "cross-polytope": (frames.cross_polytope(4), lambda T: 6 * math.exp(-1 / T) + math.exp(-2 / T)),
+    "square": (frames.polygon(4), lambda T: 2 * math.exp(-1 / T) + math.exp(-2 / T)),
 }
 
 
@@ -277,9 +277,9 @@ def test_approach_rate_predicts_the_finite_temperature_minima(size):
 def test_approach_rate_of_symmetric_codes():
     """All active pairs alike: entropy log(#active), so both rates are closed forms."""
     for code, neighbours in (
-        (codes.icosahedron(), 5),
+        (frames.icosahedron(), 5),
         (codes.half_cube(), 10),
-        (codes.polygon(9), 2),
+        (frames.polygon(9), 2),
     ):
         margin_rate, value_rate = theory.approach_rate(code)
         assert margin_rate == pytest.approx(0, abs=1e-9)

@@ -63,7 +63,7 @@ def g2():
 
 def g3():
     """One vertex moved a little."""
-    moved = {K: codes.polygon(K) + 1e-4 * torch.eye(K, 2) for K in (3, 7)}
+    moved = {K: frames.polygon(K) + 1e-4 * torch.eye(K, 2) for K in (3, 7)}
     simplex = frames.simplex_etf(4) + 1e-4 * torch.eye(4, 3)
     acute = codes.orthogonal_simplices([3, 3]) + 1e-4 * torch.eye(6, 4)
     return {
@@ -76,7 +76,7 @@ def g3():
 
 def g4():
     """Rattlers taken for tight classes, and the other way round."""
-    moved = experiments.moved_features(codes.polygon(8)[[0, 1, 2, 5]])
+    moved = experiments.moved_features(frames.polygon(8)[[0, 1, 2, 5]])
     return {"rattler": moved["tight"], "tight": moved["rattler"]}
 
 
@@ -84,7 +84,7 @@ def g5():
     random = {
         f"({K}, 3)": len(margins.rattlers(experiments.random_classifier(K, 3))) for K in (19, 20)
     }
-    return {"rattlers": random, "none": len(margins.rattlers(codes.polygon(8)[[0, 1, 2, 5]]))}
+    return {"rattlers": random, "none": len(margins.rattlers(frames.polygon(8)[[0, 1, 2, 5]]))}
 
 
 def self_duality(code):
@@ -121,11 +121,11 @@ def g9():
 
 
 def g11():
-    code = codes.polygon(7) + 0.05 * torch.eye(7, 2)
+    code = frames.polygon(7) + 0.05 * torch.eye(7, 2)
     error = abs(
         np.expm1(
             theory.log_energy(margins.unit_rows("W", code), 0.1)
-            - theory.log_energy(codes.polygon(7), 0.1)
+            - theory.log_energy(frames.polygon(7), 0.1)
         )
     )
     return {
@@ -145,7 +145,8 @@ def g12():
         "tilt": low,
         "cold": {d: rows["segment + simplex"] - rows["tilted vertices"] for d in (4, 5)},
         "order": experiments.in_order(sides),
-        "found": 0.3 * abs(theory.log_energy(WARM, 0.3) - theory.log_energy(codes.polygon(7), 0.3)),
+        "found": 0.3
+        * abs(theory.log_energy(WARM, 0.3) - theory.log_energy(frames.polygon(7), 0.3)),
         "bipyramid": warm,
         "beyond": experiments.warm_minimum(0.4, starts=6)["excess"],
         "stable": {"low": low, "high": high},
@@ -157,7 +158,9 @@ def g13():
     return {
         "slack": {"(7, 3)": abs(row["slack"] - row["slack_limit"])},
         "value": {"(7, 3)": abs(row["value_rate"] - row["value_limit"])},
-        "limits": dict.fromkeys(("(7, 3)", "(8, 3)"), theory.approach_rate(codes.icosahedron())[0]),
+        "limits": dict.fromkeys(
+            ("(7, 3)", "(8, 3)"), theory.approach_rate(frames.icosahedron())[0]
+        ),
         "duality": self_duality(RANDOM),
     }
 
@@ -213,7 +216,7 @@ def g18():
     """Class 1 farthest from class 0, so the assignment puts it opposite, as some networks do."""
     inputs = torch.tensor([[0.0, 0], [9, 9], [0, 9], [9, 0]])
     pairs = images.Data("pairs", inputs, torch.arange(4), 4)
-    picked = experiments.chosen_opposite(pairs, codes.polygon(4))
+    picked = experiments.chosen_opposite(pairs, frames.polygon(4))
     return {"loss": 0.0, "optimiser": picked != 1, "learned": 1 / len(SQUARE)}
 
 
