@@ -12,6 +12,7 @@ from nclib.deep import data as images
 from nclib.deep.data import Data
 
 MOTIONS = 12  # what `moved` does to each image
+DIGITS = 130  # digits of each kind to train on; the smallest kind then leaves 44 for the test
 SIMILAR = {  # data set -> four of its classes, of which the first two and the last two are alike
     "fashion_mnist": ((6, 0, 7, 9), ("shirt", "T-shirt", "sneaker", "boot")),
     "digits": ((1, 8, 0, 6), ("1", "8", "0", "6")),
@@ -27,8 +28,7 @@ def moved(name, *, per_class, test_per_class=20, seed=0):
     images of a kind in all motions; no image is in both parts.
     """
     generator = torch.Generator().manual_seed(seed)
-    # 130 digits of each kind are for training; the smallest kind then leaves 44 for the test.
-    limit = 130 if name == "digits" else None
+    limit = DIGITS if name == "digits" else None
     parts = images.load(name, train_per_class=limit, seed=seed)
     sizes = (per_class, test_per_class)
     return tuple(

@@ -382,24 +382,31 @@ def load(name, *, per_class=None, seed=0, folder=None):
     return images.load(name, train_per_class=per_class, seed=seed)
 
 
-def require(name, *, per_class=None, folder="", architecture="mlp"):
+def require(name, images_taken, *, folder="", architecture="mlp"):
     """Say now what :func:`load` and :func:`builder` would say later: for a notebook's first cell.
 
-    Raises :class:`~nclib.checks.InputError` for a data set that is not here or too small, and for
-    a network that cannot read it.
+    ``images_taken``: name of a parameter -> its value, images per class.  Raises
+    :class:`~nclib.checks.InputError` for a data set that is not here or too small, and for a
+    network that cannot read it.
     """
     checks.require(
         name == "folder" or not folder,
-        f"folder is {folder!r}, but the data set is {name}: say folder there to use it",
+        f"parameter folder is {folder!r}, but many_dataset is {name}: say many_dataset=folder to "
+        "use it",
     )
     if name == "folder":
         data.open_folder(folder)
-        text = "a folder of images holds bytes: it needs architecture=resnet18"
+        text = "many_dataset=folder holds bytes: it needs architecture=resnet18"
         checks.require(architecture != "mlp", text)
     elif name.endswith(" x 12"):
-        images.require(name.removesuffix(" x 12"), taken={"many_per_class": per_class})
+        kinds = name.removesuffix(" x 12")
+        images.require(kinds)
+        most = data.DIGITS if kinds == "digits" else images.smallest_class(kinds)[0]
+        for parameter, count in images_taken.items():
+            text = f"parameter {parameter} must be a number, at most {most} for {name}, got {count}"
+            checks.require(count is not None and count <= most, text)
     else:
-        images.require(name, {"per_class": per_class})
+        images.require(name, images_taken)
 
 
 def builder(architecture, part, dim, *, hidden=(256, 256), code=None):
@@ -594,7 +601,7 @@ def _transfer(name, per_class, pretrain_per_class, seed):
     source = source.take(source.labels % 10 < 5)
     labels = source.labels // 10 * 5 + source.labels % 10
     source = images.Data(source.name, source.inputs, labels, 5 * data.MOTIONS)
-    limit = 130 if name == "digits" else None
+    limit = data.DIGITS if name == "digits" else None
     parts = images.load(name, train_per_class=limit, seed=seed)
     generator, found = torch.Generator().manual_seed(seed), []
     for part, n in zip(parts, (per_class, None), strict=True):

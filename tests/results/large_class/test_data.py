@@ -96,6 +96,9 @@ def test_image_folder(tmp_path):
     with pytest.raises(checks.InputError, match="one sub-folder of images per class"):
         data.image_folder(tmp_path / "missing")
     with pytest.raises(checks.InputError, match="resnet18"):
-        experiments.require("folder", folder=str(tmp_path), architecture="mlp")
-    with pytest.raises(checks.InputError, match="say folder"):
-        experiments.require("digits", folder=str(tmp_path))
+        experiments.require("folder", {}, folder=str(tmp_path), architecture="mlp")
+    with pytest.raises(checks.InputError, match="say many_dataset=folder"):
+        experiments.require("digits", {}, folder=str(tmp_path))
+    for count in (None, 131):
+        with pytest.raises(checks.InputError, match="parameter many_per_class must be a number"):
+            experiments.require("digits x 12", {"many_per_class": count})
