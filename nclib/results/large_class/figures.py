@@ -37,6 +37,9 @@ def two_distances(tables, *, classes=(0, 0)):
             ax.plot(own["x"], own["y"], "*", color=PALETTE[3], ms=11)
             text = "hull of the rest" if kind == "one_vs_rest" else "nearest class"
             ax.set_title(f"{name}\n{text} at {own[kind]:.3f}", loc="center", fontsize=9)
+    figure.suptitle(
+        "One-vs-rest and one-vs-one distance of the star", x=0.01, ha="left", fontsize=10
+    )
     return figure
 
 
