@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import brentq
 
 from nclib import checks
-from nclib.ufm.scalar import depth_scalar
+from nclib.ufm.scalar import shrink
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class LinearMap:
     def gap(self):
         """Duality gap: how far ``value`` can be from the optimum."""
         return self.value - self.dual_value
+
+
+def depth_scalar(s, beta, depth):
+    """:func:`~nclib.ufm.scalar.shrink` of ``depth`` layers, ``beta`` > 0 (claim 6.C7)."""
+    return shrink(s, checks.real("beta", beta, above=0), depth)
 
 
 def linear_value(inputs, targets, beta):

@@ -19,10 +19,17 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh
 
 from nclib import checks
+from nclib.metrics.certified import collapsed_value as collapsed_value
+from nclib.metrics.certified import cross_entropy_dual_bound as cross_entropy_dual_bound
+from nclib.metrics.certified import cross_entropy_margin as cross_entropy_margin
+from nclib.metrics.certified import cross_entropy_value as cross_entropy_value
+from nclib.metrics.certified import dual_bound as dual_bound
+from nclib.metrics.certified import free_bias_bounds as free_bias_bounds
+from nclib.metrics.certified import root_counts
 from nclib.results.convex_duality.linear import LinearMap as LinearMap
+from nclib.results.convex_duality.linear import depth_scalar as depth_scalar
 from nclib.results.convex_duality.linear import fixed_norm_values as fixed_norm_values
 from nclib.results.convex_duality.linear import linear_dual_bound as linear_dual_bound
 from nclib.results.convex_duality.linear import linear_map as linear_map
@@ -47,21 +54,9 @@ from nclib.results.convex_duality.splines import interpolation_norm as interpola
 from nclib.results.convex_duality.splines import interpolation_spline as interpolation_spline
 from nclib.results.convex_duality.splines import lasso_1d as lasso_1d
 from nclib.results.convex_duality.splines import spline_dual_bound as spline_dual_bound
-from nclib.ufm.scalar import depth_scalar as depth_scalar
 from nclib.ufm.scalar import thresholds as thresholds
 
 # --- the collapsed network -----------------------------------------------------------------------
-
-
-def collapsed_value(class_counts, beta, depth=2):
-    r"""Cost of the collapsed network, :math:`\sum_k h_{\beta,L}(\sqrt{n_k})`.
-
-    ``class_counts``: K positive integers, balanced or not.  It is the global optimum on whitened
-    inputs at depth 2 (claim 6.C11) and for a BN-ReLU-linear head (6.C14, depth 2), and a lower
-    bound for every such head (6.C15).  Whitened ReLU nets with depth >= 4 and many classes go
-    *below* it (6.C13, :func:`pair_network`).
-    """
-    return float(depth_scalar(_sizes(class_counts), beta, depth)[0].sum())
 
 
 @dataclass(frozen=True)
@@ -91,7 +86,7 @@ class Collapse:
 
 def collapse(class_counts, beta, depth=2):
     """The :class:`Collapse` that attains :func:`collapsed_value`."""
-    sizes = _sizes(class_counts)
+    sizes = root_counts(class_counts)
     values, t = depth_scalar(sizes, beta, depth)
     return Collapse(
         class_counts=(sizes**2).round().long(),
@@ -106,7 +101,7 @@ def collapse(class_counts, beta, depth=2):
 
 def class_thresholds(class_counts, depth=2):
     """``beta`` at and above which each class is dropped, (K,): sqrt(n_k) at depth 2 (6.C11)."""
-    return thresholds(_sizes(class_counts), depth)[0]
+    return thresholds(root_counts(class_counts), depth)[0]
 
 
 # --- whitened inputs -----------------------------------------------------------------------------
@@ -276,123 +271,6 @@ def batch_norm_head(features, labels, beta, *, num_classes=None):
     )
 
 
-# --- lower bounds from any network ---------------------------------------------------------------
-
-
-def dual_bound(residual, targets, beta):
-    r"""Lower bound on the optimal cost from any network with a non-negative last hidden layer.
-
-    ``residual`` = ``targets - outputs``, both (n, K) or (n,).  Valid for a BN-ReLU head and for
-    two-layer ReLU on whitened inputs; on inputs with ``sigma_max(X) = s`` pass ``beta / s``.
-
-    .. math:: D=\tfrac12\|Y\|^2-\tfrac12\|cE-Y\|^2,\quad
-       c=\min\bigl(1,\beta/\sqrt{\lambda_{\max}(\max(EE^\top,0))}\bigr)
-
-    because :math:`u^\top EE^\top u\le u^\top\max(EE^\top,0)u` for u >= 0 (section 3.8).  Tight at
-    the collapsed optimum.  The cost of the network minus D certifies its distance to the optimum.
-    """
-    E, Y = _pair(residual, targets)
-    beta = checks.real("beta", beta, above=0)
-    point = _shrink(E, beta) * E
-    return float((point * Y).sum() - (point**2).sum() / 2)
-
-
-def cross_entropy_dual_bound(logits, labels, beta):
-    r"""Lower bound for summed cross-entropy + beta/2 weights² of a non-negative head (6.C22).
-
-    The constraint set is that of :func:`dual_bound`; only the conjugate changes.  With residual
-    :math:`E=Y-\mathrm{softmax}(f)` shrunk by c, the bound is the summed entropy of the rows of
-    :math:`Y-cE`.  ``logits`` (n, K) of a head without bias.
-    """
-    logits = checks.matrix("logits", logits, dtype=torch.float64)
-    Y, _ = _one_hot(labels, logits.shape[1], length=len(logits), empty=True)
-    E = Y.to(logits) - torch.softmax(logits, 1)
-    mixed = Y.to(logits) - _shrink(E, checks.real("beta", beta, above=0)) * E
-    return float(torch.special.entr(mixed.clamp(min=0)).sum())
-
-
-def _shrink(E, beta):
-    top = _top_eigenvalue(E)
-    return min(1.0, beta / math.sqrt(top)) if top > 0 else 1.0
-
-
-def _top_eigenvalue(E, dense=256, rows=2048):
-    """Largest eigenvalue of the non-negative matrix ``max(E E', 0)``, in blocks if it is large."""
-    n = len(E)
-    if n <= dense:
-        return float(torch.linalg.eigvalsh((E @ E.mT).clamp(min=0))[-1])
-
-    def apply(vector):
-        v = torch.as_tensor(vector.reshape(-1), dtype=E.dtype).to(E.device)
-        parts = [(block @ E.mT).clamp_(min=0) @ v for block in E.split(rows)]
-        return torch.cat(parts).numpy(force=True)
-
-    # Its leading eigenvector is non-negative (Perron), so a positive start cannot miss it.
-    start = torch.linalg.vector_norm(E, dim=1).numpy(force=True) + 1e-300
-    if not start.max() > 1e-150:
-        return 0.0
-    operator = LinearOperator((n, n), matvec=apply, dtype=start.dtype)
-    value, vector = eigsh(operator, k=1, which="LA", v0=start, tol=1e-14)
-    miss = apply(vector[:, 0]) - value[0] * vector[:, 0]
-    return float(value[0] + math.sqrt(miss @ miss))
-
-
-# --- other heads: free bias, cross-entropy -------------------------------------------------------
-
-
-def free_bias_bounds(class_counts, beta):
-    r"""``(lower, upper)`` for the optimum with an unpenalised output bias (section 3.6).
-
-    Upper: features stay orthogonal, rows of the last layer become multiples of
-    :math:`e_k-b`, cost :math:`\min_b\sum_kh_\beta(\sqrt{n_k}\|e_k-b\|)`.  Lower: its dual point.
-    They agree for balanced classes (b = 1/K, the simplex ETF) and for mild imbalance.
-    """
-    n, beta = _sizes(class_counts) ** 2, checks.real("beta", beta, above=0)
-    if len(n) < 2:
-        raise checks.InputError(
-            "a free bias fits a single class exactly; give at least two classes"
-        )
-    b = n / n.sum()
-    for _ in range(10_000):
-        weight = n * (beta / (n.sqrt() * _distance_to_corners(b))).clamp(max=1)
-        b, old = weight / weight.sum(), b
-        if (b - old).abs().max() < 1e-16:
-            break
-    size = n.sqrt() * _distance_to_corners(b)
-    upper = float(depth_scalar(size, beta, 2)[0].sum())
-    # One row per class, times sqrt(n_k): all samples of a class have the same dual row.
-    rows = (weight / n.sqrt())[:, None] * (torch.eye(len(n), dtype=n.dtype) - b)
-    point = _shrink(rows, beta) * rows
-    targets = torch.diag(n.sqrt())
-    return min(upper, float((point * targets).sum() - (point**2).sum() / 2)), upper
-
-
-def _distance_to_corners(b):
-    return (1 - 2 * b + b @ b).sqrt()
-
-
-def cross_entropy_margin(per_class, num_classes, beta):
-    """Logit margin of the balanced optimum of summed cross-entropy with a non-negative head.
-
-    Zero iff ``beta >= sqrt(per_class (K-1)/K)``.
-    """
-    n, K = checks.integer("per_class", per_class), checks.integer("num_classes", num_classes, 2)
-    wrong = checks.real("beta", beta, above=0) * math.sqrt((K - 1) / (K * n))
-    return max(0.0, math.log((K - 1) * (1 - wrong) / wrong)) if wrong < 1 else 0.0
-
-
-def cross_entropy_value(per_class, num_classes, beta):
-    r"""Optimum of summed cross-entropy + beta/2 weights² for a BN or whitened ReLU head (6.C22).
-
-    Balanced classes; features an orthogonal frame, logits a simplex ETF with margin m:
-    :math:`n\log(1+(K-1)e^{-m})+\beta m\sqrt{n_kK(K-1)}`.  A free output bias does not change it.
-    """
-    m, K = cross_entropy_margin(per_class, num_classes, beta), num_classes
-    return K * per_class * math.log1p((K - 1) * math.exp(-m)) + beta * m * math.sqrt(
-        per_class * K * (K - 1)
-    )
-
-
 # --- deeper than the theorem: collapse is not optimal --------------------------------------------
 
 
@@ -486,26 +364,9 @@ def layer_beta(decays):
 # --- helpers -------------------------------------------------------------------------------------
 
 
-def _sizes(class_counts):
-    """Square roots of the class sizes, float64, on the CPU: they are few."""
-    counts = checks.tensor("class_counts", class_counts).cpu()
-    whole = counts.ndim == 1 and counts.numel() > 0 and counts.dtype != torch.bool
-    if not whole or counts.is_complex() or not bool((counts == counts.round()).all()):
-        raise checks.InputError(
-            f"class_counts must be a list of whole numbers, one per class, got {class_counts!r}"
-        )
-    if not bool((counts > 0).all()):
-        index = int((counts <= 0).nonzero()[0])
-        raise checks.InputError(
-            f"class {index} has {int(counts[index])} samples; an empty class contributes nothing: "
-            "drop it from class_counts"
-        )
-    return counts.to(torch.float64).sqrt()
-
-
-def _one_hot(labels, num_classes, *, length, empty=False):
+def _one_hot(labels, num_classes, *, length):
     labels, K = checks.labels(labels, num_classes, length=length)
-    counts = torch.bincount(labels, minlength=K) if empty else checks.class_counts(labels, K)
+    counts = checks.class_counts(labels, K)
     return torch.nn.functional.one_hot(labels, K).to(torch.float64), counts
 
 
@@ -517,14 +378,6 @@ def _full_row_rank(singular, X):
             f"inputs must have full row rank to be whitened: {len(X)} samples span only {rank} "
             "dimensions; drop repeated samples or take fewer"
         )
-
-
-def _pair(residual, targets):
-    E, Y = checks.tensor("residual", residual), checks.tensor("targets", targets)
-    E, Y = (v[:, None] if v.ndim == 1 else v for v in (E, Y))
-    Y = checks.matrix("targets", Y, dtype=torch.float64)
-    E = checks.matrix("residual", E, rows=Y.shape[0], columns=Y.shape[1], dtype=torch.float64)
-    return E, Y.to(E.device)
 
 
 def _norm(vector):

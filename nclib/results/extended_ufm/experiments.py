@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 
 from nclib import checks
-from nclib.metrics import frames
-from nclib.results.extended_ufm import theory
+from nclib.metrics import frame_distances, geometry
+from nclib.results.extended_ufm import metrics, theory
 from nclib.results.extended_ufm.ufm import (
     ExtendedUFM,
     balancedness,
@@ -86,7 +86,7 @@ def require_nonzero(parameter, class_counts, decays, lambda_h):
 
 def class_means(problem, features):
     """(K, d) means of the rows of each class."""
-    return frames.class_means(features, problem.labels)
+    return geometry.class_means(features, problem.labels)[0]
 
 
 def layer_duality(problem, variables):
@@ -100,7 +100,7 @@ def layer_duality(problem, variables):
         weight = variables[f"weight_{j}"]
         product = weight if product is None else product @ weight
         means = class_means(problem, layers[f"H{j}"])
-        distance = frames.self_duality(product, means, centre=problem.bias == "free")
+        distance = metrics.self_duality(product, means, centre=problem.bias == "free")
         found[f"H{j}"] = distance["a"]
         if problem.relu:
             break
@@ -139,7 +139,7 @@ def check_closed_form(problems, *, restarts=5, init_scale=0.5, seed=0):
         found, above = best_start(problem, **options)
         point, best = problem.optimum(), found.best.variables
         layers = {k: v for k, v in problem.layers(best).items() if k.startswith("H")}
-        table = frames.layer_table(layers, problem.labels)
+        table = metrics.layer_table(layers, problem.labels)
         means = class_means(problem, best["features"])
         logits = class_means(problem, problem.logits(best))
         norms = best["features"].square().sum(1)
@@ -175,7 +175,7 @@ def dynamics(problem, *, lr, steps, init_scale=0.1, seed=0, seeds=1, record=60):
 
     ``table``: one row per record, seed and layer with ``step, seed, layer, excess`` (objective
     minus closed form), ``balance`` (largest residual of the conservation laws), ``nc3`` and the
-    metrics of :func:`~nclib.metrics.frames.layer_table`.  ``snapshots``: final variables per seed.
+    metrics of :func:`~metrics.layer_table`.  ``snapshots``: final variables per seed.
     """
     generator = torch.Generator().manual_seed(seed)
     start = problem.start(init_scale, generator=generator, batch=(seeds,))
@@ -184,7 +184,7 @@ def dynamics(problem, *, lr, steps, init_scale=0.1, seed=0, seeds=1, record=60):
     for step, values, shot in zip(run.steps, run.values, run.snapshots, strict=True):
         for s in range(seeds):
             own = {name: tensor[s] for name, tensor in shot.items()}
-            table = frames.layer_table(problem.layers(own), problem.labels)
+            table = metrics.layer_table(problem.layers(own), problem.labels)
             duality = layer_duality(problem, own)
             table["nc3"] = [duality.get(layer, math.nan) for layer in table["layer"]]
             gap = max(balancedness(problem, own)) if problem.depth > 1 else math.nan
@@ -201,7 +201,7 @@ def joint_descent(problem, *, lr, steps, starts, init_scale, seed=0, every=4):
     start = problem.start(init_scale, generator=generator, batch=(starts,))
     run = descend(problem, start, lr=lr, steps=steps, record=range(0, steps + 1, every))
     rows = [
-        {"start": i, "step": step, "nc1": frames.trace_ratio(features, problem.labels)}
+        {"start": i, "step": step, "nc1": geometry.trace_ratio(features, problem.labels)}
         for step, shot in zip(run.steps, run.snapshots, strict=True)
         for i, features in enumerate(shot["features"])
     ]
@@ -321,10 +321,10 @@ def perturbation_table(betas, *, K, n, d, lam, seed=0):
     generator, rows = torch.Generator().manual_seed(seed), []
     anchor = torch.randn(K * n, d, generator=generator, dtype=torch.float64)
     start = problem.start(0.3, generator=generator)
-    before = frames.trace_ratio(anchor, problem.labels)
+    before = geometry.trace_ratio(anchor, problem.labels)
     for beta in betas:
         found = minimize(perturbed(problem, anchor, beta), start)
-        after = frames.trace_ratio(found.variables["features"], problem.labels)
+        after = geometry.trace_ratio(found.variables["features"], problem.labels)
         rows.append({"beta": beta, "nc1": after, "anchor": before})
     return pd.DataFrame(rows)
 
@@ -431,7 +431,7 @@ def bias_table(grid, depths, *, kappa, K, n, width, measure, seed=0):
             shape = vectors * values.clamp(min=0).sqrt()
             row = {"M": M, "lambda_b": float(lambda_b), "bias": float(bias.mean())}
             row |= {"common": common, "mean": max(mean, 0.0), "gap": gap, "above": above}
-            rows.append(row | frames.frame_distances(shape))
+            rows.append(row | frame_distances(shape))
     return pd.DataFrame(rows)
 
 
@@ -452,7 +452,7 @@ def value_and_geometry(problem, *, starts, seed=0):
     for i in range(starts):
         found = best_start(problem, restarts=2, seed=seed + i)[0].best
         means = class_means(problem, found.variables["features"])
-        rows.append({"value": found.value} | frames.frame_distances(means))
+        rows.append({"value": found.value} | frame_distances(means))
     return pd.DataFrame(rows)
 
 
@@ -516,7 +516,7 @@ def relu_shapes(shapes, *, n, lambdas, lambda_h, widths, seed=0):
         slope = max(float(g.abs().max()) for g in problem.gradient(variables).values())
         means = class_means(problem, variables["features"])
         row = {"shape": name, "excess": excess, "slope": slope}
-        rows.append(row | {"of": frames.frame_distances(means)["of"]})
+        rows.append(row | {"of": frame_distances(means)["of"]})
     return pd.DataFrame(rows)
 
 

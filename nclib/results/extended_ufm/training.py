@@ -11,7 +11,8 @@ from nclib import checks
 from nclib.deep import collect, nets, train
 from nclib.deep.data import Data
 from nclib.metrics import frame_distances
-from nclib.metrics.frames import class_means, layer_table
+from nclib.metrics.geometry import class_means
+from nclib.results.extended_ufm.metrics import layer_table
 from nclib.results.extended_ufm.nets import (
     RegularisedHead,
     block_features,
@@ -90,7 +91,7 @@ def _against_floor(net, data):
     features = collect.features(net, data.inputs)
     with torch.no_grad():
         loss = float(net.head.loss(features, data.labels))
-    point, means = net.head.optimum(), class_means(features, data.labels)
+    point, means = net.head.optimum(), class_means(features, data.labels)[0]
     weight = frame_distances(net.head.weight.detach(), centre=False)
     return {
         "loss": loss,
@@ -141,7 +142,7 @@ def depth_profile(
         names: modules to look at; default: stages or ReLUs, feature maps averaged over positions.
 
     Columns per block: ``net, epoch, layer, block`` (1, 2, …) and those of
-    :func:`~nclib.metrics.frames.layer_table`.  Per epoch: ``net, epoch, train_loss, objective``
+    :func:`~metrics.layer_table`.  Per epoch: ``net, epoch, train_loss, objective``
     (loss plus weight decay on the training set), ``of_w, etf_w``, accuracies in percent.
     """
     deep, overall = [], []

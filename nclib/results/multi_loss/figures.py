@@ -288,31 +288,6 @@ def agreement(runs):
     return figure
 
 
-def collapse_in_the_plane(snapshots):
-    """Quickstart: features of three classes in two dimensions, one panel per epoch.
-
-    ``snapshots``: epoch, x, y, label, nc1.
-    """
-    epochs = sorted(snapshots["epoch"].unique())
-    figure, axes = style.grid(1, len(epochs), width=2.6 * len(epochs), height=2.9)
-    for ax, epoch in zip(axes, epochs, strict=True):
-        part = snapshots[snapshots["epoch"] == epoch]
-        centre = part[["x", "y"]].mean()
-        reach = 1.15 * np.abs(part[["x", "y"]] - centre).to_numpy().max()
-        for label, color in zip(sorted(part["label"].unique()), style.PALETTE, strict=False):
-            own = part[part["label"] == label]
-            ax.plot(own["x"], own["y"], "o", ms=2.5, alpha=0.45, color=color, mec="none")
-            mean = own[["x", "y"]].mean()
-            ax.annotate(
-                "", mean, centre, arrowprops={"arrowstyle": "-|>", "color": color, "lw": 1.6}
-            )
-        ax.set(xlim=(centre["x"] - reach, centre["x"] + reach), xticks=[], yticks=[])
-        ax.set(ylim=(centre["y"] - reach, centre["y"] + reach), aspect="equal")
-        ax.set_title(f"epoch {epoch}: NC1 = {part['nc1'].iloc[0]:.2g}")
-        sns.despine(ax=ax, left=True, bottom=True)
-    return figure
-
-
 def spectrum_bars(conditions):
     """Condition number of the nonzero Hessian spectrum at the optimum, per loss and strength."""
     figure, ax = plt.subplots(figsize=(5.5, 3))

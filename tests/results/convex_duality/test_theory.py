@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nclib import checks
+from nclib.metrics import certified_gap
 from nclib.results.convex_duality import theory
 from nclib.results.convex_duality import ufm as convex
 from nclib.results.multi_loss import theory as multi_loss
@@ -294,148 +295,29 @@ def test_batch_norm_head_bad_input():
         theory.batch_norm_head(A, [0, 1], 0.1)
 
 
-# --- bounds
-
-
-@given(seed=st.integers(0, 1000), beta=st.floats(0.1, 4), size=st.floats(0, 2))
-@settings(max_examples=40, deadline=None)
-def test_dual_bound_is_below_the_optimum(seed, beta, size):
-    """Claim 6.C15: whatever the residual, the bound is below the collapsed value."""
-    counts = [5, 3, 2]
-    Y = one_hot(labels_of(counts))
-    residual = Y - size * gaussian(seed, 10, 3).clamp(min=0)
-    bound = theory.dual_bound(residual, Y, beta)
-    assert bound <= theory.collapsed_value(counts, beta) + 1e-10
-    # The definition, written out.
-    G = (residual @ residual.T).clamp(min=0)
-    top = float(torch.linalg.eigvalsh(G).max())
-    c = min(1.0, beta / math.sqrt(top)) if top > 0 else 1.0
-    expected = float((Y**2).sum() / 2 - ((c * residual - Y) ** 2).sum() / 2)
-    assert bound == pytest.approx(expected, abs=1e-11)
-
-
-def test_dual_point_is_feasible_on_the_nonnegative_sphere():
-    residual = gaussian(21, 12, 4)
-    top = theory._top_eigenvalue(residual)
-    u = gaussian(22, 20_000, 12).abs()
-    u = u / u.norm(dim=1, keepdim=True)
-    assert float((u @ residual).norm(dim=1).max()) <= math.sqrt(top)
-
-
-def test_large_residuals_use_blocks():
-    residual = gaussian(23, 700, 5)
-    exact = float(torch.linalg.eigvalsh((residual @ residual.T).clamp(min=0))[-1])
-    assert theory._top_eigenvalue(residual, rows=64) == pytest.approx(exact, rel=1e-12)
-    blocks = one_hot(labels_of([300, 200])).repeat_interleave(2, 1)  # reducible matrix
-    exact = float(torch.linalg.eigvalsh(blocks @ blocks.T)[-1])
-    assert theory._top_eigenvalue(blocks) == pytest.approx(exact, rel=1e-12)
-    assert theory._top_eigenvalue(torch.zeros(600, 2, dtype=torch.float64)) == 0
-
-
-def test_dual_bound_vectors_and_errors():
-    y = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-    assert theory.dual_bound(y, y, 100.0) == pytest.approx(float(y @ y / 2))
-    assert theory.dual_bound(torch.zeros(3), y, 1.0) == 0
-    for residual, targets, beta in ((y[:2], y, 1.0), (y, y, 0.0), (y * math.nan, y, 1.0)):
-        with pytest.raises(checks.InputError):
-            theory.dual_bound(residual, targets, beta)
-
-
-@pytest.mark.slow
-def test_cross_entropy_optimum():
-    """Claim 6.C22: value against training, dual bound tight there and below elsewhere."""
-    labels, X = labels_of([3] * 4), whitened(24, 12, 14)
-    for beta in (0.2, 0.9, 1.6):
-        value = theory.cross_entropy_value(3, 4, beta)
-
-        def objective(first, second, beta=beta):
-            logits = (X @ first.T).clamp(min=0) @ second.T
-            loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-            return loss + beta / 2 * (first.square().sum() + second.square().sum())
-
-        starts = [dict(first=gaussian(i, 9, 14), second=gaussian(i + 9, 4, 9)) for i in range(4)]
-        found = min((solve.minimize(objective, s) for s in starts), key=lambda s: s.value)
-        assert found.value == pytest.approx(value, abs=1e-6)
-        first, second = found.variables["first"], found.variables["second"]
-        logits = (X @ first.T).clamp(min=0) @ second.T
-        margin = theory.cross_entropy_margin(3, 4, beta)
-        correct = logits.gather(1, labels[:, None])[:, 0]
-        rest = (logits.sum(1) - correct) / 3
-        np.testing.assert_allclose(correct - rest, margin, atol=1e-3)
-        ideal = margin * one_hot(labels)
-        assert theory.cross_entropy_dual_bound(ideal, labels, beta) == pytest.approx(value)
-        other = ideal + 0.3 * gaussian(25, 12, 4)
-        assert theory.cross_entropy_dual_bound(other, labels, beta) < value
-    threshold = math.sqrt(3 * 3 / 4)
-    assert theory.cross_entropy_margin(3, 4, threshold * 1.0001) == 0
-    assert theory.cross_entropy_margin(3, 4, threshold * 0.9999) > 0
-    assert theory.cross_entropy_value(3, 4, 9.0) == pytest.approx(12 * math.log(4))
-
-
-def test_cross_entropy_bound_uses_fenchel_conjugate():
-    """The bound is -loss*(-Lambda): brute-force the conjugate of one sample."""
-    logits, labels = gaussian(26, 5, 3), torch.tensor([0, 1, 2, 0, 1])
-    beta = 0.4
-    E = one_hot(labels) - torch.softmax(logits, 1)
-    top = float(torch.linalg.eigvalsh((E @ E.T).clamp(min=0))[-1])
-    point = min(1, beta / math.sqrt(top)) * E
-    total = 0.0
-    for row, label in zip(point, labels, strict=True):
-        f = lambda z, row=row, label=label: (
-            -(torch.logsumexp(z, 0) - z[label] + row @ z)
-        )  # maximise -loss - lambda'z
-        total += solve.minimize(lambda z, f=f: -f(z), {"z": torch.zeros(3)}).value
-    assert theory.cross_entropy_dual_bound(logits, labels, beta) == pytest.approx(total, rel=1e-9)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("K", [2, 4])
-def test_free_bias_balanced(K):
-    """Section 3.6: closed form, against training with an output bias."""
-    n_k = 3
-    labels, X = labels_of([n_k] * K), whitened(27, n_k * K, n_k * K + 2)
-    for beta in (0.3, 1.0, 2.0):
-        s = max(0.0, 1 - beta * math.sqrt(K / ((K - 1) * n_k)))
-        expected = (K - 1) * n_k * (1 - s**2) / 2
-        lower, upper = theory.free_bias_bounds([n_k] * K, beta)
-        assert lower == pytest.approx(expected, rel=1e-12)
-        assert upper == pytest.approx(expected, rel=1e-12)
-
-        def objective(first, second, bias, beta=beta):
-            out = (X @ first.T).clamp(min=0) @ second.T + bias
-            decay = first.square().sum() + second.square().sum()
-            return (out - one_hot(labels)).square().sum() / 2 + beta / 2 * decay
-
-        starts = [
-            dict(
-                first=gaussian(i, 9, X.shape[1]), second=gaussian(i + 9, K, 9), bias=torch.zeros(K)
-            )
-            for i in range(2)
-        ]
-        best = min(solve.minimize(objective, s, max_iter=1500).value for s in starts)
-        assert best == pytest.approx(expected, abs=1e-7)
-
-
-@pytest.mark.slow
-def test_free_bias_unbalanced_sandwiches_training():
-    counts, beta = [7, 4, 2], 0.8
-    labels, X = labels_of(counts), whitened(28, 13, 14)
-    lower, upper = theory.free_bias_bounds(counts, beta)
-
-    def objective(first, second, bias):
-        out = (X @ first.T).clamp(min=0) @ second.T + bias
-        decay = first.square().sum() + second.square().sum()
-        return (out - one_hot(labels)).square().sum() / 2 + beta / 2 * decay
-
-    starts = [
-        dict(first=gaussian(i, 9, 14), second=gaussian(i + 9, 3, 9), bias=torch.zeros(3))
-        for i in range(3)
-    ]
-    best = min(solve.minimize(objective, s, max_iter=1500).value for s in starts)
-    assert lower - 1e-9 <= best <= upper + 1e-7
-    assert upper < theory.collapsed_value(counts, beta)
-    two = theory.free_bias_bounds([7, 2], 0.5)
-    assert two[0] == pytest.approx(two[1], rel=1e-12)
+def test_the_closed_form_has_gap_zero():
+    counts = [6, 4, 3]
+    labels, A = labels_of(counts), gaussian(2, 13, 20)
+    decay = 0.04
+    beta = theory.pytorch_beta(13, 3, decay)
+    head = theory.batch_norm_head(A, labels, beta)
+    bn_weight, bn_bias, weight = head.pytorch()
+    arguments = dict(bn_weight=bn_weight, bn_bias=bn_bias, weight_decay=decay, eps=0.0)
+    found = certified_gap(A @ head.hidden_weight.T, labels, weight, **arguments)
+    assert found.beta == pytest.approx(beta, rel=1e-13)
+    assert abs(found.gap) < 1e-13 and abs(found.duality_gap) < 1e-13
+    quick = certified_gap(A @ head.hidden_weight.T, labels, weight, dual=False, **arguments)
+    assert math.isnan(quick.dual) and math.isnan(quick.duality_gap) and abs(quick.gap) < 1e-13
+    # float32 parameters and a positive eps only move the objective up.
+    rounded = certified_gap(
+        (A @ head.hidden_weight.T).float(),
+        labels,
+        weight.float(),
+        bn_weight=bn_weight.float(),
+        bn_bias=bn_bias.float(),
+        weight_decay=decay,
+    )
+    assert 0 < rounded.gap < 1e-3
 
 
 # --- deeper than the theorem

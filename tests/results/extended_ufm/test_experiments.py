@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nclib.metrics.frames import frame_distances
+from nclib.metrics import frame_distances
 from nclib.results.extended_ufm import experiments as study
 from nclib.results.extended_ufm import theory
 from nclib.results.extended_ufm.ufm import ExtendedUFM

@@ -7,7 +7,7 @@ from nclib.checks import InputError
 from nclib.deep import collect, nets, train
 from nclib.deep.data import Data
 from nclib.metrics import frame_distances
-from nclib.metrics.frames import class_means, trace_ratio
+from nclib.metrics.geometry import class_means, trace_ratio
 from nclib.results.extended_ufm import training as depth_study
 from nclib.results.extended_ufm.nets import block_features
 
@@ -63,7 +63,7 @@ def test_depth_profile_measures_what_the_net_does(blobs):
     assert row["nc1"] == pytest.approx(trace_ratio(features, blobs.labels))
     shallow = block_features(net, blobs.inputs, [deep["layer"].iloc[0]])[deep["layer"].iloc[0]]
     first = deep[(deep["net"] == "a") & (deep["epoch"] == 0) & (deep["block"] == 1)].iloc[0]
-    expected = frame_distances(class_means(shallow, blobs.labels))["of"]
+    expected = frame_distances(class_means(shallow, blobs.labels)[0])["of"]
     assert first["of"] == pytest.approx(expected)
     start = overall[(overall["net"] == "a") & (overall["epoch"] == 0)].iloc[0]
     logits = collect.logits(net, blobs.inputs)

@@ -9,8 +9,9 @@ from scipy.optimize import minimize as scipy_minimize
 
 from nclib.checks import InputError
 from nclib.metrics import frame_distances, nc_metrics
-from nclib.metrics.frames import obtuse_distance, trace_ratio
+from nclib.metrics.geometry import trace_ratio
 from nclib.results.extended_ufm import theory
+from nclib.results.extended_ufm.metrics import obtuse_distance
 from nclib.results.extended_ufm.ufm import (
     ExtendedUFM,
     balancedness,
