@@ -235,7 +235,7 @@ def bias_geometry(lambda_b, *, starts=4, seed=0, **setting):
     ``lambda_b = inf`` stands for no bias.
     """
     setting |= {"lambda_b": None if lambda_b == float("inf") else lambda_b}
-    found = best(problem(losses.MeanSquaredError(), **setting), starts, seed=seed, refine=True)
+    found = best(problem(losses.MeanSquaredError(), **setting), starts, seed=seed, newton=2)
     weight = found.point["weight"]
     singular = torch.linalg.svdvals(weight)
     return {
