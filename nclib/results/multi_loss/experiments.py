@@ -144,13 +144,13 @@ def gain_near_threshold(loss, factor, *, K, d, seed=0):
     return theory.value_at_zero(loss, K=K) - found.value
 
 
-def as_cross_entropy(alpha, *, seed=0, **setting):
-    """Label smoothing's closed form, and the optimiser's value of cross-entropy at ``c + α/K``
-    (claim 1.L5)."""
+def smoothing_gap(alpha, *, seed=0, **setting):
+    """The optimiser's value of cross-entropy at ``c + α/K`` minus the closed form of label
+    smoothing at c (claim 1.L5)."""
     exact, K = theory.optimum("ls", alpha=alpha, **setting), setting["K"]
     c = exact.c + alpha / K
     plain = problem(losses.CrossEntropy(), K=K, n=1, d=setting["d"], lambda_w=c, lambda_h=c)
-    return {"smoothed": exact.value, "plain": best(plain, seed=seed).value}
+    return best(plain, seed=seed).value - exact.value
 
 
 def saddle(loss, rank, **setting):
@@ -422,6 +422,16 @@ def _net_class_logits(net, data):
     means = means / torch.bincount(data.labels)[:, None]
     centred = means - means.mean(1, keepdim=True)
     return centred / centred.norm()
+
+
+def ends(curves):
+    """The last measurement of ``Nets.curves``, means over seeds, indexed by loss (claim 1.L16).
+
+    ``nc2_fall`` and ``nc3_fall`` are the last value over the first measured one.
+    """
+    means = curves.groupby(["loss", "epoch"]).mean(numeric_only=True).groupby("loss")
+    first, last = means.first(), means.last()
+    return last.assign(**{f"{name}_fall": last[name] / first[name] for name in ("nc2", "nc3")})
 
 
 def equivalences(table):

@@ -52,11 +52,12 @@ def margins(theory, measured, thresholds):
     return figure
 
 
-def class_logits(logits, margins):
-    """Figure 3: class logits of the four losses over their margins."""
-    titles = {name: f"{LOSS_NAMES[name]}\n$s = {margins[name]:.3f}$" for name in logits}
-    scaled = {name: matrix / margins[name] for name, matrix in logits.items()}
-    return panels.heatmaps(scaled, titles=titles, label="logit / margin", width=9)
+def class_logits(scaled, margins):
+    """Figure 3: class logits of the four losses over their margins, ``(K, K)`` each."""
+    titles = {name: f"{LOSS_NAMES[name]}\n$s = {margins[name]:.3f}$" for name in scaled}
+    figure = panels.heatmaps(scaled, titles=titles, label="logit / margin", digits=2)
+    figure.axes[0].set(xlabel="output $j$", ylabel="class $k$")
+    return figure
 
 
 def landscape(saddles, ways, gaps, K, reached):
@@ -141,8 +142,9 @@ def collapse_curves(curves, drops, residual_limit):
     figure, axes = style.grid(2, 3, width=11, height=2.7, sharex=True)
     for ax, (column, (title, scale)) in zip(axes.flat, shown.items(), strict=True):
         panels.lines(ax, curves, "epoch", column, guides=drops, **LOSSES)
-        ax.set(xscale="log", yscale=scale, xlabel="epoch", ylabel="", title=title)
-        ax.label_outer()
+        ax.set(xscale="log", yscale=scale, xlabel="", ylabel="", title=title)
+    for ax in axes[1]:
+        ax.set_xlabel("epoch")
     style.reference(axes[1, 0], residual_limit, r"$M/\sqrt{K}$ (MSE)")
     axes[0, 0].legend()
     return figure
@@ -158,11 +160,14 @@ def accuracy_maps(cells, gaps, agree):
     for loss in ("ls", "fl", "mse"):
         title, part = f"|CE - {LOSS_NAMES[loss]}| [points]", gaps[gaps["loss"] == loss]
         maps.append((title, part, "gap", LogNorm(0.05, 15), "rocket_r"))
-    look = {"annot": True, "fmt": ".2f", "cbar": False, "linewidths": 0.5, "annot_kws": {"size": 8}}
+    look = {"fmt": "", "cbar": False, "linewidths": 0.5, "annot_kws": {"size": 8}}
     for ax, (title, table, value, norm, cmap) in zip(axes, maps, strict=True):
-        square = table.pivot(index="epochs", columns="width", values=value)
-        square = square.sort_index(ascending=False).clip(lower=1e-3)
-        sns.heatmap(square, ax=ax, norm=norm, cmap=cmap, **look)
+        texts = table[value].map("{:.2f}".format)
+        if value == "variance" and table["f_statistic"].notna().all():
+            texts += table["f_statistic"].map("\n$F$ = {:.1f}".format)
+        square = table.assign(shown=table[value].clip(lower=1e-3), text=texts)
+        square = square.pivot(index="epochs", columns="width").sort_index(ascending=False)
+        sns.heatmap(square["shown"], ax=ax, annot=square["text"], norm=norm, cmap=cmap, **look)
         ax.set(xlabel="width", ylabel="")
         ax.set_title(title, fontsize=9)
         ax.tick_params(rotation=0)
@@ -183,11 +188,11 @@ def agreement(table):
     for ax, loss in zip(axes, ("ls", "fl", "mse"), strict=True):
         part = table[table["loss"] == loss]
         panels.lines(ax, part, "width", "agreement", by="epochs", looks=looks, labels=labels)
-        ax.set(xscale="log", xlabel="width", ylabel="", ylim=(0, None))
+        ax.set(xscale="log", xlabel="width", ylabel="")
         ax.set_xticks(sorted(table["width"].unique()), sorted(table["width"].unique()))
         ax.minorticks_off()
         ax.set_title(f"{LOSS_NAMES[loss]} against cross-entropy")
-    axes[0].set_ylabel("distance of normalised class logits")
+    axes[0].set(ylabel="distance of normalised class logits", ylim=(0, None))
     axes[-1].legend()
     return figure
 

@@ -155,9 +155,9 @@ def test_thresholds_and_equivalents_are_what_the_optimiser_finds():
     assert (gain.query("factor < 1")["value"] > 1e-6).all()
     assert (gain.query("factor > 1")["value"].abs() < 1e-9).all()
     setting = {"K": 4, "n": 3, "d": 6, "lambda_w": 0.01, "lambda_h": 0.004}
-    row = study.as_cross_entropy(0.1, **setting)
-    assert row["smoothed"] == pytest.approx(row["plain"], abs=1e-12)
-    assert row["plain"] - theory.optimum("ce", **setting).value > 0.1  # the shift is needed
+    assert abs(study.smoothing_gap(0.1, **setting)) < 1e-12
+    plain = theory.optimum("ce", **setting).value
+    assert theory.optimum("ls", alpha=0.1, **setting).value - plain > 0.1  # the shift is needed
 
 
 def test_the_focal_hessian_changes_sign_at_the_threshold(monkeypatch):

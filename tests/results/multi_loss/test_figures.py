@@ -45,6 +45,6 @@ def test_accuracy_maps_show_every_cell_and_say_what_holds(agree):
     gaps = pd.concat(cells().assign(loss=loss, gap=0.5) for loss in ("ce", "ls", "fl", "mse"))
     figure = figures.accuracy_maps(cells(), gaps, agree)
     texts = {text.get_text() for text in figure.axes[0].texts}
-    assert texts == {"7.00", "13.00", "22.00", "28.00"}
+    assert texts == {f"{v}.00\n$F$ = 1.0" for v in (7, 13, 22, 28)}
     assert len(figure.axes) == 4
     assert ("less than a point" in figure.get_suptitle()) == agree
