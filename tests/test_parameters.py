@@ -337,12 +337,12 @@ def test_alternatives_are_those_of_the_library():
     from nclib.results.multi_label import data as multi_label_data
     from nclib.results.multi_label import nets as multi_label_study
     from nclib.results.multi_label import theory as multi_label
-    from nclib.results.multi_loss import nets as loss_study
+    from nclib.results.multi_loss import experiments as multi_loss
     from nclib.results.normalized import nets as normalized
 
     four = set(data.NAMES) - {"cifar100"}
     lists = {
-        "01": {"dataset": data.NAMES, "architecture": loss_study.ARCHITECTURES},
+        "01": {"dataset": data.NAMES, "architecture": multi_loss.ARCHITECTURES},
         "02": {"dataset": data.NAMES, "temperature_dataset": data.NAMES}
         | {"width_dataset": data.NAMES, "architecture": normalized.ARCHITECTURES},
         "03": {"dataset": multi_label_data.SOURCES, "recipe": multi_label_data.RECIPES}
