@@ -295,7 +295,7 @@ def _targets(value, K, loss):
         raise checks.InputError(
             f"loss must be one of nclib.losses, such as get('ce'); got {loss!r}"
         )
-    value = checks.tensor("targets", value)
+    value, K = checks.tensor("targets", value), K if K is None else checks.integer("K", K, 2)
     sets = value.ndim == 2
     if getattr(loss, "sets", sets) != sets:
         wanted = "labels (R,); use targets.argmax(1)" if sets else "label sets (R, K)"

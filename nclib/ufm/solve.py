@@ -386,7 +386,7 @@ def best(
     if refine or newton:
         lowest = {name: stack[i] for name, stack in points.items()}
         one = minimize(problem, lowest, max_iter=max_iter, newton=newton)
-        if one.value <= float(values[i]):
+        if one.value <= float(values[i] + _rounding(values[i])):
             values[i], norms[i] = one.value, one.gradient_norm
             for name, tensor in one.variables.items():
                 points[name][i] = tensor

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from nclib import checks
-from nclib.ufm.scalar import shrink, thresholds
+from nclib.ufm.scalar import cross_entropy, local, shrink, thresholds
 
 
 def cost(t, s, beta, depth):
@@ -101,6 +102,70 @@ def test_tensors_and_python_floats_agree():
     assert shrink(0.1, 1.0, 2)[0] == pytest.approx(0.005, rel=1e-15)
 
 
+def test_beta_may_be_many_too():
+    s = torch.tensor([0.5, 2.0])[:, None]
+    beta = torch.tensor([0.0, 0.3, 0.9])
+    values, minimisers = shrink(s, beta, 3)
+    assert values.shape == minimisers.shape == (2, 3)
+    for i, j in itertools.product(range(2), range(3)):
+        alone = pytest.approx(shrink(float(s[i]), float(beta[j]), 3), rel=1e-13, abs=1e-15)
+        assert (values[i, j].item(), minimisers[i, j].item()) == alone
+    assert torch.equal(minimisers[:, :1], s.double())  # no decay: the signal itself
+
+
+@pytest.mark.parametrize("factors", [3, 4, 5, 9])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.9, 0.999])
+def test_local_is_the_upper_minimum_also_where_zero_is_lower(share, factors):
+    s = 1.7
+    critical, spinodal = thresholds(s, factors)
+    beta = critical + share * (spinodal - critical)
+    # In v = t^(1/L) a polynomial: its largest real root below s.
+    coefficients = np.zeros(2 * factors - 1)
+    coefficients[[0, factors, -1]] = 1, -s, beta
+    roots = np.roots(coefficients)
+    real = roots[np.abs(roots.imag) < 1e-6].real
+    assert local(s, beta, factors) == pytest.approx(real.max() ** factors, rel=1e-8)
+    t = local(s, beta, factors)
+    around = [cost(t * x, s, beta, factors) for x in (1 - 1e-3, 1, 1 + 1e-3)]
+    assert around[1] < min(around[0], around[2])
+    if share:
+        assert around[1] > cost(0.0, s, beta, factors) and shrink(s, beta, factors)[1] == 0
+    assert math.isnan(local(s, spinodal * (1 + 1e-9), factors))
+
+
+def test_local_at_two_factors_and_at_the_spinodal_value():
+    assert local(2.0, 0.3, 2) == pytest.approx(1.7, rel=1e-15)
+    assert math.isnan(local(2.0, 2.1, 2))
+    spinodal = thresholds(1.0, 4)[1]
+    double_root = (spinodal * (1 - 2 / 4)) ** (4 / 6)
+    assert local(1.0, spinodal, 4) == pytest.approx(double_root, rel=1e-6)
+    many = local(torch.tensor([1.0, 2.0, 0.1]), 0.2, 4)
+    assert bool(many[:2].isfinite().all()) and bool(many[2].isnan())
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.4])
+@pytest.mark.parametrize(("K", "c"), [(2, 0.1), (4, 0.02), (10, 1e-4), (3, 0.19), (3, 0.5)])
+def test_cross_entropy_against_a_search_over_margins(K, c, alpha):
+    def penalised(s):
+        log_p = -math.log1p((K - 1) * math.exp(-s))
+        return (
+            -(1 - alpha + alpha / K) * log_p - (K - 1) * alpha / K * (log_p - s) + c * (K - 1) * s
+        )
+
+    options = {"bounds": (0, 60), "method": "bounded", "options": {"xatol": 1e-10}}
+    found = minimize_scalar(penalised, **options)
+    value, margin = cross_entropy(c, K, alpha)
+    assert value == pytest.approx(min(found.fun, penalised(0.0)), rel=1e-9)
+    assert value == pytest.approx(penalised(margin), rel=1e-12)
+    assert margin == pytest.approx(found.x, abs=1e-4)
+
+
+@pytest.mark.parametrize("arguments", [(0.0, 3), (0.1, 1), (0.1, 3, 1.0), (0.1, 3, -0.1)])
+def test_bad_input_of_cross_entropy(arguments):
+    with pytest.raises(checks.InputError):
+        cross_entropy(*arguments)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -115,5 +180,6 @@ def test_tensors_and_python_floats_agree():
     ],
 )
 def test_bad_input(arguments):
-    with pytest.raises(checks.InputError):
-        shrink(*arguments)
+    for call in (shrink, local):
+        with pytest.raises(checks.InputError):
+            call(*arguments)
