@@ -177,10 +177,10 @@ def test_a_lost_figure_or_a_changed_notebook_makes_a_run_unfinished(tiny, tmp_pa
 
 def test_the_library_files_of_a_notebook_are_those_it_imports():
     names = lambda source: {p.name for p in runs.notebook.library_files(source)}
-    one = names("from nclib.theory import multi_loss")
-    assert {"multi_loss.py", "losses.py", "checks.py", "notebook.py", "claims.py"} <= one
-    assert not {"runs.py", "report.py", "cli.py", "train.py", "normalized.py"} & one
-    assert "train.py" in names("from nclib.deep import loss_study")
+    one = names("from nclib.results.multi_loss import theory")
+    assert {"theory.py", "losses.py", "checks.py", "notebook.py", "claims.py"} <= one
+    assert not {"runs.py", "report.py", "cli.py", "train.py", "nets.py"} & one
+    assert "train.py" in names("from nclib.results.multi_loss import nets")
 
 
 def test_parameters_are_read_as_their_types_say(tiny):

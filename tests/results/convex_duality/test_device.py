@@ -1,10 +1,10 @@
 """Result functions that take tensors, with those on an accelerator."""
 
 import pytest
-from tests.device_cases import ADAM, K, named, works
 
 from nclib.results.convex_duality import experiments as study
 from nclib.results.convex_duality import nets, theory
+from tests.device_cases import ADAM, K, named, works
 
 
 def head(t):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.device_cases import ADAM, RECIPE, D, K, forgotten, named, works
 
 from nclib.deep import nets as kernel
 from nclib.results.extended_ufm import experiments, metrics, nets
+from tests.device_cases import ADAM, RECIPE, D, K, forgotten, named, works
 
 MODULES = (metrics, nets)
 HEADS = {"free": ([1e-4, 0.01, 0.01], 0.0), "decay": ([1e-4, 0.01], 0.1)}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nclib import frames, ufm
+from nclib import frames
 from nclib.checks import InputError
 from nclib.results.normalized import sphere, theory
 
@@ -64,14 +64,14 @@ class TestDerivatives:
     def test_loss_is_the_cross_entropy(self, counts, d, scale):
         features, weight, labels = point(counts, d)
         expected = F.cross_entropy(scale * features @ weight.T, labels)
-        assert abs(float(ufm.sphere_loss(features, weight, labels, scale) - expected)) < 1e-14
+        assert abs(float(sphere.sphere_loss(features, weight, labels, scale) - expected)) < 1e-14
 
     @pytest.mark.parametrize(("counts", "d", "scale"), SIZES)
     def test_gradient_and_hessian_along_geodesics(self, counts, d, scale):
         features, weight, labels = point(counts, d, 1)
         E, D = tangent(features, 2), tangent(weight, 3)
         loss = lambda t: float(
-            ufm.sphere_loss(geodesic(features, E, t), geodesic(weight, D, t), labels, scale)
+            sphere.sphere_loss(geodesic(features, E, t), geodesic(weight, D, t), labels, scale)
         )
         step = 5e-4  # fourth-order differences
         slope = (8 * (loss(step) - loss(-step)) - loss(2 * step) + loss(-2 * step)) / (12 * step)
@@ -120,7 +120,7 @@ class TestDerivatives:
         """Away from critical points too: normalisation is a second-order retraction."""
         features, weight, labels = point(counts, d, 8)
         expected = torch.linalg.eigvalsh(autograd(features, weight, labels, scale)[1])
-        found = ufm.sphere_hessian_eigenvalues(features, weight, labels, scale)
+        found = sphere.sphere_hessian_eigenvalues(features, weight, labels, scale)
         assert found.shape == ((d - 1) * (len(weight) + len(features)),)
         assert float((found - expected).abs().max()) < 1e-13
 
@@ -163,7 +163,7 @@ class TestDerivatives:
 
     def test_loss_is_differentiable_by_every_means(self):
         features, weight, labels = point([2, 1, 3], 3)
-        loss = lambda h, w: ufm.sphere_loss(h, w, labels, 2.0)
+        loss = lambda h, w: sphere.sphere_loss(h, w, labels, 2.0)
         assert torch.autograd.gradcheck(loss, (features.requires_grad_(), weight.requires_grad_()))
         assert torch.func.hessian(loss)(features.detach(), weight.detach()).shape == (6, 3, 6, 3)
 
@@ -172,8 +172,8 @@ class TestDerivatives:
         """F.cross_entropy is exactly 0 here; the loss is (K-1) e^{-margin}."""
         etf, labels = frames.simplex_etf(4, 5), torch.arange(4)
         expected = theory.optimum(4, scale).value
-        assert abs(float(ufm.sphere_loss(etf, etf, labels, scale)) / expected - 1) < 1e-11
-        spectrum = ufm.sphere_hessian_eigenvalues(etf, etf, labels, scale)
+        assert abs(float(sphere.sphere_loss(etf, etf, labels, scale)) / expected - 1) < 1e-11
+        spectrum = sphere.sphere_hessian_eigenvalues(etf, etf, labels, scale)
         assert abs(float(spectrum[-1] / theory.hessian_spectrum(4, 1, 5, scale)[-1]) - 1) < 1e-10
 
     def test_log_objective(self):
@@ -202,15 +202,15 @@ class TestDerivatives:
         renamed[classes] = weight @ turn
         moved = (features @ turn)[order], renamed, classes[labels][order], scale
         original = features, weight, labels, scale
-        assert abs(float(ufm.sphere_loss(*moved) - ufm.sphere_loss(*original))) < 1e-13
-        spectra = [ufm.sphere_hessian_eigenvalues(*p) for p in (moved, original)]
+        assert abs(float(sphere.sphere_loss(*moved) - sphere.sphere_loss(*original))) < 1e-13
+        spectra = [sphere.sphere_hessian_eigenvalues(*p) for p in (moved, original)]
         assert float((spectra[0] - spectra[1]).abs().max()) < 1e-12
 
 
 class TestBadInput:
     @pytest.mark.parametrize(
         "call",
-        [ufm.sphere_loss, sphere.sphere_gradient, ufm.sphere_hessian_eigenvalues],
+        [sphere.sphere_loss, sphere.sphere_gradient, sphere.sphere_hessian_eigenvalues],
     )
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -234,7 +234,7 @@ class TestBadInput:
     def test_hessian_too_large(self):
         features, weight, labels = point([5] * 50, 32)
         with pytest.raises(InputError, match=r"side .* = 9300 > 6000; use sphere_hessian_product"):
-            ufm.sphere_hessian_eigenvalues(features, weight, labels, 1.0)
+            sphere.sphere_hessian_eigenvalues(features, weight, labels, 1.0)
 
     @pytest.mark.parametrize(
         ("call", "message"),
@@ -285,7 +285,7 @@ class TestSolvers:
         assert abs(found.value - theory.optimum(10, 1.0).value) < 1e-14
         values = [value for value, _ in found.history]
         assert values == sorted(values, reverse=True)
-        first = float(ufm.sphere_loss(features, weight, labels, 1.0))
+        first = float(sphere.sphere_loss(features, weight, labels, 1.0))
         assert abs(values[0] - first) < 1e-14
         grad = sphere.sphere_gradient(features, weight, labels, 1.0)
         assert abs(found.history[0][1] - math.hypot(*[float(g.norm()) for g in grad])) < 1e-13
@@ -334,7 +334,7 @@ class TestSolvers:
         features, weight, labels = point([1] * 4, 5)
         problem = sphere.normalized(labels, 40.0, log_objective=True)
         found = sphere.minimize(problem, features, weight, method="lbfgs", max_iter=5000)
-        value = float(ufm.sphere_loss(found.features, found.weight, labels, 40.0))
+        value = float(sphere.sphere_loss(found.features, found.weight, labels, 40.0))
         assert abs(value / theory.optimum(4, 40.0).value - 1) < 1e-8
 
     def test_start_at_the_optimum_returns_it(self):
@@ -371,8 +371,8 @@ class TestMultistart:
         found = sphere.multistart([2, 1, 1], 3, 2.0, starts=3, max_iter=4)
         for j in range(3):
             args = found.features[j], found.weight[j], found.labels, 2.0
-            assert abs(float(ufm.sphere_loss(*args) - found.values[j])) < 1e-14
-            lowest = ufm.sphere_hessian_eigenvalues(*args)[0]
+            assert abs(float(sphere.sphere_loss(*args) - found.values[j])) < 1e-14
+            lowest = sphere.sphere_hessian_eigenvalues(*args)[0]
             assert abs(float(lowest - found.min_eigenvalues[j])) < 1e-13
 
     @pytest.mark.parametrize(("K", "scale", "highest"), [(3, 1.0, -0.28397), (4, 2.0, -0.46032)])
