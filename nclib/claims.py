@@ -1,18 +1,7 @@
 """The claim: a named, executable check of one statement, and the ledger that collects them.
 
-The statements of a notebook live in ``notebooks/claims/<notebook>.yaml``, one entry per row of its
-claim table::
-
-    L1:
-      statement: Every global minimiser is a simplex ETF.
-      source: Zhou et al. 2022, global optimality theorem
-    L16:
-      statement: NC1 falls to zero on the training set for all four losses.
-      source: Zhou et al. 2022, figures; needs a wide net
-      needs: paper  # optional: a row without a check then reads `not run`, with this profile
-      networks: true  # optional: all checks, or the listed ones, are findings on trained networks
-
-A notebook only supplies the numbers.  The verdict is computed from them here, never typed:
+Statements, checks and bounds are data, see :mod:`nclib.catalogue`.  A notebook only supplies the
+numbers; the verdict is computed from them here, never typed:
 
 ``holds``           the check passed
 ``counterexample``  it passed, and shows that the statement is false or conditional
@@ -22,13 +11,14 @@ A notebook only supplies the numbers.  The verdict is computed from them here, n
 ``fails``           theory or a regression broke
 """
 
-import json
 import math
-import re
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
-from nclib import checks, files, paths
+from nclib import catalogue as tables
+from nclib import checks, files
+from nclib import measured as measure
 
 VERDICTS = ("holds", "counterexample", "not run", "not reproduced", "not converged", "fails")
 
@@ -37,7 +27,9 @@ VERDICTS = ("holds", "counterexample", "not run", "not reproduced", "not converg
 class Claim:
     """One check; ``verdict`` is one of :data:`VERDICTS`.
 
-    Its text form has no measured number, so a stored notebook reads the same on every machine.
+    ``row``, ``relation``, ``bound`` and ``seen`` are those of the catalogue, the numbers exact;
+    ``expected`` says the bound as people read it.  The text form has no measured number, so a
+    stored notebook reads the same on every machine.
     """
 
     id: str
@@ -48,133 +40,207 @@ class Claim:
     tolerance: float | None
     verdict: str
     note: str = ""
+    row: str = ""
+    relation: str = ""
+    bound: float | bool | str | None = None
+    seen: str = ""
 
     def __repr__(self):
         return f"{self.id}: {self.verdict}"
+
+    @property
+    def shown(self):
+        """(measured, expected) as texts: three digits, more where fewer would belie the verdict."""
+        measured, bound = self.measured, self.bound
+        if self.relation not in _SIGNS or not _finite(measured) or not _finite(bound):
+            return short(measured), short(self.expected)
+        passed = _passed(self.relation, measured, bound, self.tolerance)
+        close = self.relation == "close"
+        for digits in range(3, 18):
+            texts = f"{measured:.{digits}g}", f"{bound:.{digits}g}" if close else exact(bound)
+            if _passed(self.relation, *map(float, texts), self.tolerance) == passed:
+                break
+        return texts[0], _SIGNS[self.relation].format(texts[1], exact(self.tolerance or 0.0))
+
+
+_SIGNS = {"below": "<= {0}", "above": ">= {0}", "close": "{0} ± {1}"}
+
+
+def _passed(relation, measured, bound, tolerance):
+    """Whether the numbers pass; nothing that is not finite does."""
+    if relation == "below":
+        return -math.inf < measured <= bound
+    if relation == "above":
+        return bound <= measured < math.inf
+    if relation == "close":
+        return abs(measured - bound) <= tolerance  # false if either is NaN
+    return measured == bound
 
 
 class Ledger:
     """Claims of one notebook, in the order of its claim table.
 
-    ``ledger = Ledger("01_multi_loss_equivalence")``; then one call per check, e.g.
-    ``ledger.close("L1.ce", measured, expected, tolerance=1e-11)``.  A check id is a row id, or a
-    row id with a suffix when one row needs several checks.  Raises
-    :class:`~nclib.checks.InputError` for a row that the catalogue does not have, and for an id used
-    twice.
-
-    Options of all four kinds: ``note``; ``counterexample=True`` if passing shows that the statement
-    is false or conditional; ``converged=False`` if the search behind the number got stuck, so that
-    a number off its bound reads ``not converged``; ``applies=False`` outside the range for which
-    the row is stated, which then reads ``not run``.
+    ``ledger = Ledger("01_multi_loss_equivalence")``; then :meth:`claim`, once per row or in parts.
     """
 
     def __init__(self, notebook, catalogue=None):
         self.notebook = notebook
         self.number = notebook.split("_")[0].lstrip("0") or "0"
-        self.catalogue = catalogue or load_catalogue(notebook)
+        self.catalogue = catalogue or tables.load(notebook)
         self._claims = {}
+        self._measured = {row: set() for row in self.catalogue}  # names of declared checks
 
-    # The four kinds of check -------------------------------------------------------------------
+    @cached_property
+    def _declared(self):
+        return {row: tables.declared(entry, f"row {row}") for row, entry in self.catalogue.items()}
+
+    def claim(self, row, *single, text=None, converged=True, applies=True, **measured):
+        """Check the numbers ``measured`` against what the catalogue asks of ``row``.
+
+        One keyword per check, or one positional number for the check of a row that has only an
+        unnamed one.  A pair is (measured, expected); a mapping or a Series has one number or pair
+        per entry of a check with ``each``, whose ids are ``row.check.entry``.  ``text`` fills the
+        braces of notes, its values may be mappings by entry.  ``converged``: False if the search
+        behind a number got stuck, so that a number off its bound reads ``not converged``;
+        ``applies``: False outside the range for which the row is stated, which then reads ``not
+        run``; each may be a mapping by check, or by entry.
+
+        Returns the :class:`Checked` claims to look at.  Raises
+        :class:`~nclib.checks.InputError`, before anything is recorded, for an unknown row or check,
+        one measured twice, a missing or unknown entry, or something else than a number.
+        """
+        self._require_row(row)
+        declared = self._declared[row]
+        named = dict(zip(("",), single, strict=False)) | measured
+        self._require_names(row, declared, named, single)
+        planned = {}
+        for name, value in named.items():
+            for key, found in measure.entries(_id(row, name), declared[name], value):
+                path = tuple(filter(None, (name, key)))
+                at, check = _id(row, *path), declared[name]
+                numbers = measure.numbers(at, check, key, found)
+                options = {"note": measure.note(at, check, key, text or {})}
+                options["counterexample"] = check.counterexample
+                planned[path] = (at, check.relation, *numbers, check.tolerance), options
+        for word, value in (("converged", converged), ("applies", applies)):
+            for path, found in measure.options(f"claim {row}: {word}", value, planned).items():
+                planned[path][1][word] = found
+        found = [self._add(*numbers, **options) for numbers, options in planned.values()]
+        self._measured[row].update(named)
+        return Checked(found)
+
+    def _require_row(self, row):
+        if row not in self.catalogue:
+            raise checks.InputError(
+                f"the catalogue of {self.notebook} has no row {row}; it has "
+                f"{', '.join(self.catalogue)}"
+            )
+
+    def _require_names(self, row, declared, named, single):
+        names = ", ".join(declared) or ("one unnamed check" if declared else "no declared check")
+        if len(single) > 1 or (single and "" not in declared):
+            raise checks.InputError(f"claim {row}: name the checks; the row has {names}")
+        if not named:
+            raise checks.InputError(f"claim {row}: nothing was measured; the row has {names}")
+        for name in named:
+            if name not in declared:
+                raise checks.InputError(f"claim {row} has no check {name}; the row has {names}")
+            if name in self._measured[row]:
+                raise checks.InputError(f"claim {_id(row, name)} was measured twice")
+
+    def verdict(self, row):
+        """The verdict of ``row`` so far: that of its worst check, ``not run`` without any."""
+        self._require_row(row)
+        own = [claim.verdict for check, claim in self._claims.items() if row_of(check) == row]
+        return worst(own or ["not run"])
+
+    # The four kinds of check, for rows without declared checks ---------------------------------
 
     def close(self, check, measured, expected, *, tolerance, **options):
         """``|measured - expected| <= tolerance`` (absolute)."""
-        measured, expected = _number(measured), _number(expected)
-        passed = abs(measured - expected) <= tolerance  # false if either is NaN
-        return self._add(check, measured, expected, tolerance, passed, **options)
+        measured, expected = measure.number(check, measured), measure.number(check, expected)
+        return self._add(check, "close", measured, expected, tolerance, **options)
 
     def below(self, check, measured, bound, **options):
         """``measured <= bound``."""
-        measured = _number(measured)
-        passed = -math.inf < measured <= bound
-        return self._add(check, measured, f"<= {bound:g}", None, passed, **options)
+        return self._add(
+            check, "below", measure.number(check, measured), float(bound), None, **options
+        )
 
     def above(self, check, measured, bound, **options):
         """``measured >= bound``."""
-        measured = _number(measured)
-        passed = bound <= measured < math.inf
-        return self._add(check, measured, f">= {bound:g}", None, passed, **options)
+        return self._add(
+            check, "above", measure.number(check, measured), float(bound), None, **options
+        )
 
     def equal(self, check, measured, expected, **options):
         """Exact equality, for counts, booleans and names."""
-        measured = measured.item() if hasattr(measured, "item") else measured
-        expected = expected.item() if hasattr(expected, "item") else expected
-        if not isinstance(measured, bool | int | str) or type(measured) is not type(expected):
-            raise checks.InputError(
-                f"claim {check}: exact equality is for ints, bools and names, got {measured!r} and "
-                f"{expected!r}; compare floats with close()"
-            )
-        passed = measured == expected
-        return self._add(check, measured, expected, 0.0, passed, **options)
+        return self._add(check, "equal", *measure.alike(check, measured, expected), 0.0, **options)
 
     # -------------------------------------------------------------------------------------------
 
     def _add(
         self,
         check,
+        relation,
         measured,
-        expected,
+        bound,
         tolerance,
-        passed,
         note="",
         counterexample=False,
         converged=True,
         applies=True,
     ):
-        row = row_of(check)
-        if row not in self.catalogue:
-            raise checks.InputError(
-                f"claim {check}: the catalogue of {self.notebook} has no row {row}; it has "
-                f"{', '.join(self.catalogue)}"
-            )
+        self._require_row(row_of(check))
         if check in self._claims:
             raise checks.InputError(f"claim {check} was checked twice; give each check a suffix")
-        entry = self.catalogue[row]
+        entry = self.catalogue[row_of(check)]
         if not applies:
             verdict = "not run"
             note = "; ".join(filter(None, (note, "outside the range for which the row is stated")))
-        elif passed:
+        elif _passed(relation, measured, bound, tolerance):
             verdict = "counterexample" if counterexample else "holds"
         elif not converged:
             verdict = "not converged"
         else:
             verdict = "not reproduced" if _on_networks(entry, check) else "fails"
-        if isinstance(measured, float) and not math.isfinite(measured):
-            measured = str(measured)  # JSON has no NaN
-        claim = Claim(
-            f"{self.number}.{check}",
-            entry["statement"],
-            entry["source"],
-            measured,
-            expected,
-            tolerance,
-            verdict,
-            note,
+        measured, bound = _plain(measured), _plain(bound)
+        signed = relation in ("below", "above")
+        expected = _SIGNS[relation].format(exact(bound)) if signed else bound
+        self._claims[check] = Claim(
+            **self._words(check),
+            measured=measured,
+            expected=expected,
+            tolerance=tolerance,
+            verdict=verdict,
+            note=note,
+            relation=relation,
+            bound=bound,
         )
-        self._claims[check] = claim
-        return claim
+        return self._claims[check]
 
     @property
     def claims(self):
         """All claims in the order of the table; rows without a check read ``not run``."""
         found = []
         for row, entry in self.catalogue.items():
-            checks_of_row = [c for k, c in self._claims.items() if row_of(k) == row]
-            if not checks_of_row:
-                needs = entry.get("needs")
-                note = f"needs profile {needs}" if needs else "no check was executed"
-                identifier = f"{self.number}.{row}"
-                sentence, source = entry["statement"], entry["source"]
-                checks_of_row = [
-                    Claim(identifier, sentence, source, None, None, None, "not run", note)
-                ]
-            found += checks_of_row
+            own = [claim for check, claim in self._claims.items() if row_of(check) == row]
+            found += own or [self._blank(row, entry)]
         return found
 
-    def table(self):
-        """Every check with its numbers, as a DataFrame."""
-        import pandas as pd
+    def _blank(self, row, entry):
+        waiting = [check.when for check in self._declared[row].values() if check.when]
+        note = f"only for {', '.join(waiting)}" if waiting else "no check was executed"
+        note = f"needs profile {entry['needs']}" if "needs" in entry else note
+        numbers = {"measured": None, "expected": None, "tolerance": None}
+        return Claim(**self._words(row), **numbers, verdict="not run", note=note)
 
-        return pd.DataFrame([asdict(claim) for claim in self.claims]).drop(columns="source")
+    def _words(self, check):
+        """What the catalogue says of a check."""
+        row = row_of(check)
+        entry = self.catalogue[row]
+        names = {"id": f"{self.number}.{check}", "row": f"{self.number}.{row}"}
+        return names | {key: entry.get(key, "") for key in ("statement", "source", "seen")}
 
     def verdicts(self):
         """One line per row of the table: id, statement, number of checks, verdict.
@@ -197,32 +263,85 @@ class Ledger:
         return self.verdicts()[["id", "verdict"]].to_string(index=False, header=False)
 
     def _repr_html_(self):
-        """The verdict of each row, and folded below it every check with its numbers."""
-        rows, every = self.verdicts(), self.table()
-        numbers = every.drop(columns="statement").astype(object).where(every.notna(), None)
-        options = {"index": False, "border": 0, "justify": "left"}
+        """Folded: the verdict of each row, then every check with its numbers."""
+        table, found = self.verdicts(), self.claims
         return (
-            f"{rows.to_html(**options)}<details><summary>{len(every)} checks with their numbers"
-            f"</summary>{numbers.map(short).to_html(classes='numbers', **options)}</details>"
+            f"<details><summary>{len(table)} rows, {len(found)} checks: {self.summary()}</summary>"
+            f"{_html(table)}{_html(_numbered(found), classes='numbers')}</details>"
         )
+
+    def summary(self):
+        """How many rows have which verdict, such as ``7 holds, 1 not run``."""
+        counts = self.verdicts()["verdict"].value_counts()
+        return ", ".join(f"{counts[v]} {v}" for v in VERDICTS if v in counts)
 
     def write(self, folder):
         """Write ``claims.json`` into ``folder``.
 
-        Raises :class:`~nclib.checks.InputError` naming the rows that were neither checked nor
-        marked with the profile they need: a forgotten row must not look like a passed one.
+        Raises :class:`~nclib.checks.InputError` naming the rows, and the declared checks of rows,
+        that were neither measured nor marked with the profile they need or the condition under
+        which they are made: a forgotten check must not look like a passed one.
         """
         forgotten = [
-            row
+            forgot
             for row, entry in self.catalogue.items()
-            if "needs" not in entry and not any(row_of(k) == row for k in self._claims)
+            if "needs" not in entry
+            for forgot in self._forgotten(row)
         ]
         if forgotten:
             raise checks.InputError(
                 f"rows {', '.join(forgotten)} of {self.notebook} were never checked; check them, "
-                "or say in the catalogue which profile they need"
+                "or say in the catalogue which profile they need (needs) or under which condition "
+                "a check is made (when)"
             )
         files.write_json(Path(folder) / "claims.json", [asdict(claim) for claim in self.claims])
+
+    def _forgotten(self, row):
+        declared = self._declared[row]
+        if not declared:
+            return [] if any(row_of(check) == row for check in self._claims) else [row]
+        missed = [name for name, one in declared.items() if not one.when]
+        return [_id(row, name) for name in missed if name not in self._measured[row]]
+
+
+@dataclass(frozen=True, repr=False)
+class Checked:
+    """Some checks as a small table; its text form has verdicts only, alike on every machine."""
+
+    claims: list
+
+    @property
+    def verdict(self):
+        """The verdict of the worst of them."""
+        return worst(claim.verdict for claim in self.claims)
+
+    def __repr__(self):
+        return "\n".join(map(repr, self.claims))
+
+    def _repr_html_(self):
+        return _html(_numbered(self.claims), classes="numbers")
+
+
+def _numbered(found):
+    """Checks with their numbers as people read them."""
+    import pandas as pd
+
+    columns = ["check", "measured", "expected", "verdict", "note"]
+    rows = [(one.id, *one.shown, one.verdict, one.note) for one in found]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _html(table, **options):
+    """A small table; nbval does not compare the measured ones, whose class is ``numbers``."""
+    import pandas as pd
+
+    with pd.option_context("display.max_colwidth", None):
+        text = table.to_html(index=False, border=0, justify="left", **options)
+    return text.replace("<td>", "<td style='text-align: left'>")
+
+
+def _id(*parts):
+    return ".".join(str(part) for part in parts if part != "")
 
 
 def row_of(check):
@@ -255,21 +374,6 @@ def worst(verdicts):
     return max(verdicts, key=VERDICTS.index)
 
 
-def load_catalogue(notebook):
-    """The claim table of a notebook: row id -> its entry, as the head of this module shows it."""
-    path = paths.CLAIMS / f"{notebook}.yaml"
-    if not path.exists():
-        raise checks.InputError(f"no claim catalogue for {notebook}: expected {path}")
-    catalogue = files.read_yaml(path)
-    for row, entry in catalogue.items():
-        missing = {"statement", "source"} - entry.keys()
-        unknown = entry.keys() - {"statement", "source", "needs", "networks"}
-        if missing or unknown:
-            problem = f"lacks {sorted(missing)}" if missing else f"has unknown {sorted(unknown)}"
-            raise checks.InputError(f"{path.name}, row {row} {problem}")
-    return catalogue
-
-
 def read(path):
     """The claims stored in a ``claims.json``.
 
@@ -286,33 +390,6 @@ def read(path):
     return found
 
 
-@dataclass(frozen=True)
-class Place:
-    """A cell by its execution count, the last figure made up to there, what of nclib it calls."""
-
-    cell: int
-    figure: str
-    calls: list
-
-
-def places(notebook, row):
-    """The cells of ``notebook`` that check ``row``, as :class:`Place` objects."""
-    path = paths.NOTEBOOKS / f"{notebook}.ipynb"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    found, figure, modules = [], "", {}
-    codes = ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == "code"]
-    for number, source in enumerate(codes, 1):
-        for home, names in re.findall(r"^from (nclib[\w.]*) import (.+)$", source, re.MULTILINE):
-            for name, _, alias in (part.partition(" as ") for part in names.split(", ")):
-                modules[alias or name] = f"{home}.{name}"
-        figure = (re.findall(r'run\.figure\(.*?"(\d\d_\w+)"', source, re.DOTALL) or [figure])[-1]
-        if re.search(rf"""["'(]{row}["'.]""", source):
-            called = dict.fromkeys(re.findall(r"\b(\w+)((?:\.\w+)?)\(", source))
-            calls = [modules[name] + dot for name, dot in called if name in modules]
-            found.append(Place(number, figure, calls))
-    return found
-
-
 def short(value):
     """A number as people read it in a ledger: three significant digits."""
     if value is None:
@@ -320,5 +397,15 @@ def short(value):
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _number(value):
-    return float(value.item() if hasattr(value, "item") else value)
+def exact(value):
+    """A number with as many digits as it takes to be exactly this one, such as 1.0000000000001."""
+    text = f"{value:g}" if isinstance(value, int | float) else str(value)
+    return text if isinstance(value, str) or float(text) == value else repr(value)
+
+
+def _finite(value):
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _plain(value):
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

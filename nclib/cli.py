@@ -155,8 +155,8 @@ def sweep(notebook, profile, pairs, seeds, file, jobs, threads, out, scheduler, 
     texts = _overrides(pairs)
     if file:
         texts = sweeps.read_grid(file) | texts
-    planned = runs.grid(notebook, texts, profile, seeds=seeds, out=out, threads=threads)
-    cost = runs.estimate(planned, jobs)
+    planned = sweeps.grid(notebook, texts, profile, seeds=seeds, out=out, threads=threads)
+    cost = sweeps.estimate(planned, jobs)
     took = "unknown: the notebook was not run here yet" if cost is None else f"about {cost:.0f} s"
     click.echo(f"{len(planned)} runs of {planned[0].notebook}; time {took}")
     if dry_run:
@@ -197,67 +197,71 @@ def claims(which, name, out, everything):
     for book in runs.notebooks():
         if not (paths.CLAIMS / f"{book}.yaml").exists():
             continue
-        folder = results.get((name, book))
-        found = ledger.read(folder / "claims.json") if folder else []
+        found = _stored(results, name, book)
         click.echo(f"\n{book} [{name}]" + ("" if found else "  not run"))
         for row, own in ledger.by_row(book, found).items():
             verdict = ledger.worst(claim.verdict for claim in own)
             fails += verdict == "fails"
-            click.echo(f"  {row:8} {_mark(verdict)} {own[0].statement}{_reason(own, verdict)}")
-            for claim in own if everything and found else []:
-                click.echo(f"  {_check(claim)}")
+            note = next(claim.note for claim in own if claim.verdict == verdict)
+            reason = f"  [{note}]" if verdict == "not run" and note else ""
+            click.echo(f"  {row:8} {_mark(f'{verdict:14}')} {own[0].statement}{reason}")
+            if everything and found:
+                _show_checks(own)
     if fails:
         click.echo(f"\n{fails} row(s) fail", err=True)
         sys.exit(1)
 
 
+def _stored(results, name, book):
+    from nclib import claims as ledger
+
+    folder = results.get((name, book))
+    return ledger.read(folder / "claims.json") if folder else []
+
+
 def _mark(verdict):
-    color = {"holds": "green", "fails": "red", "not run": None}.get(verdict, "yellow")
-    return click.style(f"{verdict:14}", fg=color)
+    color = {"holds": "green", "fails": "red", "not run": None}.get(verdict.strip(), "yellow")
+    return click.style(verdict, fg=color)
 
 
-def _reason(own, verdict):
-    note = next(claim.note for claim in own if claim.verdict == verdict)
-    return f"  [{note}]" if verdict == "not run" and note else ""
-
-
-def _check(claim):
-    from nclib.claims import short
-
-    bound = str(claim.expected)
-    if claim.tolerance is not None and not isinstance(claim.expected, bool | str):
-        bound = f"{short(claim.expected)} ± {claim.tolerance:g}"
-    numbers = f"{short(claim.measured)} ({bound})" if claim.verdict != "not run" else ""
-    return f"  {claim.id:24} {_mark(claim.verdict)} {numbers:36} {claim.note}".rstrip()
+def _show_checks(own):
+    """One aligned line per check: id, verdict, numbers, note."""
+    lines = [(claim.id, claim.verdict, "{} ({})".format(*claim.shown), claim.note)
+             for claim in own if claim.measured is not None]  # fmt: skip
+    wide, numbers = (max((len(line[i]) for line in lines), default=0) for i in (0, 2))
+    for identifier, verdict, text, note in lines:
+        line = f"    {identifier:{wide}}  {_mark(f'{verdict:14}')} {text:{numbers}}  {note}"
+        click.echo(line.rstrip())
 
 
 def _show_row(which, name, results):
-    """Statement, source, verdict, numbers, picture, cell and functions of one row."""
+    """Statement, source, verdict, numbers, picture, cells and functions of one row."""
+    from nclib import catalogue, paths, places, runs
     from nclib import claims as ledger
-    from nclib import paths, runs
 
     number, _, check = which.partition(".")
     row = ledger.row_of(check)
     book = runs.find(number)
-    catalogue = ledger.load_catalogue(book)
-    if row not in catalogue:
+    rows = catalogue.load(book)
+    if row not in rows:
         raise checks.InputError(
-            f"{book} has no row {row or '(none given)'}; it has {', '.join(catalogue)}"
+            f"{book} has no row {row or '(none given)'}; it has {', '.join(rows)}"
         )
-    folder = results.get((name, book))
-    found = ledger.read(folder / "claims.json") if folder else []
-    own = ledger.by_row(book, found)[f"{int(number)}.{row}"]
-    click.echo(catalogue[row]["statement"])
-    click.echo(f"source    {catalogue[row]['source']}")
-    click.echo(f"verdict   {_mark(ledger.worst(c.verdict for c in own)).strip()}  [{name}]")
-    for claim in own:
-        click.echo(_check(claim))
-    for place in ledger.places(book, row):
-        if place.figure and folder:
-            click.echo(f"picture   {folder / place.figure}.png")
-        click.echo(f"cell      {paths.NOTEBOOKS / book}.ipynb, [{place.cell}]")
-        for name in place.calls:
-            click.echo(f"calls     {name}")
+    own = ledger.by_row(book, _stored(results, name, book))[f"{int(number)}.{row}"]
+    click.echo(rows[row]["statement"])
+    click.echo(f"source    {rows[row]['source']}")
+    click.echo(f"verdict   {_mark(ledger.worst(c.verdict for c in own))}  [{name}]")
+    _show_checks(own)
+    folder = results.get((name, book), paths.figures() / name / book)
+    for file in sorted(folder.glob(f"{rows[row].get('seen', '-')}.*"), reverse=True):
+        click.echo(f"{'table' if file.suffix == '.csv' else 'picture':9} {file}")
+    for place in places.places(book, row):
+        others = ", ".join(f"[{cell}]" for cell in place.computed if cell != place.cell)
+        computed = f"; its numbers come from {others}" if others else ""
+        click.echo(f"cell      {paths.NOTEBOOKS / book}.ipynb, [{place.cell}]{computed}")
+        for call in place.calls:
+            file, line = places.source(call)
+            click.echo(f"function  {call.removeprefix('nclib.')}  {file}:{line}")
 
 
 @main.command()

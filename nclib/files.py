@@ -69,7 +69,24 @@ def digest(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
-def read_yaml(path, load=yaml.safe_load):
+class _Loader(yaml.SafeLoader):
+    """Plain values; a key written twice, of which YAML would keep the last, is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"found the key {twice!r} twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def _plain(text):
+    return _Loader(text).get_single_data()
+
+
+def read_yaml(path, load=_plain):
     """The content of a YAML file; plain values only, a tag that names Python objects is refused.
 
     ``load=yaml_texts``: every value as the text it was written as.  Raises

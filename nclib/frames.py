@@ -1,9 +1,11 @@
-"""Target geometries: the simplex equiangular tight frame and the orthogonal frame.
+"""Target geometries: the simplex equiangular tight frame, the orthogonal frame, and others.
 
 A *Gram target* is the matrix of inner products that a collapsed classifier or set of class means
 reaches, scaled to Frobenius norm 1, so that it can be compared with any Gram matrix after the same
 scaling (metrics NC2 and NC3).
 """
+
+import math
 
 import torch
 
@@ -73,6 +75,42 @@ def orthogonal_frame(K, d=None, *, generator=None, dtype=torch.float64):
     if generator is None:
         return torch.eye(K, d, dtype=dtype)
     return random_rotation(d, K, generator=generator, dtype=dtype).T
+
+
+def polygon(K, d=2):
+    """The regular K-gon on the unit circle of the first two coordinates, ``(K, d)``."""
+    K, d = checks.integer("K", K, 2), checks.integer("d", d, 2)
+    angles = 2 * math.pi * torch.arange(K, dtype=torch.float64) / K
+    return torch.nn.functional.pad(torch.stack([angles.cos(), angles.sin()], 1), (0, d - 2))
+
+
+def cross_polytope(d, K=None):
+    """The first ``K`` (default all) of the vertices ``e_1, …, e_d, -e_1, …, -e_d``, ``(K, d)``."""
+    d = checks.integer("d", d)
+    K = 2 * d if K is None else checks.integer("K", K, 2)
+    if 2 * d < K:
+        raise checks.InputError(f"the cross-polytope in d={d} has {2 * d} vertices, got K={K}")
+    axes = torch.eye(d, dtype=torch.float64)
+    return torch.cat([axes, -axes])[:K]
+
+
+def icosahedron():
+    """The 12 vertices of the icosahedron on the unit sphere, ``(12, 3)``; cosines ±1/√5 and ±1."""
+    golden = (1 + 5**0.5) / 2
+    corners = torch.tensor(
+        [(0.0, s, t * golden) for s in (1, -1) for t in (1, -1)], dtype=torch.float64
+    )
+    rows = torch.cat([corners.roll(shift, 1) for shift in range(3)])
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+def pairs(points):
+    """All pairs of ``points`` points: each row holds a 1 for its two, ``(K, points)``.
+
+    K = points (points - 1) / 2: the incidence matrix of the complete graph (Súkeník et al. 2024).
+    """
+    both = torch.combinations(torch.arange(checks.integer("points", points, 2)))
+    return torch.zeros(len(both), points, dtype=torch.float64).scatter_(1, both, 1.0)
 
 
 def nc2_floor(K, d):

@@ -4,6 +4,7 @@
 ``labels (N,)`` to the mean loss, differentiable, in the dtype and on the device of the logits.
 Each loss also has ``per_sample``, the same without the mean; like
 ``torch.nn.functional.cross_entropy`` it takes ``(N, K, …)`` and ``(N, …)`` too, classes second.
+Some have ``slope``, its gradient in the logits, or ``log_per_sample``, its logarithm.
 """
 
 import inspect
@@ -17,6 +18,8 @@ from nclib import checks
 
 class _Loss:
     """Mean over samples of ``per_sample``; each loss is a frozen dataclass of its parameters."""
+
+    sets = False  # whether the targets are label sets (N, K)
 
     def __call__(self, logits, labels):
         return self.per_sample(logits, labels).mean()
@@ -112,7 +115,7 @@ class MeanSquaredError(_Loss):
         return tau / 2 * (self.kappa * (own - self.scale).square() + others)
 
     def slope(self, logits, labels):
-        """Gradient of :meth:`per_sample` in the logits."""
+        """Gradient of :meth:`per_sample` in the logits, of their shape."""
         own, tau = labels.unsqueeze(1), self.weight(logits.shape[1])
         if self.kappa == 1:
             target = torch.full_like(own, -self.scale, dtype=logits.dtype)
@@ -123,39 +126,56 @@ class MeanSquaredError(_Loss):
 
 @dataclass(frozen=True)
 class PickAllLabels(_Loss):
-    """``Σ_{k∈S} (logsumexp(z) - z_k)`` of a label set S; ``"mean"``: divided by |S|."""
+    """``Σ_{k∈S} [logsumexp(z) - z_k]`` of a label set S: each label is a target in turn.
+
+    ``reduction="sum"`` is the loss of Li et al. 2024; ``"mean"`` divides by |S| (cross-entropy
+    against targets/|S|).  With m labels the infimum is ``m log m`` or ``log m``, not 0 (3.L1).
+    """
 
     reduction: str = "sum"
     name = "pal"
+    sets = True
+
+    def __post_init__(self):
+        checks.choice("reduction", self.reduction, ("sum", "mean"))
+
+    def __str__(self):
+        return f"pal(reduction={self.reduction})"
 
     def per_sample(self, logits, targets):
-        found = -(targets * F.log_softmax(logits, 1)).sum(1)
+        """Losses ``(N,)`` of ``logits (N, K)`` and multi-hot ``targets (N, K)``; unchecked."""
+        found = -torch.where(targets > 0, F.log_softmax(logits, 1), 0.0).sum(1)
         return found if self.reduction == "sum" else found / targets.sum(1)
 
 
 @dataclass(frozen=True)
 class ExactCrossEntropy(_Loss):
-    """Cross-entropy that stays exact where it underflows; ``margin`` lowers the true logit."""
+    """Cross-entropy that stays exact where it underflows; ``margin`` lowers the true logit.
+
+    In the scaled logits of a problem, ``margin`` is that of CosFace times the scale.
+    """
 
     margin: float = 0.0
     name = "exact_ce"
 
+    def __post_init__(self):
+        checks.real("margin", self.margin)
+
     def rivals(self, logits, labels):
-        """Log-sum-exp of the wrong logits minus the true one; the loss is its softplus."""
+        """Log-sum-exp of the wrong logits minus the true one ``(N,)``; the loss is its softplus."""
         own = labels.unsqueeze(1)
-        return (
-            logits.scatter(1, own, -torch.inf).logsumexp(1)
-            - logits.gather(1, own)[:, 0]
-            + self.margin
-        )
+        others = logits.scatter(1, own, -torch.inf).logsumexp(1)
+        return others - logits.gather(1, own).squeeze(1) + self.margin
 
     def per_sample(self, logits, labels):
+        """Losses ``(N,)``, with full relative precision down to the smallest float."""
         return F.softplus(self.rivals(logits, labels), threshold=50)
 
     def log_per_sample(self, logits, labels):
+        """Logs of the losses ``(N,)``, which no loss underflows."""
         x = self.rivals(logits, labels)
-        safe = F.softplus(x.clamp(min=-20)).log()
-        return torch.where(x < -20, x - x.clamp(max=-20).exp() / 2, safe)
+        tail = x - x.clamp(max=-20).exp() / 2  # log log(1 + e^x) = x - e^x/2 + O(e^2x)
+        return torch.where(x < -20, tail, F.softplus(x.clamp(min=-20)).log())
 
 
 LOSSES = {loss.name: loss for loss in (CrossEntropy, LabelSmoothing, Focal, MeanSquaredError)}
@@ -189,8 +209,6 @@ def pick_all_labels(logits, targets, reduction="sum"):
     :class:`~nclib.checks.InputError` for shapes that differ, targets other than 0 and 1, and
     samples without a label.
     """
-    checks.choice("reduction", reduction, ("sum", "mean"))
+    loss = PickAllLabels(reduction)
     logits = logits if torch.is_tensor(logits) else torch.as_tensor(logits, dtype=torch.float64)
-    targets = checks.label_sets(targets, shape=tuple(logits.shape)).to(logits)
-    losses = -torch.where(targets > 0, F.log_softmax(logits, -1), 0.0).sum(-1)
-    return (losses if reduction == "sum" else losses / targets.sum(-1)).mean()
+    return loss(logits, checks.label_sets(targets, shape=tuple(logits.shape)).to(logits))

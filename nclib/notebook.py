@@ -77,6 +77,7 @@ class Run:
             random.seed(seed)
             torch.manual_seed(seed)
         self.ledger = claims.Ledger(name)
+        self.claim, self.verdict = self.ledger.claim, self.ledger.verdict
         self.tables = {}  # name -> columns that vary
         style.use()
 
@@ -145,9 +146,7 @@ class Run:
             "tables": self.tables,
         }
         files.write_json(self.figures / "record.json", record)
-        counts = self.ledger.verdicts()["verdict"].value_counts()
-        summary = ", ".join(f"{counts[v]} {v}" for v in claims.VERDICTS if v in counts)
-        print(f"{self.name}: {summary}")
+        print(f"{self.name}: {self.ledger.summary()}")
         if REPRODUCE in os.environ:
             found = reproduction.compare(self.figures, self._stored(), self.tables)
             if found.differences:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import shlex
 from pathlib import Path
 from urllib.parse import quote
@@ -12,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from PIL import Image
 
-from nclib import __version__, checks, claims, files, parameters, paths, runs
+from nclib import __version__, checks, claims, files, parameters, paths, places, runs
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -24,6 +25,7 @@ def write(*, out=None, target=None):
     inline, and its policy admits this one script only.  Every text that comes from a run is
     escaped.  Raises :class:`~nclib.checks.InputError` if nothing ran or a result is damaged.
     """
+    target = Path(target) if target else paths.runs(out) / "report.html"
     found = [_read(*place, folder, out) for place, folder in runs.results(out).items()]
     found += [
         _read("interactive", path.parents[1].name, path.parent, out)
@@ -47,11 +49,11 @@ def write(*, out=None, target=None):
         profiles=list(dict.fromkeys(profile(run) for run in found)),
         verdicts=claims.VERDICTS,
         short=claims.short,
+        link=lambda file: _link(file, target),
         version=__version__,
         script=Markup(script),
         script_hash=f"sha256-{digest}",
     )
-    target = Path(target) if target else paths.runs(out) / "report.html"
     with files.replacing(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return target
@@ -62,9 +64,6 @@ def _read(run, book, folder, out):
     manifest = files.read_json(record)  # run and book: whatever the file says
     found = claims.read(folder / "claims.json")
     known = book in runs.notebooks()
-    where = {
-        row: claims.places(book, row.split(".")[1]) if known else [] for row in claims.rows(found)
-    }
     pictures = [
         {
             "name": file.stem,
@@ -82,7 +81,10 @@ def _read(run, book, folder, out):
         "parameters": {"profile": "quick"} | manifest.get("parameters", {}),
         "id": f"{run}--{book}",
         "claims": found,
-        "places": where,
+        "rows": {
+            row: _where(book if known else None, row, own, pictures)
+            for row, own in claims.rows(found).items()
+        },
         "figures": pictures,
         "counts": _count(found),
         "command": command(manifest | {"notebook": book}),
@@ -90,6 +92,24 @@ def _read(run, book, folder, out):
         "executed": (paths.runs(out) / run / book / "notebook.ipynb").exists(),
     }
     return shown | {"label": _label(shown)}
+
+
+def _where(book, row, own, pictures):
+    """Where a row is seen, checked and computed: figure, cell, functions with their file."""
+    found = places.places(book, row.split(".")[1]) if book else []
+    calls = dict.fromkeys(call for place in found for call in place.calls)
+    saved = [picture["name"] for picture in pictures]
+    return {
+        "figure": own[0].seen if own[0].seen in saved else "",
+        "cells": [place.cell for place in found],
+        "functions": [(call.removeprefix("nclib."), *places.source(call)) for call in calls],
+    }
+
+
+def _link(file, target):
+    """The relative address of a file of the checkout, for a report that lies in it, too."""
+    inside = paths.ROOT in file.resolve().parents and paths.ROOT in target.resolve().parents
+    return quote(os.path.relpath(file.resolve(), target.resolve().parent)) if inside else ""
 
 
 def _count(found):
@@ -132,20 +152,17 @@ def _answer(book, found):
 
 def _open(run, row, claim):
     """A row that does not just hold: its sentence, number, picture, cell and functions."""
-    place = next(iter(run["places"][row]), None)
-    picture = run["folder"] / f"{place.figure}.png" if place else None
-    bound = claim.expected if claim.tolerance is None else claims.short(claim.expected)
-    return {
+    where = run["rows"][row]
+    picture = run["folder"] / f"{where['figure']}.png"
+    return where | {
         "row": row,
         "verdict": claim.verdict,
         "statement": claim.statement,
-        "number": f"{claims.short(claim.measured)} ({bound})",
+        "number": "{} ({})".format(*claim.shown),
         "note": claim.note,
-        "thumbnail": _thumbnail(picture) if picture and picture.exists() else "",
-        "figure": place.figure if place else "",
-        "cell": place.cell if place else None,
-        "calls": place.calls if place else [],
+        "thumbnail": _thumbnail(picture) if picture.exists() else "",
         "id": run["id"],
+        "run": run,
         "runs": [],
     }
 

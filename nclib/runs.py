@@ -17,7 +17,6 @@ them only if told to store.
 import contextlib
 import errno
 import hashlib
-import itertools
 import json
 import os
 import platform
@@ -33,7 +32,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from nclib import checks, claims, files, notebook, parameters, paths, reproduction
+from nclib import checks, claims, files, kernels, notebook, parameters, paths, reproduction
 
 try:
     import fcntl
@@ -50,7 +49,6 @@ class Job:
     parameters: dict
     out: str | None = None
     threads: int = 1
-    kernel: str = "python3"
 
     @property
     def source(self):
@@ -295,8 +293,8 @@ def _execute(job, progress, start):
     mark = fingerprint(job)
     try:
         os.environ |= _environment(job, staging)
-        if message := _papermill(job, partial, progress):
-            return message
+        if message := kernels.execute(job.source, partial, job.parameters, progress=progress):
+            return _explain(None, job, message)
         record = staging / "record.json"
         if not record.exists():
             return "the notebook stopped before its last cell (did a cell call sys.exit?)"
@@ -318,67 +316,6 @@ def _execute(job, progress, start):
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return None
-
-
-def _papermill(job, partial, progress):
-    """Execute the notebook into ``partial``; returns what went wrong, or ``None``."""
-    _import_papermill()
-    import papermill
-
-    for attempt in (1, 2):
-        try:
-            papermill.execute_notebook(
-                _literal(job.source),
-                _literal(partial),
-                parameters=job.parameters,
-                kernel_name=job.kernel,
-                language="python",
-                progress_bar=progress,
-                log_output=False,
-                shutdown_kernel="immediate",  # everything is written by then
-                kernel_manager_class=_own_kernel(),
-            )
-            break
-        except papermill.PapermillExecutionError as error:
-            text = f"{error.ename}: {error.evalue}"
-            return f"cell {error.exec_count}: {_explain(error, job, text)}"
-        except OSError:
-            raise
-        except Exception as error:
-            # Many kernels starting at once can lose a race for a port; nothing has run yet then.
-            if attempt == 1 and _cells_run(partial) == 0:
-                continue
-            kind = type(error).__name__
-            where = f"after {_cells_run(partial)} cells" if partial.exists() else "at the start"
-            return f"the kernel died or timed out {where} ({kind}: {error})"
-    return None
-
-
-def _import_papermill():
-    # jsonschema would compile a grammar of internationalised web addresses, for more than a second
-    # in every process; notebooks hold none.  A module that is None counts as not installed.
-    sys.modules.setdefault("rfc3987_syntax", None)
-
-
-def _own_kernel():
-    """A kernel manager that starts this interpreter, whatever a kernelspec of that name starts.
-
-    A kernelspec ``python3`` of another environment, in the home directory or on ``JUPYTER_PATH``,
-    hides the own one; its kernel has another nclib or none, or ends at once.
-    """
-    from ipykernel.kernelspec import get_kernel_dict
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpec
-
-    class OwnKernel(AsyncKernelManager):
-        kernel_spec = KernelSpec(**get_kernel_dict())
-
-    return OwnKernel
-
-
-def _literal(path):
-    """``path`` for papermill, which would fill parameters into braces."""
-    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _environment(job, staging):
@@ -405,14 +342,6 @@ def _publish(source, target):
         if path.is_file() and path.name not in new:
             path.unlink()
     source.rmdir()
-
-
-def _cells_run(path):
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return 0
-    return sum(bool(cell.get("execution_count")) for cell in content["cells"])
 
 
 @contextlib.contextmanager
@@ -659,90 +588,6 @@ def load(out=None, names=None):
         for claim in claims.read(folder / "claims.json"):
             rows.append({"run": name, "notebook": book} | asdict(claim) | extra)
     return pd.DataFrame(rows)
-
-
-# Sweeps -------------------------------------------------------------------------------------------
-
-
-def grid(query, texts, profile_name="quick", *, seeds=None, out=None, threads=1):
-    """The jobs of a cartesian product of parameter values.
-
-    ``texts``: parameter -> list of values, or text of alternatives: ``"ce,ls"``, ``"2,8,32"``; for
-    a parameter that is itself a list or dict, alternatives are separated by semicolons
-    (``"2,8;32"``).  ``seeds``: ``"0:5"`` (0 to 4) or ``"1,123,321"``, for the parameter ``seed``.
-    """
-    known = parameters.declared(find(query))
-    alternatives = {}
-    for key, text in texts.items():
-        if key not in known:
-            raise parameters.unknown(key, known)
-        nested = re.search("list|dict", str(known[key].kind))
-        values = text
-        if isinstance(text, str):
-            values = [part.strip() for part in text.split(";" if nested else ",")]
-        if not values or (isinstance(text, str) and "" in values):
-            example = f"{key}=1,2;3 for two lists" if nested else f"{key}=A,B"
-            raise checks.InputError(f"parameter {key} lacks a value in {text!r}; write {example}")
-        alternatives[key] = values
-    if seeds is not None and "seed" in alternatives:
-        raise checks.InputError("parameter seed is given twice: with -p and with --seeds")
-    if seeds is not None:
-        alternatives["seed"] = _seeds(seeds)
-    if not alternatives:
-        raise checks.InputError("a sweep needs -p NAME=A,B,… or --seeds 0:5")
-    settings = [
-        dict(zip(alternatives, values, strict=True))
-        for values in itertools.product(*alternatives.values())
-    ]
-    found = [job(query, profile_name, setting, out=out, threads=threads) for setting in settings]
-    return list({one.name: one for one in found}.values())  # a value given twice is one run
-
-
-def _seeds(text):
-    first, colon, last = str(text).partition(":")
-    try:
-        found = range(int(first), int(last)) if colon else [int(s) for s in first.split(",")]
-    except ValueError:
-        found = []
-    if not found:
-        raise checks.InputError(f"--seeds {text}: write 0:5 for 0, …, 4, or 1,123,321")
-    return [str(seed) for seed in found]
-
-
-def estimate(jobs, parallel=1):
-    """Seconds the jobs will take, from what their notebook took last; ``None`` if unknown."""
-    total = 0.0
-    for one in jobs:
-        path = paths.figures() / one.parameters.get("profile", "quick") / one.notebook
-        try:
-            total += files.read_json(path / "manifest.json")["seconds"]
-        except checks.InputError:
-            return None
-    return total / parallel
-
-
-def summary(table, parameters):
-    """Mean, standard deviation and number of seeds of every measured claim.
-
-    ``table``: as :func:`load` gives it; ``parameters``: the swept ones.  One row per claim and
-    setting, seeds pooled; ``holds`` counts the runs in which the claim holds.
-    """
-    import pandas as pd
-
-    keys = ["notebook", "id", *(f"p.{name}" for name in parameters if name != "seed")]
-    numbers = table.assign(
-        measured=pd.to_numeric(table["measured"], errors="coerce"),
-        holds=table["verdict"].isin(["holds", "counterexample"]),
-        **{key: table[key].astype(str) for key in keys},
-    )
-    pooled = numbers.groupby(keys, sort=False)
-    result = pooled.agg(
-        mean=("measured", "mean"),
-        sd=("measured", "std"),
-        n=("measured", "size"),
-        holds=("holds", "sum"),
-    )
-    return result.reset_index()
 
 
 # Storing outputs in the committed notebooks -------------------------------------------------------

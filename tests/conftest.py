@@ -184,7 +184,8 @@ class Tiny:
         found = [
             {"id": f"90.A{i + 1}", "statement": f"statement {i + 1}", "measured": measured[i]}
             | common
-            | {"verdict": verdict}
+            | {"verdict": verdict, "row": f"90.A{i + 1}", "relation": "below", "bound": 1.0}
+            | {"seen": "02_second" if i == 0 else "../../../90_tiny/01_first"}
             for i, verdict in enumerate(verdicts)
         ]
         files.write_json(folder / "claims.json", found)

@@ -1,11 +1,13 @@
+import dataclasses
 import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from nclib import claims, paths
+from nclib import catalogue, checks, claims, paths, places
 
 CATALOGUE = {
     "L1": {"statement": "one", "source": "paper"},
@@ -76,6 +78,7 @@ def test_the_file_holds_every_row_and_a_forgotten_one_is_an_error(tmp_path):
     stored = json.loads((tmp_path / "claims.json").read_text())
     assert [entry["id"] for entry in stored] == ["1.L1.a", "1.L2", "1.L10"]
     keys = ["id", "statement", "source", "measured", "expected", "tolerance", "verdict", "note"]
+    keys += ["row", "relation", "bound", "seen"]
     assert all(list(entry) == keys for entry in stored)
     assert stored[0]["expected"] == "<= 1"
     assert stored[2] | {"verdict": 0} == stored[2] | {"verdict": 0, "note": "needs profile paper"}
@@ -133,7 +136,7 @@ def test_every_check_marked_as_a_finding_on_networks_exists():
     for path in paths.CLAIMS.glob("*.yaml"):
         stored = claims.read(paths.figures() / "quick" / path.stem / "claims.json")
         made = {claim.id for claim in stored}
-        for row, entry in claims.load_catalogue(path.stem).items():
+        for row, entry in catalogue.load(path.stem).items():
             marks = entry.get("networks", False)
             for mark in [] if isinstance(marks, bool) else marks:
                 check = f"{int(path.stem[:2])}.{row}.{mark}"
@@ -154,15 +157,39 @@ def test_no_row_swallows_another_that_begins_alike():
     assert dict(table["verdict"]) == {"1.L1": "holds", "1.L2": "holds", "1.L10": "fails"}
 
 
-def test_a_row_leads_to_its_cell_its_picture_and_the_functions_called():
-    found = claims.places("04_large_class_gnc", "G7")
-    assert [place.figure for place in found] == ["02_known_margins"]
-    assert "nclib.results.large_class.codes.sharp_code" in found[0].calls
-    for book in ("01_multi_loss_equivalence", "06_convex_duality"):
-        stored = paths.figures() / "quick" / book
-        for row in claims.load_catalogue(book):
-            for place in claims.places(book, row):
-                assert not place.figure or (stored / f"{place.figure}.png").exists(), row
+def test_a_row_leads_to_its_cells_and_the_functions_that_made_its_numbers():
+    (place,) = places.places("00_quickstart", "Q4")
+    assert place.cell == place.computed[0]
+    assert place.calls[:2] == ["nclib.metrics.certified_gap", "nclib.deep.nets.seeded"]
+    assert "nclib.deep.data.load" in place.calls  # through the digits of another section
+    assert "nclib.deep.collect.statistics" not in place.calls
+    for call in place.calls:
+        file, line = places.source(call)
+        written = file.read_text(encoding="utf-8").splitlines()[line - 1]
+        assert written.startswith((f"def {call.split('.')[-1]}(", f"class {call.split('.')[-1]}"))
+
+
+def test_what_a_loop_or_a_function_names_itself_is_no_origin(tmp_path, monkeypatch):
+    cells = [
+        "from nclib import frames, losses\nfrom nclib.metrics import nc_metrics",
+        "name = frames.simplex_etf(3, 3)\nused = frames.nc2_floor(4, 2)",
+        "table = [nc_metrics(name) for name in range(3)]",
+        "both = lambda used: table",
+        'run.claim("L1", sum(both(0)))\nrun.claim("L10", used)',
+    ]
+    code = [{"cell_type": "code", "source": [text]} for text in cells]
+    (tmp_path / "01_x.ipynb").write_text(json.dumps({"cells": code}))
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
+    assert places.places("01_x", "L1") == [places.Place(5, [5, 4, 3], ["nclib.metrics.nc_metrics"])]
+    assert places.places("01_x", "L10") == [places.Place(5, [5, 2], ["nclib.frames.nc2_floor"])]
+    assert places.places("01_x", "L2") == []
+
+
+@pytest.mark.parametrize("book", sorted(path.stem for path in paths.CLAIMS.glob("*.yaml")))
+def test_every_row_leads_to_a_cell(book):
+    for row, entry in catalogue.load(book).items():
+        if "check" in entry or "checks" in entry:
+            assert places.places(book, row), row
 
 
 def test_one_row_on_the_command_line_has_everything():
@@ -171,10 +198,268 @@ def test_one_row_on_the_command_line_has_everything():
     from nclib.cli import main
 
     ask = lambda *words: CliRunner().invoke(main, ["claims", *words])
-    text = ask("4.G7").output
-    for part in ("Softmax and Tammes", "source    Jiang et al.", "verdict", "02_known_margins"):
-        assert part in text
+    text = ask("0.Q2").output
+    for part in (
+        "NC1, NC2 and NC3 fall while",
+        "source    this project",
+        "verdict   holds  [quick]",
+        "    0.Q2.nc2_means  holds ",
+        "00_quickstart/01_collapse_in_the_plane.png",
+        "00_quickstart.ipynb, [",
+        "function  deep.train.fit  ",
+        "train.py:",
+    ):
+        assert part in text, part
     for wrong, message in (("4.G99", "no row G99"), ("9.A1", "is unknown"), ("4", "has no row")):
         result = ask(wrong)
         assert result.exit_code == 2
         assert message in result.output
+
+
+DECLARED = {
+    "L1": {
+        "statement": "one",
+        "source": "paper",
+        "seen": "01_picture",
+        "checks": {
+            "value": {"below": 1.0000000000001},
+            "frame": {"close": 1e-5, "note": "raw, {case}, braces {{}}"},
+            "known": {"close": "1e-3", "to": 0.5},
+            "limit": {"above": "given"},
+            "count": {"equal": 3, "counterexample": True},
+        },
+    },
+    "L10": {"statement": "ten", "source": "here", "check": {"below": 0.5, "each": "loss"}},
+    "L2": {
+        "statement": "two",
+        "source": "here",
+        "checks": {
+            "listed": {"above": 0.0, "each": ["ce", "ls"], "note": "{key}: {what}"},
+            "per": {"close": 0.1, "to": {10: 2.5, 100: 4.3}, "note": "far {far:.1f}"},
+            "some": {"equal": True, "when": "equal decays"},
+        },
+        "networks": ["per"],
+    },
+    "L3": {"statement": "three", "source": "here", "needs": "paper", "check": {"below": 1}},
+}
+
+
+def declared():
+    return claims.Ledger("01_some_result", DECLARED)
+
+
+def test_the_checks_of_a_row_are_data_and_the_notebook_gives_numbers():
+    one = declared()
+    found = one.claim(
+        "L1", value=1.0, frame=(0.3, 0.30000001), limit=(2, 1.5), text={"case": "K = 3"}
+    )
+    assert repr(found) == "1.L1.value: holds\n1.L1.frame: holds\n1.L1.limit: holds"
+    assert [claim.note for claim in found.claims] == ["", "raw, K = 3, braces {}", ""]
+    rest = one.claim("L1", known=torch.tensor(0.6), count=np.int64(3))
+    assert [claim.verdict for claim in rest.claims] == ["fails", "counterexample"]
+    assert (found.verdict, rest.verdict, one.verdict("L1")) == ("holds", "fails", "fails")
+    assert one.verdict("L2") == "not run"
+    losses = one.claim("L10", {"ce": 0.1, "ls": 0.7}, converged={"ls": False})
+    assert repr(losses) == "1.L10.ce: holds\n1.L10.ls: not converged"
+
+
+def test_a_mapping_checks_each_entry():
+    one = declared()
+    series = pd.Series({"ls": 2.0, "ce": -1.0})
+    note = {"what": {"ce": "cross-entropy", "ls": "smoothed"}, "far": {10: 0.25, 100: 2}}
+    found = one.claim(
+        "L2",
+        listed=series,
+        per={10: 2.55, 100: 9.0},
+        text=note,
+        applies={"listed": {"ce": False}},
+    )
+    assert [(claim.id, claim.verdict) for claim in found.claims] == [
+        ("1.L2.listed.ls", "holds"),
+        ("1.L2.listed.ce", "not run"),
+        ("1.L2.per.10", "holds"),
+        ("1.L2.per.100", "not reproduced"),
+    ]
+    assert found.claims[0].note == "ls: smoothed"
+    assert [claim.note for claim in found.claims[2:]] == ["far 0.2", "far 2.0"]
+    assert found.claims[3].bound == 4.3
+    pairs = one.claim("L10", {("ce", 2): 0.1})
+    assert pairs.claims[0].id == "1.L10.ce.2"
+
+
+@pytest.mark.parametrize("kind", ["below", "above", "close"])
+def test_a_bound_is_exact_to_the_last_digit(kind):
+    entry = {kind: 1e-5, "to": 0.0} if kind == "close" else {kind: 1e-5}
+    rows = {"L1": {"statement": "s", "source": "s", "check": entry}}
+    for direction in (-1, 0, 1):
+        measured = float(np.nextafter(1e-5, direction * np.inf)) if direction else 1e-5
+        (claim,) = claims.Ledger("01_some_result", rows).claim("L1", measured).claims
+        good = direction >= 0 if kind == "above" else direction <= 0
+        assert claim.verdict == ("holds" if good else "fails")
+        shown = [float(part.strip("<>= ")) for text in claim.shown for part in text.split("±")]
+        if kind == "close":
+            assert (abs(shown[0] - shown[1]) <= shown[2]) == good
+        else:
+            assert (shown[0] >= shown[1] if kind == "above" else shown[0] <= shown[1]) == good
+
+
+def test_a_bound_near_one_is_not_shown_as_one():
+    one = declared()
+    (claim,) = one.claim("L1", value=1.00000000000005).claims
+    assert (claim.measured, claim.bound, claim.relation) == (
+        1.00000000000005,
+        1.0000000000001,
+        "below",
+    )
+    assert claim.expected == "<= 1.0000000000001"
+    assert (claim.row, claim.seen) == ("1.L1", "01_picture")
+    html = one.claim("L1", known=0.5)._repr_html_()
+    assert "0.5 ± 0.001" in html
+    assert "left" in html
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_declared_checks_never_pass_on_numbers_that_are_not_finite(value, tmp_path):
+    one = declared()
+    numbers = {"value": value, "frame": (value, value), "known": value, "limit": (1.0, value)}
+    found = one.claim("L1", **numbers, text={"case": ""})
+    if value == -math.inf:  # of the bound only: 1 >= -inf
+        numbers.pop("limit")
+    assert [c.verdict for c in found.claims[: len(numbers)]] == ["fails"] * len(numbers)
+    json.dumps([dataclasses.asdict(claim) for claim in found.claims], allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("row", "single", "named", "message"),
+    [
+        ("L4", (), {"a": 1}, "no row L4; it has L1, L10, L2, L3"),
+        ("L1", (), {}, "nothing was measured; the row has value, frame"),
+        ("L1", (), {"valeu": 1}, "claim L1 has no check valeu; the row has value"),
+        ("L1", (1.0,), {}, "claim L1: name the checks; the row has value"),
+        ("L10", (), {"ce": 1}, "claim L10 has no check ce; the row has one unnamed check"),
+        ("L10", (1.0,), {}, "claim L10: a mapping is needed, one number per entry, got 1.0"),
+        ("L10", ({},), {}, "claim L10: the mapping is empty"),
+        ("L1", (), {"value": "0.3"}, "claim L1.value: a number is needed, got '0.3'"),
+        ("L1", (), {"value": True}, "claim L1.value: a number is needed, got True"),
+        ("L1", (), {"value": None}, "claim L1.value: a number is needed, got None"),
+        ("L1", (), {"value": 1j}, "claim L1.value: a number is needed"),
+        ("L1", (), {"value": np.zeros(2)}, "claim L1.value: one number is needed, got several"),
+        ("L1", (), {"value": torch.zeros(2)}, "claim L1.value: one number is needed, got several"),
+        ("L1", (), {"value": (1, 2)}, "claim L1.value: give one number: its bound is declared"),
+        ("L1", (), {"value": {"ce": 1}}, "claim L1.value: no `each` declared, got {'ce': 1}"),
+        ("L1", (), {"frame": 1}, r"claim L1.frame: give a pair \(measured, expected\); got 1"),
+        ("L1", (), {"limit": (1, 2, 3)}, "claim L1.limit: give a pair"),
+        ("L1", (), {"count": 3.0}, "claim L1.count: exact equality is for ints"),
+        ("L1", (), {"count": True}, "claim L1.count: exact equality is for ints"),
+        ("L2", (), {"listed": {"ce": 1}}, "claim L2.listed: the mapping lacks ls; entries are"),
+        ("L2", (), {"listed": {"ce": 1, "ls": 2, "fl": 3}}, "the mapping has unknown fl"),
+        ("L2", (), {"per": {10: 1, "10": 2, 100: 1}}, "the mapping has equal entries"),
+        ("L2", (), {"listed": {"ce": 1, "ls": 2}}, "claim L2.listed.ce: its note .* lacks 'what'"),
+    ],
+)
+def test_wrong_numbers_are_one_clear_error_and_record_nothing(row, single, named, message):
+    one = declared()
+    with pytest.raises(checks.InputError, match=message):
+        one.claim(row, *single, **named)
+    assert not one._claims
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"converged": {"lsr": False}}, "L10: converged names lsr, which is not measured here"),
+        ({"applies": 0.5}, "claim L10: applies must be true or false, got 0.5"),
+        ({"converged": {"ls": 1e-9}}, "claim L10: converged must be true or false, got 1e-09"),
+    ],
+)
+def test_options_are_checked_too(options, message):
+    with pytest.raises(checks.InputError, match=message):
+        declared().claim("L10", {"ls": 1}, **options)
+
+
+def test_a_row_may_be_claimed_in_parts_but_no_check_twice():
+    one = declared()
+    one.claim("L1", value=0.0)
+    one.claim("L1", count=3)
+    with pytest.raises(checks.InputError, match="claim L1.value was measured twice"):
+        one.claim("L1", value=0.0)
+
+
+def test_a_declared_check_that_is_missed_is_an_error(tmp_path):
+    one = declared()
+    one.claim("L1", value=0.0)
+    one.claim("L2", per={10: 2.5, 100: 4.3}, text={"far": 0})
+    missed = "rows L1.frame, L1.known, L1.limit, L1.count, L10, L2.listed of 01_some_result"
+    with pytest.raises(checks.InputError, match=missed):
+        one.write(tmp_path)
+    one.claim("L1", frame=(0, 0), known=0.5, limit=(1, 1), count=3, text={"case": ""})
+    one.claim("L2", listed={"ce": 1, "ls": 1}, text={"what": ""})
+    one.claim("L10", {"ce": 0.0})
+    one.write(tmp_path)  # L2.some has a condition, L3 a profile
+    stored = {claim.id: claim for claim in claims.read(tmp_path / "claims.json")}
+    assert stored["1.L3"].note == "needs profile paper"
+    assert [claim for claim in one.claims] == list(stored.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{below: 1, above: 2}", "one of below, above, close, equal is needed"),
+        ("{bellow: 1}", "one of below, above, close, equal is needed, .* got bellow"),
+        ("{below: 1, tolerance: 2}", "only counterexample, each, note, to, when beside it"),
+        ("{below: small}", "below must be a number or given, got 'small'"),
+        ("{below: true}", "below must be a finite number, got True"),
+        ("{below: .inf}", "below must be a finite number, got inf"),
+        ("{close: given}", "close must be a number or given, got 'given'"),
+        ("{below: 1, to: 2}", "`to` belongs to close; below has its own bound"),
+        ("{below: 1, note: no}", "note must be text; quote it, got False"),
+        ("{below: 1, counterexample: 'yes'}", "counterexample must be true or false, got 'yes'"),
+        ("{below: {a: 1}, each: [b]}", "each and the bounds name different entries"),
+        ("3", "must be a mapping such as"),
+        ("{below: 1, below: 2}", "found the key 'below' twice"),
+    ],
+)
+def test_a_wrong_catalogue_is_one_clear_error(text, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CLAIMS", tmp_path)
+    row = f"L1: {{statement: s, source: s, checks: {{a: {text}}}}}"
+    (tmp_path / "01_some_result.yaml").write_text(row)
+    with pytest.raises(checks.InputError, match=message) as error:
+        catalogue.load("01_some_result")
+    assert "01_some_result.yaml" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{statement: s}", r"row L1 lacks \['source'\]"),
+        ("{statement: s, source: s, sen: x}", r"row L1 has unknown \['sen'\]"),
+        ("{statement: s, source: s, seen: 1}", "row L1: seen must be text; quote it, got 1"),
+        ("{statement: s, source: s, checks: {no: {below: 1}}}", "must map names"),
+        ("{statement: s, source: s, check: {below: 1}, checks: {}}", "either check or checks"),
+        (
+            "{statement: s, source: s, checks: {a: {below: 1}}, networks: [b]}",
+            "networks names b; its checks are a",
+        ),
+    ],
+)
+def test_a_wrong_row_is_one_clear_error(row, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CLAIMS", tmp_path)
+    (tmp_path / "01_some_result.yaml").write_text(f"L1: {row}")
+    with pytest.raises(checks.InputError, match=message):
+        catalogue.load("01_some_result")
+
+
+def test_yaml_reads_an_exponent_without_a_dot_as_the_number_it_says():
+    assert catalogue.declared(DECLARED["L1"])["known"].tolerance == 1e-3
+
+
+@pytest.mark.parametrize("book", sorted(path.stem for path in paths.CLAIMS.glob("*.yaml")))
+def test_what_a_row_says_is_seen_is_a_figure_or_table_that_the_notebook_saves(book):
+    stored = paths.figures() / "quick" / book
+    saved = {path.stem for path in stored.iterdir() if path.suffix in (".png", ".csv", ".gif")}
+    content = json.loads((paths.NOTEBOOKS / f"{book}.ipynb").read_text(encoding="utf-8"))
+    source = "".join("".join(cell["source"]) for cell in content["cells"])
+    for row, entry in catalogue.load(book).items():
+        if "seen" in entry:
+            assert entry["seen"] in saved or f'"{entry["seen"]}"' in source, row

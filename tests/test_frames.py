@@ -42,6 +42,47 @@ def test_nc2_floor_is_reached_by_a_polygon():
     assert frames.nc2_floor(K, 9) == 0.0 == frames.nc2_floor(K, 50)
 
 
+def largest_cosine(code):
+    cosines = code @ code.T
+    return float(cosines.fill_diagonal_(-1).max())
+
+
+@pytest.mark.parametrize(
+    ("code", "shape", "cosine"),
+    [
+        (frames.polygon(7), (7, 2), math.cos(2 * math.pi / 7)),
+        (frames.polygon(4, 3), (4, 3), 0.0),
+        (frames.cross_polytope(3), (6, 3), 0.0),
+        (frames.cross_polytope(4, 6), (6, 4), 0.0),
+        (frames.icosahedron(), (12, 3), 5**-0.5),
+    ],
+)
+def test_codes_have_unit_rows_and_their_largest_cosine(code, shape, cosine):
+    assert code.shape == shape and code.dtype == torch.float64
+    torch.testing.assert_close(code.norm(dim=1), torch.ones(shape[0]).double())
+    assert largest_cosine(code) == pytest.approx(cosine, abs=1e-14)
+    assert len(torch.unique(code.round(decimals=9), dim=0)) == shape[0]
+
+
+def test_each_vertex_of_a_regular_code_sees_the_same():
+    for code, size in (
+        (frames.polygon(9), 9),
+        (frames.icosahedron(), 12),
+        (frames.cross_polytope(5), 10),
+    ):
+        rows = (code @ code.T).sort(1).values
+        torch.testing.assert_close(rows, rows[:1].expand(size, -1))
+        torch.testing.assert_close(
+            code.sum(0), torch.zeros(code.shape[1]).double(), atol=1e-14, rtol=0
+        )
+
+
+def test_pairs_are_the_edges_of_the_complete_graph():
+    found = frames.pairs(5)
+    want = [[float(i in pair) for i in range(5)] for pair in itertools.combinations(range(5), 2)]
+    assert found.tolist() == want
+
+
 def test_impossible_frames_say_which_dimension_is_needed():
     with pytest.raises(ValueError, match="needs d >= 4, got d=3"):
         frames.simplex_etf(5, 3)
@@ -49,3 +90,9 @@ def test_impossible_frames_say_which_dimension_is_needed():
         frames.orthogonal_frame(5, 4)
     with pytest.raises(ValueError, match="K must be at least 2"):
         frames.simplex_etf(1)
+    with pytest.raises(ValueError, match="in d=3 has 6 vertices, got K=7"):
+        frames.cross_polytope(3, 7)
+    with pytest.raises(ValueError, match="d must be at least 2"):
+        frames.polygon(5, 1)
+    with pytest.raises(ValueError, match="points must be at least 2"):
+        frames.pairs(1)

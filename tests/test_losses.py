@@ -1,3 +1,6 @@
+import decimal
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +102,55 @@ def test_mse_equals_torch_mse_loss():
     z, y = reference_input()
     want = F.mse_loss(z, 15.0 * F.one_hot(y, 5).double())
     assert torch.allclose(losses.get("mse", tau=None, scale=15.0)(z, y), want)
+
+
+@pytest.mark.parametrize("params", [params for name, params in ALL if name == "mse"])
+def test_the_slope_is_the_gradient(params):
+    loss, (z, y) = losses.get("mse", **params), reference_input()
+    stack = torch.stack([z.T, 2 * z.T])  # classes second, samples last
+    stack.requires_grad_()
+    labels = y.expand(2, -1)
+    (want,) = torch.autograd.grad(loss.per_sample(stack, labels).sum(), stack)
+    torch.testing.assert_close(loss.slope(stack.detach(), labels), want)
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0, 300.0])
+def test_exact_cross_entropy_keeps_every_digit(size):
+    """Against 400-digit decimals, where softmax has long rounded to one."""
+    context = decimal.Context(prec=400, Emin=-10_000, Emax=10_000)
+    z, y = size * reference_input()[0], reference_input()[1]
+    loss = losses.ExactCrossEntropy(0.7)
+    got, logs = loss.per_sample(z, y), loss.log_per_sample(z, y)
+    for i, k in enumerate(y.tolist()):
+        powers = [context.exp(decimal.Decimal(v - z[i, k].item())) for v in z[i].tolist()]
+        rivals = sum(p for j, p in enumerate(powers) if j != k) * context.exp(
+            decimal.Decimal("0.7")
+        )
+        exact = context.ln(1 + rivals)
+        assert float(got[i]) == pytest.approx(float(exact), rel=1e-13)
+        assert float(logs[i]) == pytest.approx(float(context.ln(exact)), rel=1e-13, abs=1e-14)
+
+
+def test_exact_cross_entropy_never_underflows_in_its_logarithm():
+    z = torch.tensor([[900.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    loss, label = losses.ExactCrossEntropy(), torch.tensor([0])
+    assert float(loss.per_sample(z.detach(), label)) == 0.0
+    value = loss.log_per_sample(z, label)
+    assert float(value.detach()) == pytest.approx(math.log(2) - 900, rel=1e-15)
+    (slope,) = torch.autograd.grad(value, z)
+    torch.testing.assert_close(slope, torch.tensor([[-1.0, 0.5, 0.5]]).double())
+    assert torch.autograd.gradcheck(
+        lambda t: loss.log_per_sample(t, label), z.detach() / 40 + 0.1 * z.sign()
+    )
+
+
+def test_losses_say_who_they_are():
+    named = {str(losses.PickAllLabels("mean")), str(losses.ExactCrossEntropy(0.5))}
+    assert named == {"pal(reduction=mean)", "exact_ce(margin=0.5)"}
+    with pytest.raises(ValueError, match="reduction must be one of sum, mean"):
+        losses.PickAllLabels("none")
+    with pytest.raises(ValueError, match="margin must be a finite number"):
+        losses.ExactCrossEntropy(float("inf"))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nclib.checks import InputError
-from nclib.losses import pick_all_labels
+from nclib.losses import PickAllLabels, pick_all_labels
 
 
 def all_sets(K):
@@ -37,6 +37,17 @@ def test_equals_the_loop_of_the_definition():
             picked = [lse - z[k] for k in range(3) if y[k]]
             total += sum(picked) / (len(picked) if reduction == "mean" else 1)
         assert float(pick_all_labels(logits, targets, reduction)) == pytest.approx(total / 4, 1e-13)
+
+
+def test_the_loss_object_is_the_same_in_stacks_with_classes_second():
+    targets = all_sets(4)
+    logits = torch.randn(3, len(targets), 4, generator=torch.Generator().manual_seed(5)).double()
+    for reduction in ("sum", "mean"):
+        loss = PickAllLabels(reduction)
+        stack = loss.per_sample(logits.mT, targets.mT.expand(3, -1, -1))
+        for i in range(3):
+            want = pick_all_labels(logits[i], targets, reduction)
+            assert float(stack[i].mean()) == pytest.approx(float(want), rel=1e-14)
 
 
 def test_gradient_is_m_softmax_minus_targets():

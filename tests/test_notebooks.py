@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from nclib import claims, environment, parameters, paths, runs
+from nclib import catalogue, environment, parameters, paths, runs
 
 BOOKS = runs.notebooks()
 
@@ -53,9 +53,9 @@ def test_parameters_have_types_comments_and_valid_profiles(book):
 
 @pytest.mark.parametrize("book", BOOKS)
 def test_every_row_of_the_claim_table_is_checked_or_says_what_it_needs(book):
-    catalogue = claims.load_catalogue(book)
+    rows = catalogue.load(book)
     source = "".join("".join(cell["source"]) for cell in cells(book))
-    for row, entry in catalogue.items():
+    for row, entry in rows.items():
         used = re.search(rf'["\'(]{row}["\'.]', source)
         assert used or entry.get("needs") in runs.profiles(), f"{row} is never checked"
 
@@ -65,7 +65,7 @@ def test_claim_tables_are_complete():
     for book in BOOKS:
         number = book.split("_")[0]
         if number in sizes:
-            assert len(claims.load_catalogue(book)) >= sizes[number], book
+            assert len(catalogue.load(book)) >= sizes[number], book
 
 
 @pytest.mark.parametrize("profile", runs.profiles())

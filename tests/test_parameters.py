@@ -9,7 +9,7 @@ import typing
 
 import pytest
 
-from nclib import checks, parameters, paths, runs
+from nclib import checks, parameters, paths, runs, sweeps
 
 BOOKS = runs.notebooks()
 
@@ -253,7 +253,7 @@ def test_the_profiles_pass_the_first_cell_as_far_as_their_data_are_here(book, re
 
 def test_the_readmes_and_profiles_examples_pass():
     runs.job("01", overrides={"gamma": "2", "widths": "2,16"})
-    runs.grid("01", {"gamma": "1,2,3", "widths": "2,8;64"}, seeds="0:3")
+    sweeps.grid("01", {"gamma": "1,2,3", "widths": "2,8;64"}, seeds="0:3")
     faces = {"many_dataset": "folder", "folder": "PATH", "many_dims": "512"}
     faces |= {"net_temperatures": "0.1,0.05,0.02", "best_temperature": "0.02"}
     runs.job("04", "paper", faces)
@@ -261,9 +261,9 @@ def test_the_readmes_and_profiles_examples_pass():
 
 # Where zero, a negative or any value at all means something.
 ZERO = {
-    *("seed", "seeds", "assignment_seeds", "cmf_momentum"),
+    *("seed", "seeds", "assignment_seeds", "cmf_momentum", "tuning_seeds", "word_seeds"),
     *("alpha", "alpha_net", "gamma"),  # plain cross-entropy
-    *("01.weight_decay", "04.weight_decay", "05.weight_decay"),  # none
+    *("01.weight_decay", "04.weight_decay", "04.many_weight_decay", "05.weight_decay"),  # none
     "validation",  # none held out
 }
 ANY_TEXT = {"profile", "folder"}  # names: of the run, and of a folder, which is looked for
@@ -320,7 +320,7 @@ def test_zero_is_accepted_where_it_means_something(book, refused):
 
 @pytest.mark.parametrize("book", BOOKS)
 def test_what_has_a_list_of_alternatives_takes_them_all(book, refused):
-    elsewhere = ("data set ", "no SVHN numbers at ", "no image folder at ", "many_dataset=clusters")
+    elsewhere = ("data set ", "no SVHN numbers at ", "no image folder at ")
     for name, (_, _, comment) in parameters.declared(book).items():
         alternatives = comment.rpartition("[")[2].rstrip("]").split(" | ")
         if len(alternatives) > 1:
@@ -332,22 +332,23 @@ def test_what_has_a_list_of_alternatives_takes_them_all(book, refused):
 def test_alternatives_are_those_of_the_library():
     from nclib.deep import data
     from nclib.results.convex_duality import nets as batch_norm_head
-    from nclib.results.extended_ufm import training as depth_study
+    from nclib.results.extended_ufm import experiments as extended
+    from nclib.results.large_class import data as large_class
     from nclib.results.multi_label import data as multi_label_data
     from nclib.results.multi_label import nets as multi_label_study
     from nclib.results.multi_label import theory as multi_label
-    from nclib.results.multi_loss import nets as loss_study
+    from nclib.results.multi_loss import experiments as multi_loss
     from nclib.results.normalized import nets as normalized
 
     four = set(data.NAMES) - {"cifar100"}
     lists = {
-        "01": {"dataset": data.NAMES, "architecture": loss_study.ARCHITECTURES},
+        "01": {"dataset": data.NAMES, "architecture": multi_loss.ARCHITECTURES},
         "02": {"dataset": data.NAMES, "temperature_dataset": data.NAMES}
         | {"width_dataset": data.NAMES, "architecture": normalized.ARCHITECTURES},
         "03": {"dataset": multi_label_data.SOURCES, "recipe": multi_label_data.RECIPES}
         | {"reduction": multi_label.REDUCTIONS, "architecture": multi_label_study.ARCHITECTURES},
-        "04": {"dataset": data.NAMES, "many_dataset": {"clusters", "folder", *data.NAMES}},
-        "05": {"dataset": four, "architecture": depth_study.ARCHITECTURES},
+        "04": {"dataset": data.NAMES, "assignment_dataset": large_class.SIMILAR},
+        "05": {"dataset": four, "architecture": extended.ARCHITECTURES},
         "06": {"dataset": four, "architecture": batch_norm_head.ARCHITECTURES},
     }
     for book, expected in lists.items():
@@ -399,11 +400,10 @@ COMBINATIONS = [
     ("04", {"sizes": [[33, 6]]}, "no margin to compare with is known for (K, d) = [33, 6]"),
     ("04", {"large_sizes": [[10, 10]]}, "K in parameter large_sizes must be greater than d = 10"),
     ("04", {"best_temperature": 0.3}, "parameter best_temperature must be one of net_temperatures"),
-    ("04", {"architecture": "resnet18"}, "it needs architecture=mlp and augment=False"),
-    ("04", {"augment": True}, "many_dataset=clusters holds vectors, no images"),
+    ("04", {"many_per_class": 131}, "parameter many_per_class must be a number, at most 130"),
     ("04", {"many_dataset": "folder"}, "no image folder at ''"),
-    ("04", {"folder": "x"}, "parameter folder is 'x', but many_dataset is clusters"),
-    ("04", {"many_dataset": "mnist"}, "data set mnist is not at"),
+    ("04", {"folder": "x"}, "parameter folder is 'x', but many_dataset is digits x 12"),
+    ("04", {"many_dataset": "cifar10 x 12"}, "data set cifar10 is not at"),
     ("04", {"assignment_dataset": "fashion_mnist"}, "data set fashion_mnist is not at"),
     ("04", {"words": 1025}, "parameter word_dim = 32 is too small for a Gold code of words = 1025"),
     ("04", {"text_length": 600}, "different words, vocabulary=300 were asked for"),

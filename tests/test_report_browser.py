@@ -93,14 +93,29 @@ def test_filters_by_result_profile_run_verdict_and_text(page):
 
 
 def test_a_filter_leaves_the_pictures_of_its_rows(page):
-    """The notebook of these runs is a fake: its rows have no picture, so none is left."""
     fold(page, "quick--90_tiny")
     pictures = page.locator("#quick--90_tiny .figures figure:visible")
     assert pictures.count() == 2
-    choose(page, "verdict")("counterexample")
+    choose(page, "verdict")("holds")
+    assert pictures.locator("figcaption").all_inner_texts() == ["02_second"]
+    choose(page, "verdict")("counterexample")  # a row that is seen nowhere
     assert pictures.count() == 0
     choose(page, "verdict")("")
     assert pictures.count() == 2
+
+
+def test_a_check_leads_to_its_picture_its_cell_and_its_functions(page):
+    fold(page, "quick--90_tiny")
+    rows = page.locator("#quick--90_tiny .claims tbody tr")
+    rows.nth(0).get_by_role("button", name="02_second").click()
+    assert page.get_by_role("dialog").get_by_role("img", name="second").is_visible()
+    page.keyboard.press("Escape")
+    assert rows.nth(1).get_by_role("button").count() == 0  # what it names is no picture of its run
+    rows.nth(0).locator("summary").click()
+    text = rows.nth(0).inner_text()
+    assert "cell [6]" in text
+    assert "deep.train.fit" in text
+    assert rows.nth(3).locator("summary").count() == 0  # no cell checks it
 
 
 def test_the_first_screen_says_what_does_not_just_hold(page):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nclib import checks, files, notebook, paths, report, runs
+from nclib import catalogue, checks, files, notebook, paths, report, runs
 from nclib.deep import train
 
 SOURCES = sorted((paths.ROOT / "nclib").rglob("*.py"))
@@ -103,7 +103,7 @@ def test_yaml_that_names_python_objects_is_refused(tiny, tmp_path):
     for read in (
         lambda: runs.profile("quick"),
         lambda: files.read_yaml(tmp_path / "grid.yaml"),
-        lambda: runs.claims.load_catalogue("90_tiny"),
+        lambda: catalogue.load("90_tiny"),
     ):
         with pytest.raises(checks.InputError, match="cannot be read as YAML: could not determine"):
             read()

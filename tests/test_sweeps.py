@@ -2,13 +2,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nclib import checks, runs, sweeps
-from nclib.plots import style, sweep
+from nclib import checks, sweeps
+from nclib.plots import style
 from tests.conftest import SWEEP
 
 
 def test_the_grid_is_the_cartesian_product(tiny, tmp_path):
-    jobs = runs.grid("90", {"mode": "ok,raise", "epochs": "2,3"}, seeds="0:3", out=tmp_path)
+    jobs = sweeps.grid("90", {"mode": "ok,raise", "epochs": "2,3"}, seeds="0:3", out=tmp_path)
     settings = {(j.parameters.get("mode"), j.parameters.get("epochs"), j.parameters.get("seed"))
                 for j in jobs}  # fmt: skip
     assert len(jobs) == len(settings) == 12
@@ -17,7 +17,7 @@ def test_the_grid_is_the_cartesian_product(tiny, tmp_path):
 
 
 def test_a_value_of_the_profile_keeps_the_profiles_name(tiny):
-    jobs = runs.grid("90", {"K": "4,5"})
+    jobs = sweeps.grid("90", {"K": "4,5"})
     assert jobs[0].name == "quick"
     assert jobs[1].name.startswith("quick-")
 
@@ -40,13 +40,13 @@ def test_a_value_of_the_profile_keeps_the_profiles_name(tiny):
 )
 def test_bad_grids_are_named(tiny, texts, seeds, message):
     with pytest.raises(checks.InputError, match=message):
-        runs.grid("90", texts, seeds=seeds)
+        sweeps.grid("90", texts, seeds=seeds)
 
 
 def test_a_yaml_grid_reads_like_the_options(tiny, tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text("K: [2, 5]\nmode: [ok, 'a, b']\n")
-    jobs = runs.grid("90", sweeps.read_grid(path))
+    jobs = sweeps.grid("90", sweeps.read_grid(path))
     settings = [(job.parameters["K"], job.parameters.get("mode")) for job in jobs]
     assert settings == [(2, None), (2, "a, b"), (5, None), (5, "a, b")]
     path.write_text("K: 2\n")
@@ -58,19 +58,19 @@ def test_a_yaml_grid_reads_like_the_options(tiny, tmp_path):
 
 
 def test_lists_are_separated_by_semicolons():
-    jobs = runs.grid("01", {"widths": "2,8;64", "train_per_class": "60,None"})
+    jobs = sweeps.grid("01", {"widths": "2,8;64", "train_per_class": "60,None"})
     settings = [(j.parameters.get("widths"), j.parameters.get("train_per_class", 60)) for j in jobs]
     assert settings == [([2, 8], 60), ([2, 8], None), ([64], 60), ([64], None)]
     with pytest.raises(
         checks.InputError, match="widths lacks a value in '2,8;'; write widths=1,2;3"
     ):
-        runs.grid("01", {"widths": "2,8;"})
+        sweeps.grid("01", {"widths": "2,8;"})
 
 
 def test_a_grid_in_yaml_is_read_by_the_types_of_the_parameters(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text("seeds: [[010, 011]]\nlr: [1e-3, 2]\ntrain_per_class: [null]\n")
-    (job,) = runs.grid("01", sweeps.read_grid(path) | {"lr": ["1e-3"]})
+    (job,) = sweeps.grid("01", sweeps.read_grid(path) | {"lr": ["1e-3"]})
     assert job.parameters["seeds"] == [10, 11]
     assert job.parameters["lr"] == 1e-3
     assert job.parameters["train_per_class"] is None
@@ -80,7 +80,7 @@ def test_a_grid_in_yaml_is_read_by_the_types_of_the_parameters(tmp_path):
 
 
 def test_a_value_given_twice_is_one_run(tiny):
-    assert len(runs.grid("90", {"K": "5,5,4"})) == 2
+    assert len(sweeps.grid("90", {"K": "5,5,4"})) == 2
 
 
 def test_the_summary_pools_seeds_by_hand():
@@ -90,41 +90,79 @@ def test_the_summary_pools_seeds_by_hand():
             verdict = "holds" if value < 6 else "fails"
             rows.append({"run": f"{width}{seed}", "notebook": "x", "id": "1.L1", "measured": value,
                          "verdict": verdict, "p.width": width, "p.seed": seed})  # fmt: skip
-    got = runs.summary(pd.DataFrame(rows), ["width", "seed"]).set_index("p.width")
+    got = sweeps.summary(pd.DataFrame(rows), ["width"]).set_index("p.width")
     assert list(got["mean"]) == [2.0, 7.0]
     np.testing.assert_allclose(got["sd"], [2**0.5, 8**0.5])
     assert list(got["n"]) == [2, 2]
     assert list(got["holds"]) == [2, 1]
 
 
-def test_the_figure_shows_what_varies_in_the_order_of_the_values():
+@pytest.fixture
+def table():
+    """Six checks of runs over gamma and loss, two seeds each."""
     rows = []
     for gamma in (10.0, 2.0, 1.0):
         for loss in ("ls", "ce"):
-            common = {"notebook": "x", "p.gamma": gamma, "p.loss": loss, "sd": 0.1, "n": 2}
-            level = gamma + (loss == "ls")
-            for name, mean, holds in (
-                ("1.L1", 3.0, 2),  # constant
-                ("1.L2", 1e-12 * level, 2),  # rounding
-                ("1.L3", level, 2),
-                ("1.L4", np.inf, 2),
-                ("1.L5", 1e-12, 2 if loss == "ce" else 1),  # its verdict changes
-                ("1.L6", 100 + level, 2),
-            ):
-                rows.append(common | {"id": name, "mean": mean, "holds": holds})
+            for seed, shift in enumerate((-0.1, 0.1)):
+                level = gamma + (loss == "ls") + shift
+                for name, value, holds in (
+                    ("1.L1", 3.0, True),  # constant
+                    ("1.L2", 1e-12 * level, True),  # rounding
+                    ("1.L3", level, True),
+                    ("1.L4", np.inf, True),
+                    ("1.L5", 1e-12, loss == "ce" or seed == 0),  # its verdict changes
+                    ("1.L6", 100 + level, True),
+                ):
+                    rows.append(
+                        {"notebook": "x", "p.gamma": gamma, "p.loss": loss, "p.seed": seed}
+                        | {"id": name, "statement": f"Words of {name}.", "note": f"number {name}"}
+                        | {"measured": value, "verdict": "holds" if holds else "fails"}
+                        | {"relation": "below", "bound": 11.5 if name == "1.L3" else None}
+                    )
     style.use()
-    figure = sweep.comparison(pd.DataFrame(rows), ["loss", "gamma"], most=2)
-    assert [ax.get_title("left") for ax in figure.axes if ax.get_visible()] == ["1.L3", "1.L5"]
+    return pd.DataFrame(rows)
+
+
+def titles(figure):
+    return [ax.get_title("left") for ax in figure.axes if ax.get_visible()]
+
+
+def test_the_figure_shows_what_varies_in_the_order_of_the_values(table):
+    figure = sweeps.comparison(table, ["loss", "gamma", "seed"], most=2)
+    assert titles(figure) == ["1.L3: Words of 1.L3.", "1.L5: Words of 1.L5."]
     ax, other = figure.axes[:2]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["1.0", "2.0", "10.0"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["loss=ce", "loss=ls"]
-    assert [list(c.lines[0].get_ydata()) for c in ax.containers] == [[10, 2, 1], [11, 3, 2]]
-    assert [list(np.round(c.lines[0].get_xdata())) for c in ax.containers] == [[2, 1, 0]] * 2
+    assert ax.get_ylabel() == "number 1.L3"
+    for container, values in zip(ax.containers, ([1, 2, 10], [2, 3, 11]), strict=True):
+        np.testing.assert_allclose(container.lines[0].get_ydata(), values)
+        assert list(np.round(container.lines[0].get_xdata())) == [0, 1, 2]
     crosses = [line for line in other.lines if line.get_marker() == "x"]
     assert [len(line.get_xdata()) for line in crosses] == [0, 3]
-    only_seeds = pd.DataFrame(rows).query("`p.gamma` == 1 and `p.loss` == 'ce'")
-    figure = sweep.comparison(only_seeds, [])
-    assert [ax.get_title("left") for ax in figure.axes] == ["no claim varies"]
+
+
+def test_the_figure_names_colours_crosses_and_the_bound(table):
+    figure = sweeps.comparison(table, ["loss", "gamma", "seed"], most=2)
+    texts = {text.get_text() for text in figure.legends[0].get_texts()}
+    bound = "bound or expected value"
+    assert texts == {"loss=ce", "loss=ls", bound, "does not hold in some run"}
+    lines = [[line for line in ax.lines if line.get_label() == bound] for ax in figure.axes[:2]]
+    assert [list(line.get_ydata()) for line in lines[0]] == [[11.5, 11.5]]
+    assert lines[1] == []  # it has none
+
+
+def test_a_sweep_over_seeds_shows_how_far_each_check_spreads(table):
+    seeds = table.query("`p.gamma` == 1 and `p.loss` == 'ce'")
+    figure = sweeps.comparison(seeds, ["seed"])
+    shown = [title.split(":")[0] for title in titles(figure)]
+    assert shown == ["1.L1", "1.L2", "1.L3", "1.L5", "1.L6"]  # all that are finite
+    ax = figure.axes[2]
+    np.testing.assert_allclose(ax.containers[0].lines[0].get_ydata(), [0.9, 1.1])
+    assert (ax.get_xlabel(), len(ax.get_xticks())) == ("seed", 2)
+
+
+def test_a_sweep_in_which_nothing_varies_says_so(table):
+    figure = sweeps.comparison(table[table["id"] == "1.L1"], ["gamma"])
+    assert titles(figure) == ["no check varies"]
 
 
 @pytest.mark.slow

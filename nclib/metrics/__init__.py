@@ -1,37 +1,35 @@
-"""Neural-collapse metrics: collapse (NC1-NC4) and the ones of each result.
+"""Neural-collapse metrics: collapse (NC1-NC4) and what the six results add to them.
 
-The names below come from submodules that are imported when a name is first used: measuring a model
-does not load the theory behind the other metrics.
+Measuring a model loads neither scipy nor pandas: what needs them imports them when it is called.
 """
 
-import importlib
+from nclib.metrics.certified import Certificate, certified_gap
+from nclib.metrics.collapse import (
+    REFERENCE,
+    Agreement,
+    ClassStatistics,
+    by_class,
+    cdnv_by_class,
+    nc_metrics,
+)
+from nclib.metrics.generalized import generalized_nc
+from nclib.metrics.geometry import frame_distances
+from nclib.metrics.multi_label import multi_label_metrics
+from nclib.metrics.ood import nc5, nci, neco
 
-_HOMES = {
-    "Certificate": "certified",
-    "certified_gap": "certified",
-    "Agreement": "collapse",
-    "ClassStatistics": "collapse",
-    "REFERENCE": "collapse",
-    "by_class": "collapse",
-    "cdnv_by_class": "collapse",
-    "nc_metrics": "collapse",
-    "frame_distances": "frames",
-    "generalized_nc": "generalized",
-    "multi_label_metrics": "multi_label",
-    "nc5": "ood",
-    "nci": "ood",
-    "neco": "ood",
-}
-__all__ = list(_HOMES)
-
-
-def __getattr__(name):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    return sorted(globals() | _HOMES)
+__all__ = [
+    "REFERENCE",
+    "Agreement",
+    "Certificate",
+    "ClassStatistics",
+    "by_class",
+    "cdnv_by_class",
+    "certified_gap",
+    "frame_distances",
+    "generalized_nc",
+    "multi_label_metrics",
+    "nc5",
+    "nc_metrics",
+    "nci",
+    "neco",
+]

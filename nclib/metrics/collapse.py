@@ -21,7 +21,8 @@ from numbers import Integral
 
 import torch
 
-from nclib import checks, frames
+from nclib import checks
+from nclib.metrics.geometry import etf_error, gram_distance
 from nclib.metrics.precision import Storage, exact
 
 _ROWS = 1024  # rows per block: large enough for a fast product, small enough to stay in cache
@@ -839,7 +840,7 @@ class _Classes:
         total = float(self.centred.square().sum()) / K
         kept = self.above_rounding(spectrum, storage, trace_within)
         if not kept.any():
-            warnings.warn("all class means are equal: NC1 is undefined (NaN)", RuntimeWarning, 4)
+            warnings.warn("all class means are equal: NC1 is undefined (NaN)", RuntimeWarning, 5)
         ratios = (moments / spectrum)[kept]
         result = {
             "nc1": float(ratios.sum()) / K if len(ratios) else math.nan,
@@ -862,7 +863,14 @@ class _Classes:
     def _distance(self, name, what):
         """Distance of one of the K×K products to the ETF's, from d×d products if K is large."""
         if self.small:
-            return _normalised_distance(getattr(self, name), what)
+            distance = gram_distance(getattr(self, name))
+        else:
+            distance = etf_error(*self._factors(name))
+        if math.isnan(distance):
+            warnings.warn(f"{what} is zero: its metric is undefined (NaN)", RuntimeWarning, 6)
+        return distance
+
+    def _factors(self, name):
         left, right = {
             "gram": ("centred", "centred"),
             "weight_gram": ("weight", "weight"),
@@ -870,7 +878,7 @@ class _Classes:
             "rows_gram": ("rows", "rows"),
             "cross": ("rows", "centred"),
         }[name]
-        return _wide_distance(getattr(self, left), getattr(self, right), what)
+        return getattr(self, left), getattr(self, right)
 
     def _cdnv(self, variances):
         K = len(variances)
@@ -1129,32 +1137,3 @@ def _class_sums(blocks, K, d):
             sums = torch.zeros(K, d, dtype=torch.float64, device=x.device)
         sums.index_add_(0, y, wide[: len(x)].copy_(x))
     return sums
-
-
-def _normalised_distance(gram, what):
-    """``‖G/‖G‖ - Ê‖``; NaN with a warning for G = 0."""
-    norm = gram.norm()
-    if not norm > 0:
-        return _undefined(what)
-    target = frames.etf_gram(len(gram), dtype=gram.dtype, device=gram.device)
-    return float((gram / norm - target).norm())
-
-
-def _wide_distance(left, right, what):
-    """The same for ``G = left rightᵀ`` of two K×d matrices, through d×d ones.
-
-    ``√(2 - 2⟨G/‖G‖, Ê⟩)`` keeps its digits: with K > d + 1 it is at least about 1/√K.
-    """
-    K = len(left)
-    ours = left.T @ left
-    norm = (ours * (ours if left is right else right.T @ right)).sum().clamp(min=0).sqrt()
-    if not norm > 0:
-        return _undefined(what)
-    overlap = (left * right).sum() - left.sum(0) @ right.sum(0) / K
-    cosine = overlap / (norm * math.sqrt(K - 1))
-    return float((2 - 2 * cosine).clamp(min=0).sqrt())
-
-
-def _undefined(what):
-    warnings.warn(f"{what} is zero: its metric is undefined (NaN)", RuntimeWarning, 5)
-    return math.nan

@@ -22,8 +22,9 @@ import torch
 from nclib import checks, frames
 from nclib.metrics import margins
 from nclib.metrics.collapse import cdnv_by_class, squared_distances
+from nclib.metrics.geometry import class_means, etf_error, nc1
+from nclib.metrics.known_margins import best_known
 from nclib.metrics.precision import Storage, exact
-from nclib.results.large_class import theory as softmax_codes
 
 EXACT_CLASSES = 2048  # above this, per-class quantities are averaged over a sample of classes
 SAMPLED_CLASSES = 256  # so many
@@ -110,18 +111,20 @@ def generalized_nc(
     bias = None if bias is None else bias[kept]
     W, H = margins.unit_rows("weight", raw_weight), margins.unit_rows("features", raw)
 
-    means, g, variances = class_means(H, labels, K)
+    means, counts = class_means(H, labels, K)
+    g, squares = H.mean(0), (H - means[labels]).square().sum(1)
+    variances = torch.zeros_like(means[:, 0]).index_add_(0, labels, squares) / counts
     centred = torch.nn.functional.normalize(means - g, dim=1)
-    counts = torch.bincount(labels, minlength=K).double()
-    within = float(counts @ variances / len(H))
+    within = float(squares.mean())
     between = float((means - g).square().sum() / K)
     nearest = nearest_mean(H, means)
     predicted = _argmax(raw.double(), raw_weight, bias)
+    cut = max(K, d) * torch.finfo(torch.float64).eps
     result = {
-        "gnc1": _gnc1(H, labels, means, g, within, Storage(storage.eps, 0.0)),
-        "gnc1_raw": _raw_gnc1(raw.double(), labels, K, storage),
+        "gnc1": nc1(H, labels, cut=cut, K=K, precision=Storage(storage.eps, 0.0)),
+        "gnc1_raw": nc1(raw, labels, cut=cut, K=K, precision=storage),
         "gnc1_ratio": within / between if between > 0 else nan,
-        "cdnv": cdnv(means, variances),
+        "cdnv": float(cdnv_by_class(means, variances).mean()),
         **_margins(W, means, kept, notes, exact_classes=exact_classes, tol=tol),
         "gnc3": _mean_gap(means, W),
         "gnc3_centered": _mean_gap(means - g, W),
@@ -135,22 +138,6 @@ def generalized_nc(
     }
     result |= _calibrate(result["gnc2"], K, d, reference, random_draws, notes)
     return result | {"num_classes": K, "dropped_classes": dropped, "notes": notes}
-
-
-def class_means(features, labels, K):
-    """``(means (K, d), global_mean (d,), variances (K,))``; a variance is E |h - mu_k|^2."""
-    features = features.double()
-    counts = torch.bincount(labels, minlength=K).clamp(min=1).double()
-    zeros = torch.zeros(K, features.shape[1], dtype=torch.float64, device=features.device)
-    means = zeros.index_add(0, labels, features) / counts[:, None]
-    squares = (features - means[labels]).square().sum(1)
-    variances = zeros[:, 0].index_add(0, labels, squares) / counts
-    return means, features.mean(0), variances
-
-
-def cdnv(means, variances):
-    """Class-distance normalised variance, mean over pairs; inf if two class means coincide."""
-    return float(cdnv_by_class(means, variances).mean())
 
 
 def log_kernel(directions):
@@ -172,18 +159,6 @@ def log_kernel(directions):
 def nearest_mean(features, means):
     """Index ``(N,)`` of the class mean nearest to each row of ``features``."""
     return _argmax(features, means, -means.square().sum(1) / 2)
-
-
-def etf_error(weight):
-    """``|G/|G| - (I - 11'/K)/sqrt(K-1)|`` (Frobenius) of ``G = W W'``, any W ``(K, d)``."""
-    K = len(weight)
-    if K <= EXACT_CLASSES:
-        gram = weight @ weight.T
-        return float(torch.linalg.norm(gram / gram.norm() - frames.etf_gram(K).to(gram)))
-    # The same through d x d matrices; loses half of the digits below 1e-8, which K > d + 1 forbids.
-    overlap = weight.square().sum() - weight.sum(0).square().sum() / K
-    cosine = overlap / (torch.linalg.norm(weight.T @ weight) * (K - 1) ** 0.5)
-    return float((2 - 2 * cosine).clamp(min=0).sqrt())
 
 
 @lru_cache(maxsize=64)
@@ -217,29 +192,6 @@ def _drop_empty(labels, K, notes):
     renumber = torch.full((K,), -1, dtype=torch.int64, device=labels.device)
     renumber[kept] = torch.arange(len(kept), device=labels.device)
     return renumber[labels], kept.cpu(), dropped
-
-
-def _gnc1(features, labels, means, g, within, storage):
-    """tr(S_W S_B^+)/K through the SVD of the centred means; their rank is at most K - 1.
-
-    ``within``: tr S_W.  Directions that only the rounding of the stored features made are cut.
-    """
-    K, d = means.shape
-    _, sizes, axes = torch.linalg.svd(means - g, full_matrices=False)
-    sizes, axes = sizes[: min(K - 1, d)], axes[: min(K - 1, d)]
-    floor = storage.floor(means, len(features), within)
-    keep = sizes > max(floor, float(sizes[0]) * max(K, d) * torch.finfo(torch.float64).eps)
-    if not bool(keep.any()):
-        return nan  # all class means coincide
-    scores = (features - means[labels]) @ axes[keep].T
-    within = scores.square().mean(0)
-    return float((within * K / sizes[keep].square()).sum() / K)
-
-
-def _raw_gnc1(features, labels, K, storage):
-    means, g, variances = class_means(features, labels, K)
-    within = float(torch.bincount(labels, minlength=K).double() @ variances / len(features))
-    return _gnc1(features, labels, means, g, within, storage)
 
 
 def _margins(W, means, kept, notes, *, exact_classes, tol):
@@ -281,7 +233,7 @@ def _margins(W, means, kept, notes, *, exact_classes, tol):
 
 
 def _calibrate(rho, K, d, reference, draws, notes):
-    known = softmax_codes.best_known(K, d)
+    known = best_known(K, d)
     status = "given" if reference is not None else known.status if known else "unknown"
     if reference is None:
         reference = known.value if known else nan

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 
 from nclib import checks
 
@@ -296,6 +295,8 @@ def _tighter(best, lower, upper, nearest, direction):
 
 def _by_nnls(vectors, tol):
     """Min-norm point of conv(rows of ``vectors``): min |V'x|^2 + (sum x - 1)^2 over x >= 0."""
+    from scipy.optimize import nnls  # not for measuring a model
+
     system = np.vstack([vectors.T, np.ones(len(vectors))])
     try:
         x, _ = nnls(system, np.append(np.zeros(vectors.shape[1]), 1.0))
@@ -367,7 +368,7 @@ def _pairs(weight, features, labels, normalize):
     if labels is None:
         labels = torch.arange(len(weight))
     labels, _ = checks.labels(labels, len(weight), length=len(features))
-    return weight, features, labels
+    return weight.to(features.device), features, labels.to(features.device)
 
 
 def _own_and_rival(weight, features, labels):

@@ -11,10 +11,11 @@ from math import comb
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
 import torch
 
-from nclib import checks, frames
+from nclib import checks
+from nclib.metrics import geometry
+from nclib.metrics.geometry import gram_distance
 from nclib.metrics.precision import Storage, exact
 
 CONVENTIONS = ("clean", "official")
@@ -229,9 +230,9 @@ def statistics_metrics(statistics, weight, *, convention="clean", reference="mea
     if convention == "official":
         return _official(statistics, weight)
 
-    found = {"nc2": _gram_distance(weight @ weight.T)}
+    found = {"nc2": gram_distance(weight @ weight.T)}
     centred_weight = weight - weight.mean(0)
-    found["nc2_centered"] = _gram_distance(centred_weight @ centred_weight.T)
+    found["nc2_centered"] = gram_distance(centred_weight @ centred_weight.T)
     single = ("nc1", "nc2_means", "nc3", "nc3_centered")
     directions = centred_weight
     if reference == "means" or not statistics.classes_without_singles:
@@ -239,9 +240,9 @@ def statistics_metrics(statistics, weight, *, convention="clean", reference="mea
         centred = _centred(means)
         found |= {
             "nc1": _nc1(statistics, centred),
-            "nc2_means": _gram_distance(centred @ centred.T),
-            "nc3": _gram_distance(weight @ centred.T),
-            "nc3_centered": _gram_distance(centred_weight @ centred.T),
+            "nc2_means": gram_distance(centred @ centred.T),
+            "nc3": gram_distance(weight @ centred.T),
+            "nc3_centered": gram_distance(centred_weight @ centred.T),
         }
         directions = centred if reference == "means" else centred_weight
     else:
@@ -292,8 +293,8 @@ def _distinct(sets):
 
 
 def _centred(rows):
-    centred = rows - rows.mean(0)
-    if centred.abs().max() <= 1e-12 * rows.abs().max():
+    centred = geometry.centred(rows)
+    if not centred.any():
         warnings.warn(
             "all class means, or all classifier rows, are equal (collapsed to zero?): metrics that "
             "need them are NaN",
@@ -304,24 +305,16 @@ def _centred(rows):
     return centred
 
 
-def _gram_distance(gram):
-    """``‖gram/‖gram‖ - T‖``; NaN for a zero Gram matrix."""
-    target = frames.etf_gram(len(gram)).to(gram)
-    return float((gram / gram.norm() - target).norm())
-
-
 def _nc1(statistics, centred):
-    """``tr(Σ_W Σ_B⁺)/K`` with ``Σ_B = A Aᵀ/K``, inverted through the singular values of A (K,
-    d)."""
+    """``tr(Σ_W Σ_B⁺)/K`` of the single-label samples, their means about the mean of the means."""
     if not torch.isfinite(centred).all():
         return float("nan")
     K, N = statistics.K, statistics.counts[statistics.rows(1)].sum()
-    _, singular, axes = torch.linalg.svd(centred / K**0.5, full_matrices=False)
     spread = float(statistics.within.trace() / N)
-    floor = statistics.storage.floor(statistics.class_means, int(N), spread) / K**0.5
-    keep = singular > max(1e-5 * float(singular[0]), floor)
-    variance = ((axes @ statistics.within) * axes).sum(1) / N
-    return float((variance[keep] / singular[keep].square()).sum() / K)
+    floor = statistics.storage.floor(statistics.class_means, int(N), spread)
+    spectrum, basis = geometry.between(centred, cut=1e-5, floor=floor)
+    moments = ((basis.T @ statistics.within) * basis.T).sum(1) / N
+    return float((moments / spectrum).sum() / K) if len(spectrum) else float("nan")
 
 
 def _nc1_ratio(statistics, m):
@@ -356,9 +349,7 @@ def _fit(statistics, m, directions):
 def _angles(sets, sums, centred, directions, m):
     """Angle per observed set in degrees, and mean over those / mean over all pairs."""
     unit = lambda rows: rows / rows.norm(dim=1, keepdim=True)  # noqa: E731
-    a, b = unit(sums), unit(centred)
-    # 2 atan2(‖a-b‖, ‖a+b‖) keeps its digits at small angles, where arccos has lost them all.
-    degrees = torch.rad2deg(2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1)))
+    degrees, b = geometry.angles_between(sums, centred), unit(centred)
     total = parts = 0
     for subsets in _possible_sets(sets.shape[1], m, _MAX_PAIRS // len(sets), sets.device):
         cosines = unit(subsets.to(directions) @ directions) @ b.T
@@ -381,6 +372,8 @@ def _possible_sets(K, m, most, device, chunk=1024):
 
 def _official(statistics, weight):
     """The metrics as the authors' code defines them; see :func:`multi_label_metrics`."""
+    from scipy.linalg import pinv  # not for measuring a model
+
     K, rows = statistics.K, statistics.rows(1)
     means, counts = statistics.class_means, statistics.counts[rows]
     wrong_mean = (counts[:, None] * means).sum(0) / statistics.counts.sum()
@@ -388,10 +381,10 @@ def _official(statistics, weight):
     between = (shifted.T @ shifted / K).float().cpu().numpy()
     within = (statistics.within / counts.sum()).float().cpu().numpy()
     found = {
-        "nc1": float(np.trace(within @ scipy.linalg.pinv(between)) / K),
-        "nc2": _gram_distance(weight @ weight.T),
-        "nc2_means": _gram_distance(means @ means.T),
-        "nc3": _gram_distance(weight @ shifted.T),
+        "nc1": float(np.trace(within @ pinv(between)) / K),
+        "nc2": gram_distance(weight @ weight.T),
+        "nc2_means": gram_distance(means @ means.T),
+        "nc3": gram_distance(weight @ shifted.T),
         "angle": {},
     }
     if 2 in statistics.multiplicities:

@@ -1,4 +1,4 @@
-"""Figures: one function per figure, from tidy DataFrames to a matplotlib ``Figure``.
+"""What the figures of all notebooks share: ``style``, the common look, and ``panels``.
 
-``style`` holds the common look; there is one module per notebook.  Nothing here loads or trains.
+Nothing here loads data or trains; the figures of a result are in its own folder.
 """

@@ -67,6 +67,28 @@ def reference(ax, value, text, *, axis="y", **style):
         )
 
 
+def scales(ax, log, ticks=None):
+    """Logarithmic axes (``""``, ``"x"``, ``"y"`` or ``"xy"``), without minor ticks.
+
+    ``ticks``: axis -> places that are labelled with plain numbers, as far as they are in view.
+    """
+    for axis in log:
+        getattr(ax, f"set_{axis}scale")("log")
+    if log:
+        ax.minorticks_off()
+    for axis, values in (ticks or {}).items():
+        low, high = sorted(getattr(ax, f"get_{axis}lim")())
+        shown = [value for value in values if low <= value <= high]
+        getattr(ax, f"set_{axis}ticks")(shown, [f"{value:g}" for value in shown])
+
+
+def fixed(figure):
+    """``figure`` with its layout computed once instead of at every save."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
+
+
 def save(figure, stem, *, table=""):
     """Write ``stem.png`` and ``stem.pdf``, without dates or versions: equal input, equal bytes.
 

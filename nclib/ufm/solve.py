@@ -9,7 +9,7 @@ machine precision.
 """
 
 from dataclasses import dataclass
-from math import prod
+from math import log10, prod
 
 import numpy as np
 import torch
@@ -52,14 +52,14 @@ class _Flat:
 
     def many(self, objective):
         """``(B, P) -> ((B,), (B, P))``: values and gradients of a stack of vectors."""
-        if hasattr(objective, "many"):
-            values_of = lambda vectors: objective.many(**self.unpack_many(vectors))
-        else:
-            values_of = torch.vmap(self.objective(objective))
+        one = torch.vmap(self.objective(objective))
 
         def value_and_gradient(vectors):
             vectors = vectors.detach().requires_grad_()
-            values = values_of(vectors)
+            if hasattr(objective, "many"):
+                values = objective.many(**self.unpack_many(vectors))
+            else:
+                values = one(vectors)
             (gradients,) = torch.autograd.grad(values.sum(), vectors)
             return values.detach(), gradients
 
@@ -83,14 +83,14 @@ def minimize(objective, start, *, gtol=1e-13, max_iter=20_000, memory=50, restar
     fun = flat.objective(objective)
 
     def value_and_gradient(vector):
-        point = torch.from_numpy(vector.copy()).requires_grad_()
+        point = torch.from_numpy(vector.copy()).to(device).requires_grad_()
         value = fun(point)
         (gradient,) = torch.autograd.grad(value, point)
-        return float(value.detach()), gradient.numpy()
+        return float(value.detach()), gradient.cpu().numpy()
 
     options = {"maxiter": max_iter, "maxfun": 4 * max_iter, "maxcor": memory}
     options |= {"ftol": 0.0, "gtol": gtol}
-    x, iterations, best = x.numpy(), 0, np.inf
+    device, x, iterations, best = x.device, x.cpu().numpy(), 0, np.inf
     for _ in range(restarts + 1):
         found = scipy_minimize(value_and_gradient, x, jac=True, method="L-BFGS-B", options=options)
         iterations += found.nit
@@ -99,7 +99,7 @@ def minimize(objective, start, *, gtol=1e-13, max_iter=20_000, memory=50, restar
             x, best = found.x, found.fun
         if stalled or np.abs(found.jac).max() <= gtol:
             break
-    variables = flat.unpack(torch.from_numpy(x.copy()))
+    variables = flat.unpack(torch.from_numpy(x.copy()).to(device))
     return newton_polish(objective, variables, steps=newton, iterations=iterations)
 
 
@@ -320,14 +320,20 @@ def curvature(objective, variables, direction):
     """Second derivative of ``objective`` along ``direction`` (mapping with the same names)."""
     flat, x = _start(variables)
     along = flat.pack(direction)
-    slope = lambda point: torch.func.jvp(flat.objective(objective), (point,), (along,))[1]
+
+    def slope(point):
+        return torch.func.jvp(flat.objective(objective), (point,), (along,))[1]
+
     return float(torch.func.jvp(slope, (x,), (along,))[1])
 
 
 @dataclass(frozen=True)
 class Best:
-    """The lowest of several local minima (``point``, ``value``, ``gradient_norm``), and the
-    ``values`` and stacked ``points`` of all."""
+    """The lowest of several local minima, and all of them.
+
+    ``point``, ``value`` and ``gradient_norm`` (largest entry, in the coordinates) of the lowest;
+    ``values (B,)`` and ``points``, stacked ``(B, …)`` but for fixed variables, of all starts.
+    """
 
     point: dict
     value: float
@@ -335,39 +341,72 @@ class Best:
     values: torch.Tensor
     points: dict
 
+    def share(self, value, tolerance=1e-6):
+        """Share of the starts that ended at most ``tolerance`` above ``value``."""
+        return float((self.values <= value + tolerance).double().mean())
 
-def best(problem, starts=6, *, seed=0, scale=(0.1, 1.0), gtol=1e-9, max_iter=3000, refine=False, newton=0,
-         together=True):  # fmt: skip
-    """Local minima from ``starts`` Gaussian starts in one batch; the best one refined if asked for.
 
-    ``starts``: a number, or stacked coordinates.  ``scale``: size of the starts, or the two ends of a
-    logarithmic spread.  ``problem``: a :class:`UFM`, or anything with ``start``, ``place`` and a value.
-    ``together=False``: one start after the other by scipy, better at kinks (1-D ReLU networks).
+def best(
+    problem,
+    starts=6,
+    *,
+    seed=0,
+    scale=(0.1, 1.0),
+    gtol=1e-9,
+    max_iter=3000,
+    refine=False,
+    newton=0,
+    together=True,
+):
+    """Local minima of ``problem`` from many random starts, the lowest one first: a :class:`Best`.
+
+    Args:
+        problem: a :class:`~nclib.ufm.model.UFM`, or what has ``start(generator, scale, batch)`` and
+            ``place(coordinates)`` and whose call is the value at named coordinates.
+        starts: how many, or coordinates with a leading axis of starts.
+        seed: of the starts.
+        scale: size of the Gaussian starts; two numbers are the ends of a logarithmic spread.
+        gtol, max_iter: see :func:`minimize_many`; the value is exact to about ``gtol²``.
+        refine: take the lowest one on to 1e-13 with scipy.
+        newton: that, and as many Newton steps (exact variables, not only an exact value).
+        together: all starts in one batch; ``False``: one by one with scipy, to 1e-13, which is
+            better at kinks (1-D ReLU networks).
+
+    Raises :class:`~nclib.checks.InputError` for bad arguments and starts that are not finite.
     """
     if not isinstance(starts, dict):
-        ends = torch.tensor(
-            scale if isinstance(scale, tuple) else (scale, scale), dtype=torch.float64
-        )
-        sizes = torch.logspace(
-            *ends.log10().tolist(), checks.integer("starts", starts), dtype=torch.float64
-        )
-        starts = problem.start(torch.Generator().manual_seed(seed), sizes, batch=(len(sizes),))
-    memory = 40 if getattr(problem, "nonnegative", False) else 10  # x² is badly conditioned
+        starts = _random_starts(problem, checks.integer("starts", starts), seed, scale)
     count = len(next(iter(starts.values())))
     if together and count > 1:
+        memory = 40 if getattr(problem, "nonnegative", False) else 10  # x² is badly conditioned
         found = minimize_many(problem, starts, gtol=gtol, max_iter=max_iter, memory=memory)
-        values, points, norms = found.values.clone(), found.variables, found.gradient_norms
+        points, values, norms = found.variables, found.values, found.gradient_norms
     else:  # scipy is also quicker than a batch of one
-        one = lambda i: minimize(problem, {n: t[i] for n, t in starts.items()}, max_iter=max_iter)
-        runs = [one(i) for i in range(count)]
-        points = {n: torch.stack([run.variables[n] for run in runs]) for n in starts}
-        values, norms = torch.tensor(
-            [[r.value, r.gradient_norm] for r in runs], dtype=torch.float64
-        ).T
+        points, values, norms = _one_by_one(problem, starts, max_iter)
     i = int(values.argmin())
-    at, norm = {name: tensor[i] for name, tensor in points.items()}, float(norms[i])
     if refine or newton:
-        one = minimize(problem, at, max_iter=max_iter, newton=newton)
-        if one.value <= float(values[i]):
-            at, norm, values[i] = one.variables, one.gradient_norm, one.value
-    return Best(problem.place(at), float(values[i]), norm, values, problem.place(points))
+        lowest = {name: stack[i] for name, stack in points.items()}
+        one = minimize(problem, lowest, max_iter=max_iter, newton=newton)
+        if one.value <= float(values[i] + _rounding(values[i])):
+            values[i], norms[i] = one.value, one.gradient_norm
+            for name, tensor in one.variables.items():
+                points[name][i] = tensor
+    point = problem.place({name: stack[i] for name, stack in points.items()})
+    return Best(point, float(values[i]), float(norms[i]), values, problem.place(points))
+
+
+def _random_starts(problem, count, seed, scale):
+    low, high = scale if isinstance(scale, tuple | list) else (scale, scale)
+    ends = (log10(checks.real("scale", end, above=0)) for end in (low, high))
+    sizes = torch.logspace(*ends, count, dtype=torch.float64)
+    return problem.start(torch.Generator().manual_seed(seed), sizes, (count,))
+
+
+def _one_by_one(problem, starts, max_iter):
+    each = [
+        dict(zip(starts, tensors, strict=True)) for tensors in zip(*starts.values(), strict=True)
+    ]
+    runs = [minimize(problem, start, max_iter=max_iter) for start in each]
+    points = {name: torch.stack([run.variables[name] for run in runs]) for name in starts}
+    reached = torch.tensor([[run.value, run.gradient_norm] for run in runs], dtype=torch.float64)
+    return points, *reached.T

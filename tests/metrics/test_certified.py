@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nclib import checks, metrics
-from nclib.results.convex_duality import theory
+from nclib.metrics import certified
 
 
 def gaussian(seed, *shape):
@@ -135,31 +135,6 @@ def test_bounds_hold_for_any_head(seed, counts, decay, size):
             assert found.lower_bound == pytest.approx(found.optimum)
 
 
-def test_the_closed_form_has_gap_zero():
-    counts = [6, 4, 3]
-    labels, A = labels_of(counts), gaussian(2, 13, 20)
-    decay = 0.04
-    beta = theory.pytorch_beta(13, 3, decay)
-    head = theory.batch_norm_head(A, labels, beta)
-    bn_weight, bn_bias, weight = head.pytorch()
-    arguments = dict(bn_weight=bn_weight, bn_bias=bn_bias, weight_decay=decay, eps=0.0)
-    found = metrics.certified_gap(A @ head.hidden_weight.T, labels, weight, **arguments)
-    assert found.beta == pytest.approx(beta, rel=1e-13)
-    assert abs(found.gap) < 1e-13 and abs(found.duality_gap) < 1e-13
-    quick = metrics.certified_gap(A @ head.hidden_weight.T, labels, weight, dual=False, **arguments)
-    assert math.isnan(quick.dual) and math.isnan(quick.duality_gap) and abs(quick.gap) < 1e-13
-    # float32 parameters and a positive eps only move the objective up.
-    rounded = metrics.certified_gap(
-        (A @ head.hidden_weight.T).float(),
-        labels,
-        weight.float(),
-        bn_weight=bn_weight.float(),
-        bn_bias=bn_bias.float(),
-        weight_decay=decay,
-    )
-    assert 0 < rounded.gap < 1e-3
-
-
 def test_dropped_classes():
     """beta = sqrt(n) K decay / 2 between the roots of the class sizes."""
     counts = [16, 9, 4, 1]
@@ -182,8 +157,8 @@ def test_absent_class_contributes_nothing():
     features, weight = gaussian(5, 5, 4), gaussian(6, 3, 4)
     options = dict(bn_weight=torch.ones(4), bn_bias=torch.zeros(4), weight_decay=0.1)
     found = metrics.certified_gap(features, labels, weight, **options)
-    beta = theory.pytorch_beta(5, 3, 0.1)
-    expected = theory.pytorch_objective(theory.collapsed_value([2, 3], beta), 5, 3)
+    beta = math.sqrt(5) * 3 * 0.1 / 2
+    expected = 2 / (5 * 3) * certified.collapsed_value([2, 3], beta)
     assert found.optimum == pytest.approx(expected, rel=1e-12)
     with_bias = metrics.certified_gap(features, labels, weight, bias=torch.zeros(3), **options)
     assert with_bias.lower_bound < found.lower_bound

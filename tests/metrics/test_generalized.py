@@ -111,7 +111,9 @@ def test_margins_of_classifier_and_means():
     assert found["hard_margin"] <= found["gnc2"] and found["one_vs_one"] <= found["gnc2"]
 
 
-@pytest.mark.parametrize("code", [codes.icosahedron(), codes.polygon(7), codes.simplex(4, 6)])
+@pytest.mark.parametrize(
+    "code", [frames.icosahedron(), frames.polygon(7), frames.simplex_etf(4, 6)]
+)
 def test_constructed_collapse_is_exactly_zero(code):
     K, d = code.shape
     labels = torch.arange(5 * K) % K
@@ -209,7 +211,7 @@ def test_half_precision_is_upcast_with_a_note():
 
 def test_float32_collapse_is_not_lost_in_the_pseudo_inverse():
     """K <= d: S_B has rank K - 1; a careless cut-off returns 1e2 instead of 1e-7."""
-    code = codes.simplex(5, 20)
+    code = frames.simplex_etf(5, 20)
     labels = torch.arange(500) % 5
     generator = torch.Generator().manual_seed(0)
     noise = 1e-4 * torch.randn(500, 20, generator=generator, dtype=torch.float64)

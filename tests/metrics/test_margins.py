@@ -44,7 +44,7 @@ def test_two_classes_on_the_line():
 def test_closed_forms():
     for K in (3, 5, 12, 101):
         expected = 1 - np.cos(2 * np.pi / K)
-        low, high = margins.one_vs_rest(codes.polygon(K)).T
+        low, high = margins.one_vs_rest(frames.polygon(K)).T
         assert bool(((low <= expected) & (expected <= high)).all())
     for K in (2, 4, 9):
         distance = margins.hull_projections(frames.simplex_etf(K, K + 2)).distance
@@ -78,7 +78,7 @@ def test_a_broken_fast_solver_is_noticed(monkeypatch, broken):
             x[-1] = 1.0
         return x, 0.0
 
-    monkeypatch.setattr(margins, "nnls", nnls)
+    monkeypatch.setattr("scipy.optimize.nnls", nnls)
     torch.testing.assert_close(margins.one_vs_rest(weight), expected, atol=1e-12, rtol=0)
 
 
@@ -220,12 +220,12 @@ def test_angles():
 
 def test_rattlers():
     """Classes 3 and 4 stand alone above a triangle: their distance is larger."""
-    triangle = np.concatenate([codes.polygon(3), np.zeros((3, 1))], axis=1)
+    triangle = np.concatenate([frames.polygon(3), np.zeros((3, 1))], axis=1)
     weight = np.concatenate([triangle, [[0, 0, 1.0]], [[0, 0, -1.0]]])
     distance = margins.hull_projections(weight).distance
     assert margins.rattlers(weight) == (distance > distance.min() + 1e-8).nonzero()[:, 0].tolist()
-    assert margins.rattlers(codes.polygon(8)) == []
-    lopsided = codes.polygon(8)[[0, 1, 2, 5]]
+    assert margins.rattlers(frames.polygon(8)) == []
+    lopsided = frames.polygon(8)[[0, 1, 2, 5]]
     assert margins.rattlers(lopsided) == [0, 2, 3]
 
 

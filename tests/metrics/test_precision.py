@@ -14,8 +14,8 @@ from nclib.metrics import (
     multi_label_metrics,
     nc_metrics,
 )
-from nclib.metrics.frames import layer_table
 from nclib.metrics.precision import Storage, exact
+from nclib.results.extended_ufm.metrics import layer_table
 from nclib.results.normalized.metrics import sphere_metrics
 
 

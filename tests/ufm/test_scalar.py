@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from nclib import checks
-from nclib.ufm.scalar import depth_scalar, thresholds
+from nclib.ufm.scalar import cross_entropy, local, shrink, thresholds
 
 
 def cost(t, s, beta, depth):
@@ -31,7 +32,7 @@ def brute_force(s, beta, depth):
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.8, 0.97, 1.05, 3.0])
 def test_against_brute_force(s, share, depth):
     beta = share * thresholds(s, depth)[0]
-    value, minimiser = depth_scalar(s, beta, depth)
+    value, minimiser = shrink(s, beta, depth)
     expected, where = brute_force(s, beta, depth)
     assert value == pytest.approx(expected, rel=1e-10)
     assert minimiser == pytest.approx(where, abs=1e-6 * s)
@@ -41,7 +42,7 @@ def test_against_brute_force(s, share, depth):
 def test_depth_two_is_the_huber_function():
     for s, beta in [(2.0, 0.3), (0.2, 0.3), (0.3, 0.3), (1e6, 1e-6)]:
         huber = s * s / 2 if s <= beta else beta * s - beta**2 / 2
-        value, minimiser = depth_scalar(s, beta, 2)
+        value, minimiser = shrink(s, beta, 2)
         assert value == pytest.approx(huber, rel=1e-13)
         assert minimiser == pytest.approx(max(s - beta, 0), rel=1e-13)
 
@@ -50,7 +51,7 @@ def test_depth_two_is_the_huber_function():
 @settings(max_examples=60, deadline=None)
 def test_minimiser_is_stationary(s, share, depth):
     beta = share * thresholds(s, depth)[0]
-    _, t = depth_scalar(s, beta, depth)
+    _, t = shrink(s, beta, depth)
     assert t - s + beta * t ** (2 / depth - 1) == pytest.approx(0, abs=1e-13 * s)
     assert s * (depth - 2) / (depth - 1) * (1 - 1e-12) <= t <= s
 
@@ -59,8 +60,8 @@ def test_minimiser_is_stationary(s, share, depth):
 @settings(max_examples=40, deadline=None)
 def test_scaling_law(s, scale, depth):
     beta = 0.4 * s
-    value, t = depth_scalar(s, beta, depth)
-    value2, t2 = depth_scalar(scale * s, beta * scale ** (2 - 2 / depth), depth)
+    value, t = shrink(s, beta, depth)
+    value2, t2 = shrink(scale * s, beta * scale ** (2 - 2 / depth), depth)
     assert value2 == pytest.approx(scale**2 * value, rel=1e-11)
     assert t2 == pytest.approx(scale * t, rel=1e-9, abs=1e-12)
 
@@ -70,10 +71,10 @@ def test_jump_at_the_critical_beta(depth):
     s = 2.3
     critical, spinodal = thresholds(s, depth)
     below, above = critical * (1 - 1e-9), critical * (1 + 1e-9)
-    assert depth_scalar(s, above, depth) == (pytest.approx(s * s / 2), 0.0)
-    assert depth_scalar(s, critical, depth)[1] == 0.0
+    assert shrink(s, above, depth) == (pytest.approx(s * s / 2), 0.0)
+    assert shrink(s, critical, depth)[1] == 0.0
     leap = s * (depth - 2) / (depth - 1)
-    assert depth_scalar(s, below, depth)[1] == pytest.approx(leap, rel=1e-7, abs=1e-6)
+    assert shrink(s, below, depth)[1] == pytest.approx(leap, rel=1e-7, abs=1e-6)
     # The non-zero stationary point vanishes exactly at the spinodal value.
     t = np.linspace(1e-6, s, 200_001)
     slope = lambda beta: (t - s + beta * t ** (2 / depth - 1)).min()
@@ -91,14 +92,78 @@ def test_thresholds_reference():
 
 def test_tensors_and_python_floats_agree():
     s = torch.tensor([0.0, 0.1, 1.0, 2.5], dtype=torch.float64)
-    values, minimisers = depth_scalar(s, 0.37, 3)
+    values, minimisers = shrink(s, 0.37, 3)
     for i, one in enumerate([0.0, 0.1, 1.0, 2.5]):
         # A power taken of four numbers at once may differ in the last digit from that of one.
-        alone = pytest.approx(depth_scalar(one, 0.37, 3), rel=1e-14)
+        alone = pytest.approx(shrink(one, 0.37, 3), rel=1e-14)
         assert (values[i].item(), minimisers[i].item()) == alone
-    assert depth_scalar(0.0, 1.0, 4) == (0.0, 0.0)
+    assert shrink(0.0, 1.0, 4) == (0.0, 0.0)
     # A Python float must not pass through float32.
-    assert depth_scalar(0.1, 1.0, 2)[0] == pytest.approx(0.005, rel=1e-15)
+    assert shrink(0.1, 1.0, 2)[0] == pytest.approx(0.005, rel=1e-15)
+
+
+def test_beta_may_be_many_too():
+    s = torch.tensor([0.5, 2.0])[:, None]
+    beta = torch.tensor([0.0, 0.3, 0.9])
+    values, minimisers = shrink(s, beta, 3)
+    assert values.shape == minimisers.shape == (2, 3)
+    for i, j in itertools.product(range(2), range(3)):
+        alone = pytest.approx(shrink(float(s[i]), float(beta[j]), 3), rel=1e-13, abs=1e-15)
+        assert (values[i, j].item(), minimisers[i, j].item()) == alone
+    assert torch.equal(minimisers[:, :1], s.double())  # no decay: the signal itself
+
+
+@pytest.mark.parametrize("factors", [3, 4, 5, 9])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.9, 0.999])
+def test_local_is_the_upper_minimum_also_where_zero_is_lower(share, factors):
+    s = 1.7
+    critical, spinodal = thresholds(s, factors)
+    beta = critical + share * (spinodal - critical)
+    # In v = t^(1/L) a polynomial: its largest real root below s.
+    coefficients = np.zeros(2 * factors - 1)
+    coefficients[[0, factors, -1]] = 1, -s, beta
+    roots = np.roots(coefficients)
+    real = roots[np.abs(roots.imag) < 1e-6].real
+    assert local(s, beta, factors) == pytest.approx(real.max() ** factors, rel=1e-8)
+    t = local(s, beta, factors)
+    around = [cost(t * x, s, beta, factors) for x in (1 - 1e-3, 1, 1 + 1e-3)]
+    assert around[1] < min(around[0], around[2])
+    if share:
+        assert around[1] > cost(0.0, s, beta, factors) and shrink(s, beta, factors)[1] == 0
+    assert math.isnan(local(s, spinodal * (1 + 1e-9), factors))
+
+
+def test_local_at_two_factors_and_at_the_spinodal_value():
+    assert local(2.0, 0.3, 2) == pytest.approx(1.7, rel=1e-15)
+    assert math.isnan(local(2.0, 2.1, 2))
+    spinodal = thresholds(1.0, 4)[1]
+    double_root = (spinodal * (1 - 2 / 4)) ** (4 / 6)
+    assert local(1.0, spinodal, 4) == pytest.approx(double_root, rel=1e-6)
+    many = local(torch.tensor([1.0, 2.0, 0.1]), 0.2, 4)
+    assert bool(many[:2].isfinite().all()) and bool(many[2].isnan())
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.4])
+@pytest.mark.parametrize(("K", "c"), [(2, 0.1), (4, 0.02), (10, 1e-4), (3, 0.19), (3, 0.5)])
+def test_cross_entropy_against_a_search_over_margins(K, c, alpha):
+    def penalised(s):
+        log_p = -math.log1p((K - 1) * math.exp(-s))
+        return (
+            -(1 - alpha + alpha / K) * log_p - (K - 1) * alpha / K * (log_p - s) + c * (K - 1) * s
+        )
+
+    options = {"bounds": (0, 60), "method": "bounded", "options": {"xatol": 1e-10}}
+    found = minimize_scalar(penalised, **options)
+    value, margin = cross_entropy(c, K, alpha)
+    assert value == pytest.approx(min(found.fun, penalised(0.0)), rel=1e-9)
+    assert value == pytest.approx(penalised(margin), rel=1e-12)
+    assert margin == pytest.approx(found.x, abs=1e-4)
+
+
+@pytest.mark.parametrize("arguments", [(0.0, 3), (0.1, 1), (0.1, 3, 1.0), (0.1, 3, -0.1)])
+def test_bad_input_of_cross_entropy(arguments):
+    with pytest.raises(checks.InputError):
+        cross_entropy(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +173,6 @@ def test_tensors_and_python_floats_agree():
         (math.nan, 1.0, 2),
         ("a", 1.0, 2),
         (True, 1.0, 2),
-        (1.0, 0.0, 2),
         (1.0, -1.0, 2),
         (1.0, math.inf, 2),
         (1.0, 1.0, 1),
@@ -116,5 +180,6 @@ def test_tensors_and_python_floats_agree():
     ],
 )
 def test_bad_input(arguments):
-    with pytest.raises(checks.InputError):
-        depth_scalar(*arguments)
+    for call in (shrink, local):
+        with pytest.raises(checks.InputError):
+            call(*arguments)

@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from nclib import losses
+from nclib.checks import InputError
 from nclib.ufm import solve
+from nclib.ufm.model import UFM
+from nclib.ufm.solve import best
+from tests.device_guard import GPU, Accelerator
 
 
 def generator(seed=0):
@@ -171,3 +176,109 @@ def test_a_stacked_objective_gives_the_minima_of_the_vmapped_one():
     ours, theirs = solve.minimize_many(Stacked(), starts), solve.minimize_many(rosenbrock, starts)
     assert Stacked.calls >= ours.iterations
     torch.testing.assert_close(ours.values, theirs.values)
+
+
+# best: the lowest of many ------------------------------------------------------------------------
+
+
+class Wells:
+    """``(x² - 1)² + x/4`` in each entry: a minimum near -1, a worse one near 1; y = 3 stays."""
+
+    def start(self, generator, scale=1.0, batch=()):
+        scale = torch.as_tensor(scale).reshape(-1, 1)
+        return {"x": scale * torch.randn(*batch, 1, generator=generator, dtype=torch.float64)}
+
+    def place(self, coordinates):
+        return {"doubled": 2 * coordinates["x"], "y": torch.tensor(3.0)}
+
+    def __call__(self, x):
+        return ((x**2 - 1) ** 2 + x / 4).sum()
+
+
+def well(side):
+    """The minimum on this side: root of 4x³ - 4x + 1/4 and its value."""
+    roots = np.roots([4, 0, -4, 0.25]).real
+    x = roots.max() if side > 0 else roots.min()
+    return x, (x**2 - 1) ** 2 + x / 4
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_the_lowest_of_many_starts_and_the_share_that_found_it(together):
+    starts = {"x": torch.tensor([[2.0], [0.9], [-0.4], [1.5], [-3.0]])}
+    found = best(Wells(), starts, together=together)
+    (low, value), (high, worse) = well(-1), well(1)
+    assert found.value == pytest.approx(value, abs=1e-14)
+    assert float(found.point["doubled"]) == pytest.approx(2 * low, abs=1e-6)
+    sides = [high, high, low, high, low]
+    torch.testing.assert_close(
+        found.points["doubled"][:, 0], 2 * torch.tensor(sides), rtol=0, atol=1e-6
+    )
+    assert found.values.tolist() == pytest.approx([worse, worse, value, worse, value], abs=1e-13)
+    assert found.share(value) == 0.4 and found.share(worse) == 1.0 and found.share(value - 1) == 0.0
+    assert found.share(value, tolerance=2 * (worse - value)) == 1.0
+
+
+def test_refining_and_newton_steps_never_go_up_and_reach_the_variables():
+    problem = UFM.classes([3] * 4, losses.get("ce"), widths=5, decays=(0.01, 0.02), bias=0.1)
+    rough = best(problem, 4, gtol=1e-3)
+    fine, exact = best(problem, 4, gtol=1e-3, refine=True), best(problem, 4, gtol=1e-3, newton=3)
+    assert rough.gradient_norm > 1e-6 > fine.gradient_norm
+    assert exact.gradient_norm < 1e-13
+    assert fine.value < rough.value and abs(exact.value - fine.value) < 1e-15
+    i = int(fine.values.argmin())
+    for name, tensor in fine.point.items():
+        assert torch.equal(fine.points[name][i], tensor)
+
+
+def test_starts_are_those_of_the_seed_and_of_the_size():
+    problem = UFM.classes([20] * 3, losses.get("ce"), widths=8, decays=(0.1, 0.1))
+    still = {"gtol": 1e9}  # every start is done at once
+    a, b, c = (best(problem, 3, seed=seed, **still) for seed in (0, 0, 1))
+    assert torch.equal(a.values, b.values) and not torch.equal(a.values, c.values)
+    spread = best(problem, 3, scale=(0.01, 100.0), **still).points["features"].flatten(1).std(1)
+    torch.testing.assert_close(
+        spread.log10(), torch.tensor([-2.0, 0.0, 2.0]).double(), rtol=0, atol=0.1
+    )
+    one = best(problem, 2, scale=0.5, **still).points["features"].std()
+    assert float(one) == pytest.approx(0.5, rel=0.1)
+
+
+def test_one_start_and_fixed_variables():
+    weight = torch.eye(3, 4)
+    problem = UFM.classes(
+        [2] * 3, losses.get("ce"), widths=4, decays=(0.1, 0), fixed={"weight": weight}
+    )
+    for starts in (1, 3):
+        found = best(problem, starts)
+        assert torch.equal(found.point["weight"], weight.double())
+        assert found.values.shape == (starts,)
+        assert float(problem.value(found.point)) == pytest.approx(found.value, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"starts": 0}, "starts must be at least 1"),
+        ({"starts": 2.5}, "starts must be an integer"),
+        ({"scale": 0.0}, "scale must be greater than 0"),
+        ({"scale": (1.0, -1.0)}, "scale must be greater than 0"),
+        ({"starts": {"features": torch.ones(2, 2, 3)}}, "coordinates must be features, weight"),
+        ({"starts": {"features": torch.full((2, 2, 3), torch.nan)}}, "features has 12 NaN"),
+    ],
+)
+def test_bad_arguments_of_best(change, message):
+    problem = UFM.classes([1, 1], losses.get("ce"), widths=3, decays=(0.1, 0.1))
+    with pytest.raises(InputError, match=message):
+        best(problem, **change)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_best_works_where_its_starts_are(together):
+    problem = UFM.classes([2, 1], losses.get("ce"), widths=3, decays=(0.1, 0.1), shared=True)
+    x = problem.start(torch.Generator().manual_seed(0), 0.5, batch=(2,))
+    want = best(problem, x, together=together, newton=1)
+    with Accelerator():
+        there = {name: t.to(GPU) for name, t in x.items()}
+        found = best(problem, there, together=together, newton=1)
+        assert {t.device for t in (*found.point.values(), *found.points.values())} == {GPU}
+    assert found.value == pytest.approx(want.value, abs=1e-14)

@@ -1,22 +1,39 @@
-"""Tables of result 6: trained networks next to their convex optimum.
+"""Result 6: trained networks next to their convex optimum, as tables.
 
-Every function returns a tidy DataFrame (or a few) with the trained ``value``, the closed form
-``optimum`` and ``excess = value - optimum``.  ``converged`` says whether the search agreed with
-itself (:class:`ufm.BestOf`), whatever the closed form is.
+Rows and tables hold the trained ``value``, the closed form ``optimum`` and ``excess = value -
+optimum``; ``converged`` says whether the search agreed with itself (:func:`nets.lowest`), whatever
+the closed form is.
 """
 
 import itertools
-from dataclasses import dataclass
+import math
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.optimize import linprog
+from torch import nn
 
-from nclib import checks
-from nclib.results.convex_duality import metrics, theory
-from nclib.results.convex_duality import ufm as convex
-from nclib.ufm import solve
+from nclib import checks, losses
+from nclib.deep import collect, train
+from nclib.deep import data as images
+from nclib.metrics import certified, geometry
+from nclib.results.convex_duality import linear, ramps, theory
+from nclib.results.convex_duality.nets import (
+    ACTIVATIONS,
+    BatchNormNetwork,
+    Interpolation,
+    Network,
+    batch_statistics,
+    lowest,
+)
+from nclib.table import log_spaced, matrices
+from nclib.ufm import flow, landscape, solve
+from nclib.ufm.model import UFM
+from nclib.ufm.scalar import thresholds
+
+LARGE = 2.0  # size of the starts of deep linear nets: smaller ones fall into the minimum at zero
 
 
 def gaussian(generator, *shape):
@@ -36,321 +53,324 @@ def class_labels(counts):
 
 def one_hot(labels):
     """One-hot targets, float64."""
-    return torch.nn.functional.one_hot(labels).double()
+    return nn.functional.one_hot(labels).double()
 
 
 def _row(value, optimum, **columns):
     return columns | {"value": value, "optimum": optimum, "excess": value - optimum}
 
 
-def _best_row(found, optimum, **columns):
-    return _row(found.best.value, optimum, **columns) | {"converged": found.converged}
+def _found(found, optimum, **columns):
+    return _row(found.value, optimum, **columns) | {"converged": found.converged}
+
+
+# --- metrics -------------------------------------------------------------------------------------
+
+
+def path_norm(first, second):
+    """``sum_j ||w_j|| ||v_j||`` over hidden neurons: two layers' decay, best rescaled (6.C1).
+
+    ``first`` (m, d), ``second`` (K, m).  At most half the sum of squares, with equality iff every
+    neuron is balanced.
+    """
+    return float(first.norm(dim=1) @ second.norm(dim=0))
+
+
+def alignment(layers, *, rank=1):
+    """Smallest cosine between the top-``rank`` output space of a layer and input space of the next.
+
+    1 for aligned layers (claims 6.C6, 6.C9).  ``rank`` compares whole subspaces (principal angles),
+    which is right when singular values coincide.
+    """
+    worst = 1.0
+    for left, right in itertools.pairwise(layers):
+        out = torch.linalg.svd(left, full_matrices=False)[0][:, :rank]
+        into = torch.linalg.svd(right, full_matrices=False)[2][:rank]
+        worst = min(worst, float(torch.linalg.svdvals(into @ out).min()))
+    return worst
+
+
+def knots(input_weight, hidden_bias, output_weight):
+    """``(positions, masses)`` of a 1-D two-layer ReLU net, sorted (claims 6.C16-6.C18).
+
+    Neuron j of ``input_weight``, ``hidden_bias``, ``output_weight`` (m elements each) bends at
+    ``-hidden_bias_j / input_weight_j`` with mass ``|input_j| |output_j|``.  Knots closer than 1e-6
+    are added up, masses below 1e-9 are left out.
+    """
+    w, b, v = (
+        np.asarray(x, dtype=float).ravel() for x in (input_weight, hidden_bias, output_weight)
+    )
+    mass = np.abs(w * v)
+    used = mass > 1e-9
+    position, mass = -b[used] / w[used], mass[used]
+    order = np.argsort(position)
+    position, mass = position[order], mass[order]
+    if not position.size:
+        return position, mass
+    group = np.concatenate([[0], np.cumsum(np.diff(position) > 1e-6)])
+    total = np.bincount(group, mass)
+    return np.bincount(group, mass * position) / total, total
+
+
+def mass_near(positions, masses, points):
+    """Share of the knot mass within 1e-3 of one of the ``points`` (nan without knots)."""
+    if not np.sum(masses) > 0:
+        return math.nan
+    near = np.abs(positions[:, None] - np.asarray(points)).min(1) <= 1e-3
+    return float(masses[near].sum() / np.sum(masses))
+
+
+def collapse_error(features, labels, shape):
+    """``||HH' - closed form|| / ||closed form||`` of hidden ``features`` (N, m).
+
+    ``shape``: the :class:`theory.Collapse` of these classes.  One number for NC1, NC2 and the
+    norms; sees the scale, so the network must be in balanced scaling.
+    """
+    wanted = shape.gram(labels)
+    return float((features @ features.mT - wanted).norm() / wanted.norm())
+
+
+def cosine_deviations(features, labels, *, zero=1e-6):
+    """Deviation of the class means (K, m) from the two frames, and how many means vanish.
+
+    ``orthogonal``: largest ``|cos|`` between raw means, the primary one for ReLU features without
+    output bias.  ``simplex``: largest ``|cos + 1/(K-1)|`` between means minus their mean.
+    ``dropped``: number of classes whose mean norm is at most ``zero`` times the largest; K counts
+    the others, and with fewer than two of them the deviations are ``nan``.
+    ``nc1``: trace ratio of within-class to between-class variance, without 1/K.
+    """
+    means, _ = geometry.class_means(features, labels)
+    norms = means.norm(dim=1)
+    kept = means[norms > zero * norms.max()]
+    return {
+        "orthogonal": _largest_cosine(kept, 0.0),
+        "simplex": _largest_cosine(kept - kept.mean(0), -1 / max(len(kept) - 1, 1)),
+        "nc1": geometry.trace_ratio(features, labels),
+        "dropped": len(means) - len(kept),
+    }
+
+
+def _largest_cosine(rows, target):
+    if len(rows) < 2:
+        return math.nan
+    rows = nn.functional.normalize(rows, dim=1)
+    off = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    return float((rows @ rows.mT - target)[off].abs().max())
 
 
 # --- linear networks -----------------------------------------------------------------------------
 
 
 def convex_linear(settings, betas, *, seed=0):
-    """Two-layer linear nets on any inputs (6.C3): duality gap and trained excess per setting.
-
-    ``settings``: list of (n, d, K).  Columns n, d, K, beta, gap, rank, value, optimum, excess,
-    converged.
-    """
+    """Two-layer linear nets on any inputs (6.C3), for (n, d, K) in ``settings``: n, d, K, beta, gap
+    (duality), rank, value, optimum, excess, converged."""
     generator, rows = torch.Generator().manual_seed(seed), []
     for n, d, K in settings:
         X, Y = gaussian(generator, n, d), gaussian(generator, n, K)
         for beta in betas:
-            best = theory.linear_map(X, Y, beta)
-            network = convex.Network(X, Y, beta, (min(d, K),), "linear")
-            trained = convex.best_of(network, 2, seed=seed, pool=1, max_iter=2000)
-            rank = metrics.numerical_rank(best.weight)
+            best = linear.linear_map(X, Y, beta)
+            network = Network(X, Y, beta, (min(d, K),), "linear")
+            trained = lowest(network, 2, seed=seed, pool=1, max_iter=2000)
+            rank = geometry.rank(best.weight, cut=1e-6, relative=False)
             size = dict(n=n, d=d, K=K, beta=beta, gap=best.gap, rank=rank)
-            rows.append(_best_row(trained, best.value, **size))
+            rows.append(_found(trained, best.value, **size))
     return pd.DataFrame(rows)
 
 
-_LARGE = 2.0  # size of the starts of deep linear nets: smaller ones fall into the minimum at zero
+def deep_linear(inputs, targets, depth, beta, *, spare=2):
+    """A deep linear :class:`Network` with ``spare`` more hidden neurons than outputs."""
+    widths = (targets.shape[1] + spare,) * (depth - 1)
+    return Network(inputs, targets, beta, widths, "linear")
 
 
-def staircase(inputs, targets, depths, betas, starts, *, seed=0):
-    """Rank and singular values of deep linear nets on whitened inputs against beta (6.C7).
-
-    Columns depth, beta, index, singular, value, optimum, excess; one row per singular value of the
-    best of ``starts`` random starts.
-    """
-    rows = []
-    for depth, beta in itertools.product(depths, betas):
-        widths = (targets.shape[1] + 2,) * (depth - 1)
-        network = convex.Network(inputs, targets, beta, widths, "linear")
-        options = dict(seed=seed, scale=_LARGE, pool=2, max_iter=500, restarts=0)
-        best = convex.best_of(network, starts, **options).best
-        product = torch.linalg.multi_dot(network.layers(best.variables)[::-1])
-        optimum = theory.whitened_linear_value(targets, beta, depth)
-        for index, s in enumerate(torch.linalg.svdvals(product)[: targets.shape[1]].tolist()):
-            rows.append(_row(best.value, optimum, depth=depth, beta=beta, index=index, singular=s))
-    return pd.DataFrame(rows)
+def staircase(depth, beta, *, inputs, targets, starts, seed=0):
+    """Singular values of the best deep linear net on whitened inputs (6.C7): rows ``index,
+    singular, value, optimum, excess``."""
+    network = deep_linear(inputs, targets, depth, beta)
+    options = dict(seed=seed, scale=LARGE, pool=2, max_iter=500, restarts=0)
+    best = lowest(network, starts, **options)
+    product = torch.linalg.multi_dot(network.layers(best.point)[::-1])
+    optimum = linear.whitened_linear_value(targets, beta, depth)
+    singular = torch.linalg.svdvals(product)[: targets.shape[1]].tolist()
+    return [_row(best.value, optimum, index=i, singular=s) for i, s in enumerate(singular)]
 
 
-def staircase_theory(targets, depths, betas):
-    """The closed form of :func:`staircase`: columns depth, beta, index, singular, and thresholds.
-
-    Returns ``(curves, thresholds)``; the second has columns depth, index, critical, spinodal.
-    """
-    curves, jumps = [], []
-    for depth in depths:
-        for beta in betas:
-            values = theory.whitened_singular_values(targets, float(beta), depth).tolist()
-            curves += [
-                {"depth": depth, "beta": beta, "index": i, "singular": s}
-                for i, s in enumerate(values)
-            ]
-        for i, s in enumerate(torch.linalg.svdvals(targets).tolist()):
-            critical, spinodal = theory.thresholds(s, depth)
-            jumps.append({"depth": depth, "index": i, "critical": critical, "spinodal": spinodal})
-    return pd.DataFrame(curves), pd.DataFrame(jumps)
+def staircase_theory(depth, beta, *, targets):
+    """The closed form of :func:`staircase`: rows ``index, singular``."""
+    values = linear.whitened_singular_values(targets, beta, depth).tolist()
+    return [{"index": i, "singular": s} for i, s in enumerate(values)]
 
 
-def whitened_linear(inputs, targets, beta, depths, starts, *, seed=0):
-    """Values that deep linear nets reach on whitened inputs (6.C7), one row per depth.
-
-    Columns depth, value, optimum, excess, converged.
-    """
-    rows = []
-    for depth in depths:
-        widths = (targets.shape[1] + 2,) * (depth - 1)
-        network = convex.Network(inputs, targets, beta, widths, "linear")
-        found = convex.best_of(network, starts, seed=seed, scale=_LARGE, pool=4, max_iter=1000)
-        optimum = theory.whitened_linear_value(targets, beta, depth)
-        rows.append(_best_row(found, optimum, depth=depth))
-    return pd.DataFrame(rows)
+def jumps(depth, *, targets):
+    """Where each singular value jumps: rows ``index, critical, spinodal``."""
+    critical, spinodal = thresholds(torch.linalg.svdvals(targets), depth)
+    both = zip(critical.tolist(), spinodal.tolist(), strict=True)
+    return [{"index": i, "critical": c, "spinodal": s} for i, (c, s) in enumerate(both)]
 
 
-def zero_trap(inputs, targets, depth, *, share=0.95, scale=0.1, steps=300, seed=0):
-    """Gradient descent from a small start at ``share`` of the largest threshold (6.C7): one row.
+def whitened_linear(depth, *, inputs, targets, beta, starts, seed=0):
+    """Value that deep linear nets reach on whitened inputs (6.C7)."""
+    network = deep_linear(inputs, targets, depth, beta)
+    found = lowest(network, starts, seed=seed, scale=LARGE, pool=4, max_iter=1000)
+    return _found(found, linear.whitened_linear_value(targets, beta, depth))
+
+
+def zero_trap(inputs, targets, depth, *, share=0.95, seed=0):
+    """Excess of gradient descent from a small start at ``share`` of the largest threshold (6.C7).
 
     At depth >= 3 zero is a minimum at every beta, here not the lowest one.  L-BFGS would not do:
     its first step is long and may leave the basin.
     """
-    beta = share * theory.thresholds(float(torch.linalg.svdvals(targets)[0]), depth)[0]
-    widths = (targets.shape[1] + 2,) * (depth - 1)
-    network = convex.Network(inputs, targets, beta, widths, "linear")
-    start = network.start(torch.Generator().manual_seed(seed), scale)
-    options = dict(optimizer="sgd", momentum=0.0, cosine=False, lr=0.1 / beta, steps=steps)
-    end, _ = convex.descend(network, start, **options)
-    optimum = theory.whitened_linear_value(targets, beta, depth)
-    return _row(float(network.objective(**end)), optimum, beta=beta)
+    beta = share * thresholds(float(torch.linalg.svdvals(targets)[0]), depth)[0]
+    network = deep_linear(inputs, targets, depth, beta)
+    start = network.start(torch.Generator().manual_seed(seed), 0.1)
+    path = flow.descend(network, start, rate=0.1 / beta, steps=300, record=[300])
+    return float(path.values[-1]) - linear.whitened_linear_value(targets, beta, depth)
 
 
-def merging_norms(inputs, targets, beta, depth, scales, *, lr=0.02, steps=4000, seed=0):
+def merging_norms(inputs, targets, beta, scales, *, lr=0.02, steps=4000, seed=0):
     """Layer norms of a deep linear net under plain gradient descent (6.C2), unbalanced start.
 
-    ``scales`` (depth,): size of each layer at the start.  Columns step, time (step times rate),
-    layer, frobenius, operator, balance; ``balance`` decays like exp(-2 beta time) in the limit of
-    small steps.
+    ``scales``: size of each layer at the start.  Columns step, time (step times rate), layer,
+    frobenius, operator, balance, objective; ``balance`` decays like exp(-2 beta time) in the limit
+    of small steps.
     """
-    network = convex.Network(inputs, targets, beta, (targets.shape[1] + 2,) * (depth - 1), "linear")
+    network = deep_linear(inputs, targets, len(scales), beta)
     start = network.start(torch.Generator().manual_seed(seed))
     start = {name: scale * start[name] for name, scale in zip(start, scales, strict=True)}
-
-    def measure(variables):
-        layers = network.layers(variables)
-        frobenius, operator = metrics.layer_norms(layers)
-        return {"norms": (frobenius, operator), "balance": metrics.balancedness(layers)}
-
-    options = dict(optimizer="sgd", momentum=0.0, cosine=False, lr=lr, steps=steps)
-    _, trace = convex.descend(network, start, measure=measure, **options)
-    return pd.DataFrame(
-        [
-            {"step": row.step, "time": lr * row.step, "layer": layer + 1, "frobenius": frobenius}
-            | {"operator": operator, "balance": row.balance, "objective": row.objective}
-            for row in trace.itertuples()
-            for layer, (frobenius, operator) in enumerate(zip(*row.norms, strict=True))
-        ]
-    )
-
-
-def balanced_layers(inputs, targets, beta, depths, *, seed=0):
-    """Spread of the layer norms and balancedness of L-BFGS solutions (6.C2), one row per depth.
-
-    ``gradient`` is the max-norm of the gradient: the statement is about stationary points.
-    """
-    rows = []
-    for depth in depths:
-        widths = (targets.shape[1],) * (depth - 1)
-        network = convex.Network(inputs, targets, beta, widths, "linear")
-        best = convex.best_of(network, 3, seed=seed, scale=_LARGE, max_iter=2000).best
-        layers = network.layers(best.variables)
-        frobenius, operator = metrics.layer_norms(layers)
-        spreads = dict(frobenius_spread=np.ptp(frobenius), operator_spread=np.ptp(operator))
-        balance = dict(balance=metrics.balancedness(layers))
-        rank = metrics.numerical_rank(layers[0])
-        aligned = dict(rank=rank, alignment=metrics.alignment(layers, rank=max(rank, 1)))
-        rows.append({"depth": depth, "gradient": best.gradient_norm} | spreads | balance | aligned)
+    path, rows = flow.descend(network, start, rate=lr, steps=steps, record=101), []
+    for step, value, point in zip(path.steps, path.values.tolist(), path.points, strict=True):
+        layers = network.layers(point)
+        balance = max(landscape.balancedness(layers))
+        for j, layer in enumerate(layers, start=1):
+            operator = float(torch.linalg.matrix_norm(layer, 2))
+            row = dict(step=step, time=lr * step, layer=j, frobenius=float(layer.norm()))
+            rows.append(row | dict(operator=operator, balance=balance, objective=value))
     return pd.DataFrame(rows)
 
 
-@dataclass(frozen=True)
-class Interpolation:
-    """Minimum-norm interpolation by a deep linear net, with the last layer eliminated.
-
-    ``norm=None`` pays half the squared norm of all layers (6.C6); a number is the fixed-norm
-    variant (6.C8): layers 1..L-2 are confined to that Frobenius norm and only the last two are
-    paid.  ``targets`` (n, n) of full rank keep the elimination well conditioned.
-    """
-
-    inputs: torch.Tensor
-    targets: torch.Tensor
-    depth: int
-    norm: float | None = None
-
-    def layers(self, variables):
-        """The free layers, then the minimum-norm last layer that interpolates."""
-        layers = [variables[f"weight{i}"] for i in range(1, self.depth)]
-        if self.norm is not None:
-            layers = [self.norm * w / w.norm() for w in layers[:-1]] + layers[-1:]
-        hidden = self.inputs
-        for layer in layers:
-            hidden = hidden @ layer.mT
-        last = hidden.mT @ torch.linalg.solve(hidden @ hidden.mT, self.targets)
-        return [*layers, last.mT]
-
-    def objective(self, **variables):
-        """Half the squared norms of the layers that are paid for."""
-        layers = self.layers(variables)
-        paid = layers if self.norm is None else layers[-2:]
-        return sum(layer.square().sum() for layer in paid) / 2
-
-    def start(self, generator, scale=1.0):
-        """Gaussian layers."""
-        n, d = self.inputs.shape
-        sizes = [d, *[n] * (self.depth - 1)]
-        return {
-            f"weight{i + 1}": scale * gaussian(generator, after, before) / before**0.5
-            for i, (before, after) in enumerate(itertools.pairwise(sizes))
-        }
+def imbalance_rate(trace):
+    """Exponential rate of ``balance`` in a table of :func:`merging_norms`, over time."""
+    one = trace[(trace["layer"] == 1) & (trace["time"] > 0)]
+    return np.polyfit(one["time"], np.log(one["balance"]), 1)[0]
 
 
-def minimum_norms(rank, dimension, depths, *, starts=3, seed=0):
-    """Trained minimum-norm interpolators against the Schatten quasi-norm (6.C6), per depth."""
-    generator, rows = torch.Generator().manual_seed(seed), []
+def ranks(inputs, targets, shares):
+    """Rank of the optimal two-layer linear map at ``shares`` of the zero threshold (6.C3)."""
+    top = linear.zero_threshold(inputs, targets)
+    maps = [linear.linear_map(inputs, targets, share * top).weight for share in shares]
+    return [geometry.rank(weight, cut=1e-6, relative=False) for weight in maps]
+
+
+def stationary_layers(depth, *, inputs, targets, beta, seed=0):
+    """Spread of the layer norms and balancedness of L-BFGS solutions (6.C2); ``gradient`` is the
+    max-norm of the gradient: the statement is about stationary points."""
+    network = deep_linear(inputs, targets, depth, beta, spare=0)
+    best = lowest(network, 3, seed=seed, scale=LARGE, max_iter=2000)
+    layers = network.layers(best.point)
+    singular = [torch.linalg.svdvals(layer) for layer in layers]
+    return {
+        "gradient": best.gradient_norm,
+        "frobenius_spread": np.ptp([float(s.norm()) for s in singular]),
+        "operator_spread": np.ptp([float(s.max()) for s in singular]),
+        "balance": max(landscape.balancedness(layers)),
+    }
+
+
+def minimum_norms(depth, *, rank, dimension, starts=3, seed=0):
+    """Trained minimum-norm interpolators against the Schatten quasi-norm (6.C6)."""
+    generator = torch.Generator().manual_seed(seed)
     X, Y = gaussian(generator, rank, dimension), gaussian(generator, rank, rank)
-    for depth in depths:
-        found = convex.best_of(Interpolation(X, Y, depth), starts, seed=seed, max_iter=3000)
-        optimum = theory.minimum_norm_value(X, Y, depth)
-        rows.append(_best_row(found, optimum, depth=depth))
-    return pd.DataFrame(rows)
+    found = lowest(Interpolation(X, Y, depth), starts, seed=seed, max_iter=3000)
+    return _found(found, linear.minimum_norm_value(X, Y, depth))
 
 
-def depth_gap(ranks, depths, *, norm=1.3, starts=3, seed=0):
-    """Fixed-norm variant (6.C8): primal and dual closed forms, and training, per rank and depth.
-
-    Columns outputs, depth, primal, dual, ratio, trained, converged.
-    """
-    rows = []
-    for rank in ranks:
-        generator = torch.Generator().manual_seed(seed + rank)
-        X, Y = whitened(generator, rank, rank + 3), gaussian(generator, rank, rank)
-        for depth in depths:
-            primal, dual = theory.fixed_norm_values(X, Y, depth, norm)
-            problem = Interpolation(X, Y, depth, norm)
-            found = convex.best_of(problem, starts, seed=seed, max_iter=3000)
-            row = dict(outputs=rank, depth=depth, primal=primal, dual=dual, ratio=primal / dual)
-            rows.append(row | dict(trained=found.best.value, converged=found.converged))
-    return pd.DataFrame(rows)
+def depth_gap(outputs, depth, *, starts=3, seed=0):
+    """Fixed-norm variant (6.C8): ``primal`` and ``dual`` closed forms, ``ratio``, ``trained``."""
+    generator = torch.Generator().manual_seed(seed + outputs)
+    X, Y = whitened(generator, outputs, outputs + 3), gaussian(generator, outputs, outputs)
+    primal, dual = linear.fixed_norm_values(X, Y, depth, 1.3)
+    found = lowest(Interpolation(X, Y, depth, 1.3), starts, seed=seed, max_iter=3000)
+    row = dict(primal=primal, dual=dual, ratio=primal / dual)
+    return row | dict(trained=found.value, converged=found.converged)
 
 
-def rank_one(depths, outputs, *, share=0.3, width=8, starts=3, seed=0):
+def rank_one(depth, K, activation, *, starts=3, seed=0):
     """Rank-one inputs, linear and ReLU (6.C9): excess, second singular value, alignment.
 
-    ``share``: beta over the one from which zero is optimal; zero layers are aligned with anything.
-    A ReLU net much narrower than ``width`` often starts with a layer that is dead on all inputs.
+    beta is 0.3 of that from which zero is optimal: zero layers are aligned with anything.  A ReLU
+    net much narrower than 8 neurons often starts with a layer that is dead on all inputs.
     """
-    rows = []
-    for depth, K, activation in itertools.product(depths, outputs, convex.ACTIVATIONS):
-        generator = torch.Generator().manual_seed(seed)
-        c, a, Y = gaussian(generator, 7).abs(), gaussian(generator, 4), gaussian(generator, 7, K)
-        q = float((c[:, None] * a).square().sum())  # the only singular value, squared
-        slope = float(a.norm() * (c @ Y).norm()) / q
-        beta = share * q * theory.thresholds(slope, depth)[0]
-        network = convex.Network(c[:, None] * a, Y, beta, (width,) * (depth - 1), activation)
-        found = convex.best_of(network, starts, seed=seed, max_iter=1500)
-        layers = network.layers(found.best.variables)
-        second = max(float(torch.linalg.svdvals(w)[1:].sum()) for w in layers)
-        optimum = theory.rank_one_value(c, a, Y, beta, depth, relu=activation == "relu")
-        extra = dict(second_singular=second, alignment=metrics.alignment(layers))
-        rows.append(_best_row(found, optimum, depth=depth, K=K, activation=activation) | extra)
-    return pd.DataFrame(rows)
+    generator = torch.Generator().manual_seed(seed)
+    c, a, Y = gaussian(generator, 7).abs(), gaussian(generator, 4), gaussian(generator, 7, K)
+    q = float((c[:, None] * a).square().sum())  # the only singular value, squared
+    slope = float(a.norm() * (c @ Y).norm()) / q
+    beta = 0.3 * q * thresholds(slope, depth)[0]
+    network = Network(c[:, None] * a, Y, beta, (8,) * (depth - 1), activation)
+    found = lowest(network, starts, seed=seed, max_iter=1500)
+    layers = network.layers(found.point)
+    second = max(float(torch.linalg.svdvals(w)[1:].sum()) for w in layers)
+    optimum = linear.rank_one_value(c, a, Y, beta, depth, relu=activation == "relu")
+    return _found(found, optimum, second_singular=second, alignment=alignment(layers))
+
+
+def rank_ones(**options):
+    """:func:`rank_one` at depths 2-4, for one and three outputs, linear and ReLU."""
+    cases = itertools.product((2, 3, 4), (1, 3), ACTIVATIONS)
+    return pd.DataFrame(rank_one(*case, **options) for case in cases)
 
 
 # --- one dimension and the plane -----------------------------------------------------------------
 
 
-def spline_training(x, y, betas, width, starts, *, scale=0.3, max_iter=300, seed=0):
-    """Two-layer 1-D nets trained by L-BFGS against the exact Lasso (6.C18), one row per beta.
-
-    Columns beta, gap (duality gap of the Lasso), value, optimum, excess, converged, knot_share
-    (knot mass within 1e-3 of a data point).
-    """
-    rows = []
-    for beta in betas:
-        exact = theory.fit_spline(x, y, beta)
-        network = convex.Network(x, y, beta, (width,), bias="last")
-        options = dict(seed=seed, scale=scale, pool=1, max_iter=max_iter, restarts=0)
-        found = convex.best_of(network, starts, **options)
-        share = metrics.mass_near(*network_knots(found.best.variables), x)
-        row = dict(beta=beta, gap=exact.gap, knot_share=share)
-        rows.append(_best_row(found, exact.value, **row))
-    return pd.DataFrame(rows)
+def spline_training(beta, *, x, y, width, starts, seed=0):
+    """Two-layer 1-D nets trained by L-BFGS against the exact Lasso (6.C18); ``gap``: its duality
+    gap."""
+    exact = ramps.fit_spline(x, y, beta)
+    network = Network(x, y, beta, (width,), bias="last")
+    options = dict(seed=seed, scale=0.3, pool=1, max_iter=300, restarts=0)
+    return _found(lowest(network, starts, **options), exact.value, gap=exact.gap)
 
 
-def network_knots(variables):
+def network_knots(point):
     """``(positions, masses)`` of the knots of a trained two-layer 1-D network."""
-    return metrics.knots(variables["weight1"], variables["bias1"], variables["weight2"])
+    return knots(point["hidden_1"], point["bias_1"], point["weight"])
 
 
-def spline_networks(x, y, beta, width, grid, *, steps=3000, max_iter=400, starts=3, seed=0):
+def spline_networks(x, y, beta, width, grid, *, steps=3000, starts=3, seed=0):
     """The exact spline and nets trained by L-BFGS and Adam, as curves and knots (6.C16-6.C18).
 
     Returns ``(curves, knots, summary)``: curves has columns fit, x, y; knots fit, position, mass;
     summary fit, value, optimum, excess, knot_share.
     """
-    exact = theory.fit_spline(x, y, beta)
-    network = convex.Network(x, y, beta, (width,), bias="last")
-    options = dict(seed=seed, pool=1, max_iter=max_iter, restarts=0)
-    best = convex.best_of(network, starts, **options).best.variables
+    exact = ramps.fit_spline(x, y, beta)
+    network = Network(x, y, beta, (width,), bias="last")
+    best = lowest(network, starts, seed=seed, pool=1, max_iter=400, restarts=0).point
     start = network.start(torch.Generator().manual_seed(seed))
-    adam, _ = convex.descend(network, start, lr=1e-2, steps=steps)
-    exact_knots = metrics.knots(*exact.network()[:3])
-    fits = {"exact": (exact(grid), exact_knots, exact.value)}
+    options = dict(optimizer="adam", cosine=True, record=[steps])
+    adam = flow.descend(network, start, rate=1e-2, steps=steps, **options).points[-1]
+    fits = {"exact": (exact(grid), knots(*exact.network()[:3]), exact.value)}
     for name, point in (("L-BFGS", best), ("Adam", adam)):
         outputs = network.outputs(point, grid)[:, 0].numpy()
-        fits[name] = (outputs, network_knots(point), float(network.objective(**point)))
-    curves = [
-        {"fit": name, "x": u, "y": v}
-        for name, (outputs, _, _) in fits.items()
-        for u, v in zip(grid, outputs, strict=True)
-    ]
-    knots = [
-        {"fit": name, "position": position, "mass": mass}
-        for name, (_, found, _) in fits.items()
-        for position, mass in zip(*found, strict=True)
+        fits[name] = (outputs, network_knots(point), float(network(**point)))
+    curves = [pd.DataFrame({"fit": name, "x": grid, "y": fit[0]}) for name, fit in fits.items()]
+    places = [
+        pd.DataFrame({"fit": name, "position": fit[1][0], "mass": fit[1][1]})
+        for name, fit in fits.items()
     ]
     summary = [
-        _row(value, exact.value, fit=name, knot_share=metrics.mass_near(*found, x))
+        _row(value, exact.value, fit=name, knot_share=mass_near(*found, x))
         for name, (_, found, value) in fits.items()
     ]
-    return pd.DataFrame(curves), pd.DataFrame(knots), pd.DataFrame(summary)
+    return pd.concat(curves), pd.concat(places), pd.DataFrame(summary)
 
 
-def spline_path(x, y, betas):
-    """Knots of the exact spline along beta: columns beta, position, mass, value, norm."""
-    rows = []
-    for beta in betas:
-        exact = theory.fit_spline(x, y, float(beta))
-        for position, mass in zip(*metrics.knots(*exact.network()[:3]), strict=True):
-            row = dict(beta=beta, position=position, mass=mass, value=exact.value, norm=exact.norm)
-            rows.append(row)
-    return pd.DataFrame(rows)
+def spline_path(beta, *, x, y):
+    """Knots of the exact spline: columns position, mass, value, norm."""
+    exact = ramps.fit_spline(x, y, beta)
+    position, mass = knots(*exact.network()[:3])
+    fixed = {"value": exact.value, "norm": exact.norm}
+    return pd.DataFrame({"position": position, "mass": mass} | fixed)
 
 
 def random_interpolations(sets, *, seed=0):
@@ -363,38 +383,30 @@ def random_interpolations(sets, *, seed=0):
     for _ in range(sets):
         n = int(rng.integers(3, 12))
         x, y = rng.uniform(-2, 2, n), rng.standard_normal(n)
-        program = theory.interpolation_spline(x, y)
-        formula = theory.interpolation_norm(x, y)
+        program = ramps.interpolation_spline(x, y)
         offsets = np.linspace(-3, 3, 2001)[:, None] - x
         kinks = np.concatenate([np.maximum(-offsets, 0), np.maximum(offsets, 0)])
-        row = dict(n=n, formula=formula, program=program.value, gap=program.gap)
-        rows.append(row | dict(worst=np.abs(kinks @ program.dual).max()))
+        row = dict(n=n, formula=ramps.interpolation_norm(x, y), program=program.value)
+        rows.append(row | dict(gap=program.gap, worst=np.abs(kinks @ program.dual).max()))
     return pd.DataFrame(rows)
 
 
-def without_offset(x, y, distances):
-    """Least l1 norm of ramps *without* output bias through the points (6.C16).
-
-    One more knot lies ``distance`` left of the data (``None``: knots at the data only).  Columns
-    distance, cost.
-    """
-    x, y, rows = np.asarray(x, dtype=float), np.asarray(y, dtype=float), []
-    for distance in distances:
-        extra = [] if distance is None else [x.min() - distance]
-        offsets = x[:, None] - np.concatenate([x, extra])
-        ramps = np.concatenate([np.maximum(offsets, 0), np.maximum(-offsets, 0)], 1)
-        found = linprog(np.ones(2 * ramps.shape[1]), A_eq=np.hstack([ramps, -ramps]), b_eq=y)
-        rows.append({"distance": distance, "cost": found.fun})
-    return pd.DataFrame(rows)
+def without_offset(distance, *, x, y):
+    """Least l1 norm of ramps *without* output bias through the points (6.C16), with one more knot
+    ``distance`` left of the data (``None``: knots at the data only)."""
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    offsets = x[:, None] - np.concatenate([x, [] if distance is None else [x.min() - distance]])
+    kinks = np.concatenate([np.maximum(offsets, 0), np.maximum(-offsets, 0)], 1)
+    return linprog(np.ones(2 * kinks.shape[1]), A_eq=np.hstack([kinks, -kinks]), b_eq=y).fun
 
 
 def deep_one_dimensional(points, beta, width, starts, *, max_iter=300, seed=0):
     """Where the deep spline law stops (6.C19): depth 3 on ``points`` equally spaced points.
 
-    Columns case, value, optimum (the law), excess, converged.  With biases in the last hidden layer
-    only and x >= 0 the law is reached; with biases everywhere nets go below it.  On inputs of both
-    signs it is wrong either way: an even target is cheaper (one kink at 0 serves both sides), an
-    odd one dearer (the first layer must carry both half-lines).
+    Columns case, label, value, optimum (the law), excess, converged.  With biases in the last
+    hidden layer only and x >= 0 the law is reached; with biases everywhere nets go below it.  On
+    inputs of both signs it is wrong either way: an even target is cheaper (one kink at 0 serves
+    both sides), an odd one dearer (the first layer must carry both half-lines).
     """
     x = np.linspace(-1.5, 1.5, points)
     odd, even = np.sin(2.5 * x), np.cos(2.5 * x)
@@ -406,32 +418,25 @@ def deep_one_dimensional(points, beta, width, starts, *, max_iter=300, seed=0):
     }
     rows = []
     for case, (inputs, y, bias) in cases.items():
-        network = convex.Network(inputs, y, beta, (width, width), bias=bias)
-        options = dict(seed=seed, scale=0.5, max_iter=max_iter, restarts=0)
-        found = convex.best_of(network, starts, **options)
-        law = theory.deep_spline(inputs, y, beta, 3).value
-        rows.append(_best_row(found, law, case=case.replace("\n", " "), label=case))
+        network = Network(inputs, y, beta, (width, width), bias=bias)
+        found = lowest(network, starts, seed=seed, scale=0.5, max_iter=max_iter, restarts=0)
+        law = ramps.deep_spline(inputs, y, beta, 3).value
+        rows.append(_found(found, law, case=case.replace("\n", " "), label=case))
     return pd.DataFrame(rows)
 
 
-def planar(n, betas, width, starts, *, max_iter=800, seed=0):
-    """Two-layer ReLU on planar data (6.C4, 6.C20): gap, dual constraint, trained excess per beta.
+def planar(beta, *, n, width, starts, max_iter=800, seed=0):
+    """Two-layer ReLU on planar data (6.C4, 6.C20): gap, dual constraint, trained excess.
 
-    ``active`` is the range of ``|residual' (X u_j)_+| / beta`` over the neurons of the exact
-    network, ``supremum`` the maximum of the same over all directions.
+    ``tight`` is the largest deviation of ``|residual' (X u_j)_+| / beta`` from 1 over the neurons
+    of the exact network, ``supremum`` the maximum of the same over all directions.
     """
-    generator, rows = torch.Generator().manual_seed(seed), []
-    X, y = gaussian(generator, n, 2), gaussian(generator, n)
-    for beta in betas:
-        exact = theory.two_layer_relu(X, y, beta)
-        reached = np.abs(exact.residual @ np.maximum(X.numpy() @ exact.directions.T, 0)) / beta
-        network = convex.Network(X, y, beta, (width,))
-        found = convex.best_of(network, starts, seed=seed, pool=1, max_iter=max_iter, restarts=0)
-        row = dict(beta=beta, gap=exact.gap, neurons=len(exact.weights))
-        supremum = theory.largest_activation(X, exact.residual)[0] / beta
-        row |= dict(active_low=reached.min(), active_high=reached.max(), supremum=supremum)
-        rows.append(_best_row(found, exact.value, **row))
-    return pd.DataFrame(rows)
+    X, y, exact = _planar(n, beta, seed)
+    network = Network(X, y, beta, (width,))
+    found = lowest(network, starts, seed=seed, pool=1, max_iter=max_iter, restarts=0)
+    tight = np.abs(np.abs(_constraint(X, exact, exact.directions.T, beta)) - 1).max()
+    supremum = ramps.largest_activation(X, exact.residual) / beta
+    return _found(found, exact.value, gap=exact.gap, tight=tight, supremum=supremum)
 
 
 def constraint_curve(n, beta, *, points=721, seed=0):
@@ -440,112 +445,137 @@ def constraint_curve(n, beta, *, points=721, seed=0):
     Returns ``(curve, neurons)``: columns angle (degrees), value (over beta), and for the neurons
     weight.
     """
-    generator = torch.Generator().manual_seed(seed)
-    X, y = gaussian(generator, n, 2), gaussian(generator, n)
-    exact = theory.two_layer_relu(X, y, beta)
+    X, _, exact = _planar(n, beta, seed)
     angles = np.linspace(-np.pi, np.pi, points)
-    circle = np.stack([np.cos(angles), np.sin(angles)])
-    curve = exact.residual @ np.maximum(X.numpy() @ circle, 0) / beta
+    curve = _constraint(X, exact, np.stack([np.cos(angles), np.sin(angles)]), beta)
     at = np.degrees(np.arctan2(exact.directions[:, 1], exact.directions[:, 0]))
-    reached = exact.residual @ np.maximum(X.numpy() @ exact.directions.T, 0) / beta
+    reached = _constraint(X, exact, exact.directions.T, beta)
     return (
         pd.DataFrame({"angle": np.degrees(angles), "value": curve}),
         pd.DataFrame({"angle": at, "value": reached, "weight": exact.weights}),
     )
 
 
+def _planar(n, beta, seed):
+    generator = torch.Generator().manual_seed(seed)
+    X, y = gaussian(generator, n, 2), gaussian(generator, n)
+    return X, y, ramps.two_layer_relu(X, y, beta)
+
+
+def _constraint(X, exact, directions, beta):
+    return exact.residual @ np.maximum(X.numpy() @ directions, 0) / beta
+
+
 # --- whitened ReLU -------------------------------------------------------------------------------
 
 
-def whitened_classes(counts, betas, starts, *, depth=2, width=None, max_iter=600, seed=0):
-    """Whitened ReLU nets on unequal classes (6.C11): outputs per class against beta.
+def whitened_classes(counts, betas, starts, *, max_iter=600, seed=0):
+    """Whitened two-layer ReLU nets, three neurons per class, on unequal classes (6.C11).
 
-    ``width``: neurons per layer, by default three per class.  Returns ``(fits, outputs)``: fits has
-    columns beta, value, optimum, excess, converged, features and weights (largest deviations of HH'
-    and of W_2'W_2 from the closed form), path (path norm minus half the squared weights); outputs
-    has columns beta, label, count, output.
+    Returns ``(fits, outputs)``: fits has columns beta, value, optimum, excess, converged, features
+    and weights (largest deviations of HH' and of W_2'W_2 from the closed form), path (path norm
+    minus half the squared weights); outputs has columns beta, label, count, output.
     """
-    width = width or 3 * len(counts)
-    generator = torch.Generator().manual_seed(seed)
-    labels = class_labels(counts)
+    generator, labels = torch.Generator().manual_seed(seed), class_labels(counts)
     X, Y = whitened(generator, len(labels), len(labels) + 2), one_hot(labels)
     fits, outputs = [], []
     for beta in betas:
-        network = convex.Network(X, Y, float(beta), (width,) * (depth - 1))
-        found = convex.best_of(network, starts, seed=seed, max_iter=max_iter)
-        variables, shape = found.best.variables, theory.collapse(counts, float(beta), depth)
-        H, W = network.hidden(variables), variables[f"weight{depth}"]
-        features = float((H @ H.mT - shape.gram(labels)).abs().max())
-        weights = float((W @ W.mT - torch.diag(shape.weight_norms**2)).abs().max())
-        half = sum(float(w.square().sum()) for w in network.layers(variables)) / 2
-        path = metrics.path_norm(*network.layers(variables)) - half if depth == 2 else np.nan
-        sizes = dict(features=features, weights=weights, path=path)
-        fits.append(_best_row(found, shape.value, beta=beta) | sizes)
-        own = (network.outputs(variables) * Y).sum(1)
-        for k, count in enumerate(counts):
-            mean = float(own[labels == k].mean())
-            outputs.append({"beta": beta, "label": k, "count": count, "output": mean})
-    return pd.DataFrame(fits), pd.DataFrame(outputs)
+        network = Network(X, Y, float(beta), (3 * len(counts),))
+        found = lowest(network, starts, seed=seed, max_iter=max_iter)
+        shape, layers = theory.collapse(counts, float(beta)), network.layers(found.point)
+        H, W = network.hidden(found.point), layers[-1]
+        half = sum(float(w.square().sum()) for w in layers) / 2
+        errors = {
+            "features": float((H @ H.mT - shape.gram(labels)).abs().max()),
+            "weights": float((W @ W.mT - torch.diag(shape.weight_norms**2)).abs().max()),
+            "path": path_norm(*layers) - half,
+        }
+        fits.append(_found(found, shape.value, beta=beta) | errors)
+        own = (network.outputs(found.point) * Y).sum(1, keepdim=True)
+        table = {"label": range(len(counts)), "count": counts}
+        table["output"] = geometry.class_means(own, labels)[0][:, 0]
+        outputs.append(pd.DataFrame({"beta": beta} | table))
+    return pd.DataFrame(fits), pd.concat(outputs, ignore_index=True)
 
 
-def whitened_scalar(n, betas, starts, *, seed=0):
-    """One output on whitened data (6.C10): excess over the two-neuron closed form per beta."""
-    generator, rows = torch.Generator().manual_seed(seed), []
+def output_theory(beta, *, counts):
+    """Closed-form output of each class on its own samples: rows ``label, count, output``."""
+    outputs = theory.collapse(counts, beta).outputs.tolist()
+    return pd.DataFrame({"label": range(len(counts)), "count": counts, "output": outputs})
+
+
+def whitened_scalar(beta, *, n, starts, seed=0):
+    """One output on whitened data (6.C10): excess over the two-neuron closed form."""
+    generator = torch.Generator().manual_seed(seed)
     X, y = whitened(generator, n, n + 1), gaussian(generator, n)
-    for beta in betas:
-        network = convex.Network(X, y, beta, (8,))
-        found = convex.best_of(network, starts, seed=seed, max_iter=600)
-        rows.append(_best_row(found, theory.whitened_relu_value(y, beta), beta=beta))
-    return pd.DataFrame(rows)
+    found = lowest(Network(X, y, beta, (8,)), starts, seed=seed, max_iter=600)
+    return _found(found, theory.whitened_relu_value(y, beta))
 
 
 def optimisers(inputs, labels, beta, width, runs, *, seed=0, rows=80):
     """Full-batch training of a whitened ReLU net, step by step (6.C23).
 
-    ``runs``: name -> options of :func:`ufm.descend`.  Columns run, step, objective,
-    excess, gap (objective minus dual bound of the same step), dual, nc1, simplex, orthogonal.
-    Returns ``(trace, network, ends)``; ``ends`` maps a run to its final variables.
+    ``runs``: name -> options of :func:`nclib.ufm.flow.descend`, or the L-BFGS ``steps`` alone.
+    Columns step, objective, dual, nc1, simplex, orthogonal, run, optimum, excess, gap (objective
+    minus dual bound of the same step).  Returns ``(trace, network, ends)``; ``ends`` maps a run to
+    its final point.
     """
     Y = one_hot(labels)
-    network = convex.Network(inputs, Y, beta, (width,))
-    optimum = theory.collapsed_value(labels.bincount(), beta)
+    network = Network(inputs, Y, beta, (width,))
     start = network.start(torch.Generator().manual_seed(seed))
 
-    def measure(variables):
-        hidden, outputs = network.hidden(variables), network.outputs(variables)
-        found = metrics.cosine_deviations(hidden, labels)
-        return {"dual": theory.dual_bound(Y - outputs, Y, beta)} | {
-            key: found[key] for key in ("nc1", "simplex", "orthogonal")
-        }
+    def measure(point):
+        found = cosine_deviations(network.hidden(point), labels)
+        dual = certified.dual_bound(Y - network.outputs(point), Y, beta)
+        return {"dual": dual} | {key: found[key] for key in ("nc1", "simplex", "orthogonal")}
 
     traces, ends = [], {}
     for name, options in runs.items():
-        ends[name], trace = convex.descend(network, start, measure=measure, rows=rows, **options)
-        traces.append(trace.assign(run=name, optimum=optimum))
+        if isinstance(options, int):
+            ends[name], trace = _lbfgs(network, start, options, rows, measure)
+        else:
+            path = flow.descend(network, start, **options, record=rows + 1, measure=measure)
+            ends[name] = path.points[-1]
+            values = {"step": path.steps, "objective": path.values}
+            trace = pd.DataFrame(values).join(pd.DataFrame(path.measured))
+        traces.append(trace.assign(run=name))
     trace = pd.concat(traces, ignore_index=True)
+    trace["optimum"] = certified.collapsed_value(labels.bincount(), beta)
     trace["excess"] = trace["objective"] - trace["optimum"]
     trace["gap"] = trace["objective"] - trace["dual"]
     return trace, network, ends
 
 
+def _lbfgs(network, start, steps, rows, measure):
+    """``(end, trace)`` of L-BFGS: the evaluations that lower the cost, at log-spaced counts."""
+    logged, evaluations, least, trace = set(log_spaced(steps, rows + 1)), 0, math.inf, []
+
+    def objective(**point):
+        nonlocal evaluations, least
+        cost = network(**point)
+        if float(cost.detach()) <= least:
+            least = float(cost.detach())
+            if evaluations in logged:
+                frozen = {name: tensor.detach() for name, tensor in point.items()}
+                trace.append({"step": evaluations, "objective": least} | measure(frozen))
+        evaluations += 1
+        return cost
+
+    end = solve.minimize(objective, start, max_iter=steps, restarts=0).variables
+    return end, pd.DataFrame(trace)
+
+
 # --- deeper than the theorem ---------------------------------------------------------------------
 
 
-def deep_values(points, depths, beta):
-    """Collapsed and pair network on X = Y = I_K, K pairs of ``points`` (6.C13): value per depth.
-
-    Columns points, K, depth, beta, kind, value.
-    """
-    rows = []
-    for s, depth in itertools.product(points, depths):
-        K = s * (s - 1) // 2
-        row = dict(points=s, K=K, depth=depth, beta=beta)
-        values = {
-            "collapsed": theory.collapsed_value([1] * K, beta, depth),
-            "pairs": theory.pair_value(s, depth, beta),
-        }
-        rows += [row | dict(kind=kind, value=value) for kind, value in values.items()]
-    return pd.DataFrame(rows)
+def deep_values(points, depth, *, beta):
+    """Collapsed and pair network on X = Y = I_K, K pairs of ``points`` (6.C13)."""
+    K = math.comb(points, 2)
+    values = {
+        "collapsed": certified.collapsed_value([1] * K, beta, depth),
+        "pairs": theory.pair_value(points, depth, beta),
+    }
+    return [dict(K=K, beta=beta, kind=kind, value=value) for kind, value in values.items()]
 
 
 def require_descents(cases):
@@ -564,46 +594,41 @@ def require_descents(cases):
     )
 
 
-def widened(layers, width, noise, generator):
-    """The same network with every hidden layer padded to ``width`` neurons, plus Gaussian noise."""
-    sizes = [layers[0].shape[1], *[width] * (len(layers) - 1), len(layers[-1])]
-    padded = {}
-    for i, layer in enumerate(layers):
-        padded[f"weight{i + 1}"] = noise * gaussian(generator, sizes[i + 1], sizes[i])
-        padded[f"weight{i + 1}"][: len(layer), : layer.shape[1]] += layer
-    return padded
+def identity_network(layers, beta):
+    """``(network, point)``: a ReLU network on X = Y = I_K with these layers (6.C13)."""
+    identity = torch.eye(layers[0].shape[1], dtype=torch.float64)
+    network = Network(identity, identity, beta, [len(layer) for layer in layers[:-1]])
+    return network, dict(zip(network.names, layers, strict=True))
 
 
-def deep_descents(cases, *, max_iter=1500, noise=0.05, starts=1, seed=0):
-    """L-BFGS from the pair network, widened to 2 K neurons per layer (6.C13).
+def deep_descents(cases, *, max_iter=1500, seed=0):
+    """L-BFGS from the pair network, widened to 2 K neurons per layer, plus small noise (6.C13).
 
     ``cases``: list of (points, depth, beta).  Returns ``(values, spectra)``: values has columns
-    points, K, depth, beta, value, collapsed, pairs, excess (over collapsed), ranks (text),
-    gradient; spectra points, depth, layer, index, singular.
+    points, K, depth, beta, value, collapsed, pairs, excess (over collapsed), gradient, ranks
+    (text); spectra points, depth, layer, index, singular.
     """
     values, spectra = [], []
     for points, depth, beta in cases:
-        generator, K = torch.Generator().manual_seed(seed), points * (points - 1) // 2
-        identity = torch.eye(K, dtype=torch.float64)
-        pairs = theory.scaled_pair_network(points, depth, beta)
-        network = convex.Network(identity, identity, beta, (2 * K,) * (depth - 1))
-        runs = [widened(pairs, 2 * K, noise, generator) for _ in range(starts)]
-        runs = [
-            solve.minimize(network.objective, start, max_iter=max_iter, restarts=0)
-            for start in runs
-        ]
-        best = min(runs, key=lambda run: run.value)
+        generator, K = torch.Generator().manual_seed(seed), math.comb(points, 2)
+        sizes, layers = [K, *[2 * K] * (depth - 1), K], []
+        for layer, shape in zip(
+            theory.pair_network(points, depth, beta), itertools.pairwise(sizes), strict=True
+        ):
+            layers.append(0.05 * gaussian(generator, *shape[::-1]))
+            layers[-1][: len(layer), : layer.shape[1]] += layer
+        network, start = identity_network(layers, beta)
+        best = solve.minimize(network, start, max_iter=max_iter, restarts=0)
         found = network.layers(best.variables)
-        ranks = [metrics.numerical_rank(w, tolerance=1e-2, relative=True) for w in found]
-        collapsed = theory.collapsed_value([1] * K, beta, depth)
+        collapsed = certified.collapsed_value([1] * K, beta, depth)
         row = dict(points=points, K=K, depth=depth, beta=beta, value=best.value)
         row |= dict(collapsed=collapsed, pairs=theory.pair_value(points, depth, beta))
         row |= dict(excess=best.value - collapsed, gradient=best.gradient_norm)
-        values.append(row | dict(ranks=", ".join(map(str, ranks))))
+        values.append(row | dict(ranks=", ".join(str(geometry.rank(w, cut=1e-2)) for w in found)))
         spectra += [
-            dict(points=points, depth=depth, layer=i + 1, index=j + 1, singular=s)
-            for i, layer in enumerate(found)
-            for j, s in enumerate(torch.linalg.svdvals(layer).tolist())
+            dict(points=points, depth=depth, layer=i, index=j, singular=s)
+            for i, layer in enumerate(found, start=1)
+            for j, s in enumerate(torch.linalg.svdvals(layer).tolist(), start=1)
         ]
     return pd.DataFrame(values), pd.DataFrame(spectra)
 
@@ -611,65 +636,175 @@ def deep_descents(cases, *, max_iter=1500, noise=0.05, starts=1, seed=0):
 # --- batch norm and other losses -----------------------------------------------------------------
 
 
-def batch_norm_heads(counts, betas, dimension, starts, *, width=16, max_iter=1500, seed=0):
-    """BN heads on random features (6.C14): closed-form weights, certificate, training, per beta.
+def batch_norm_heads(counts, betas, dimension, starts, *, max_iter=1500, seed=0):
+    """BN heads of 16 neurons on random features (6.C14): closed-form weights, certificate,
+    training, per beta.
 
     Columns beta, closed (cost of the explicit weights minus the value), certificate (dual bound at
     them minus the value), value, optimum, excess, converged.
     """
-    generator, rows = torch.Generator().manual_seed(seed), []
-    labels = class_labels(counts)
+    generator, labels, rows = torch.Generator().manual_seed(seed), class_labels(counts), []
     A, Y = gaussian(generator, len(labels), dimension), one_hot(labels)
     for beta in betas:
-        problem = convex.BatchNormNetwork(A, Y, beta, width)
-        found = convex.best_of(problem, starts, seed=seed, max_iter=max_iter, restarts=0)
-        optimum = theory.collapsed_value(counts, beta)
-        row = dict(beta=beta)
+        problem = BatchNormNetwork(A, Y, beta, 16)
+        found = lowest(problem, starts, seed=seed, max_iter=max_iter, restarts=0)
+        optimum, row = certified.collapsed_value(counts, beta), dict(beta=beta)
         if dimension >= len(labels) - 1:
             head = theory.batch_norm_head(A, labels, beta)
-            point = {name: getattr(head, name) for name in ("hidden_weight", "gamma", "alpha")}
-            row["closed"] = float(problem.objective(**point, weight=head.weight)) - optimum
-            row["certificate"] = theory.dual_bound(Y - head(A), Y, beta) - optimum
-        rows.append(_best_row(found, optimum, **row))
+            bound = certified.dual_bound(Y - problem.outputs(head), Y, beta)
+            row |= dict(closed=float(problem(**head)) - optimum, certificate=bound - optimum)
+        rows.append(_found(found, optimum, **row))
     return pd.DataFrame(rows)
 
 
-def cross_entropy(per_class, K, betas, *, starts=2, seed=0):
-    """Whitened ReLU nets with cross-entropy (6.C22): trained excess and dual gap per beta."""
-    generator, rows = torch.Generator().manual_seed(seed), []
+def explicit_head(counts, *, dimension, seed=0):
+    """:func:`cosine_deviations` of the closed-form BN head on random features (6.C12)."""
+    labels = class_labels(counts)
+    A = gaussian(torch.Generator().manual_seed(seed), len(labels), dimension)
+    network = BatchNormNetwork(A, one_hot(labels), 0.5, len(counts))
+    return cosine_deviations(network.hidden(theory.batch_norm_head(A, labels, 0.5)), labels)
+
+
+def cross_entropy(beta, *, per_class, K, seed=0):
+    """Whitened ReLU nets with cross-entropy (6.C22): trained excess and dual gap."""
     labels = class_labels([per_class] * K)
-    X = whitened(generator, len(labels), len(labels) + 2)
-    for beta in betas:
-
-        def objective(weight1, weight2, beta=beta):
-            logits = (X @ weight1.mT).clamp(min=0) @ weight2.mT
-            loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-            return loss + beta / 2 * (weight1.square().sum() + weight2.square().sum())
-
-        network = convex.Network(X, one_hot(labels), beta, (3 * K,))
-        points = [network.start(generator) for _ in range(8 * starts)]
-        found = convex.lowest(objective, points, starts, max_iter=800)
-        optimum = theory.cross_entropy_value(per_class, K, beta)
-        ideal = theory.cross_entropy_margin(per_class, K, beta) * one_hot(labels)
-        gap = optimum - theory.cross_entropy_dual_bound(ideal, labels, beta)
-        rows.append(_best_row(found, optimum, beta=beta, gap=gap))
-    return pd.DataFrame(rows)
+    X = whitened(torch.Generator().manual_seed(seed), len(labels), len(labels) + 2)
+    loss = partial(nn.functional.cross_entropy, reduction="sum")
+    network = Network(X, one_hot(labels), beta, (3 * K,), loss=loss)
+    found = lowest(network, 2, seed=seed, max_iter=800)
+    optimum = certified.cross_entropy_value(per_class, K, beta)
+    ideal = certified.cross_entropy_margin(per_class, K, beta) * one_hot(labels)
+    gap = optimum - certified.cross_entropy_dual_bound(ideal, labels, beta)
+    return _found(found, optimum, gap=gap)
 
 
-def unconstrained(per_class, K, lambda_w, lambda_h, *, starts=2, seed=0):
+def unconstrained(per_class, K, lambda_w, lambda_h, *, seed=0):
     """Non-negative unconstrained features (6.C21) trained, against the whitened closed form."""
-    n, labels = per_class * K, class_labels([per_class] * K)
-    generator = torch.Generator().manual_seed(seed)
-
-    def objective(root, weight):
-        features = root.square()
-        miss = (features @ weight.mT - one_hot(labels)).square().sum() / (2 * n)
-        return miss + (lambda_w * weight.square().sum() + lambda_h * features.square().sum()) / 2
-
-    points = [
-        {"root": gaussian(generator, n, K + 3), "weight": gaussian(generator, K, K + 3)}
-        for _ in range(8 * starts)
-    ]
-    found = convex.lowest(objective, points, starts, max_iter=1500)
+    counts, decays = [per_class] * K, (lambda_h, lambda_w)
+    problem = UFM.classes(
+        counts, losses.MeanSquaredError(), widths=K + 3, decays=decays, nonnegative=True
+    )
+    found, n = lowest(problem, 2, seed=seed, max_iter=1500), per_class * K
     beta = theory.ufm_beta(n, lambda_w, lambda_h)
-    return _best_row(found, theory.collapsed_value([per_class] * K, beta) / n, beta=beta)
+    return _found(found, certified.collapsed_value(counts, beta) / n, beta=beta)
+
+
+def bound_on_any_inputs(counts, *, d, seed=0):
+    """``(trained, bound)`` for more samples than dimensions d (6.C21): a trained two-layer ReLU net
+    at beta = 0.5, and the collapsed value at beta / sigma_max(X)."""
+    X, Y = gaussian(torch.Generator().manual_seed(seed), sum(counts), d), class_labels(counts)
+    bound = certified.collapsed_value(counts, 0.5 / float(torch.linalg.matrix_norm(X, 2)))
+    found = lowest(Network(X, one_hot(Y), 0.5, (10,)), 1, seed=seed, max_iter=200)
+    return found.value, bound
+
+
+def vanishing_decay(x, y, betas):
+    """``R - P(beta)/beta`` of 1-D nets (6.C22) and its bound ``beta/2 |dual of R|^2``, per beta."""
+    limit = ramps.interpolation_spline(x, y)
+    return pd.DataFrame(
+        {
+            "beta": beta,
+            "below": limit.value - ramps.fit_spline(x, y, beta).value / beta,
+            "bound": beta / 2 * float((limit.dual**2).sum()),
+        }
+        for beta in betas
+    )
+
+
+# --- images --------------------------------------------------------------------------------------
+
+
+def train_net(
+    net, data, recipe, weight_decay, *, test=None, points, certify_on=None, checkpoint=None, seed=0
+):  # fmt: skip
+    """Train a :class:`nets.BatchNormNet` and certify it along the way: its history, one row per
+    measured epoch.
+
+    ``recipe.weight_decay`` must be 0: the penalty is in the objective.  ``certify_on``: the batch
+    on which objective and bounds are compared, default all of ``data``; with mini-batches take one
+    with equally many samples per class.  Columns: epoch, lr, train_loss, objective, optimum, dual,
+    nc1, orthogonal, simplex, dropped, gamma_over_alpha (median over used neurons), and
+    test_accuracy if ``test`` is given.
+    """
+    checks.require(not recipe.weight_decay, "recipe.weight_decay must be 0: the head's decay is in")
+    batch, loss = certify_on or data, losses.MeanSquaredError(tau=None)
+
+    def objective(net, inputs, labels):
+        penalty = sum(p.square().sum() for p in net.decayed())
+        return loss(net(inputs), labels) + weight_decay / 2 * penalty
+
+    def measure(net, _):
+        found = net.certificate(batch, weight_decay)
+        row = {name: getattr(found, name) for name in ("objective", "optimum", "dual")}
+        with batch_statistics(net):
+            row |= cosine_deviations(net.features(batch.inputs), batch.labels, zero=1e-2)
+        scale, shift = net.norm.weight.detach(), net.norm.bias.detach()
+        used = scale.abs() > 0.1 * scale.abs().max()
+        row["gamma_over_alpha"] = float((scale / shift)[used].median())
+        if test is not None:
+            row["test_accuracy"] = collect.accuracy(net, test)
+        return row
+
+    options = dict(seed=seed, measure=measure, measure_at=log_spaced(recipe.epochs, points + 1))
+    return train.fit(net, data, objective, recipe, **options, checkpoint=checkpoint)
+
+
+def final_classes(net, batch):
+    """``(means, outputs)`` at the end, in training mode: class means (K, width) of the hidden
+    features and mean true-class output (K,)."""
+    with batch_statistics(net):
+        hidden = net.features(batch.inputs)
+        own = net.head(hidden).gather(1, batch.labels[:, None])
+    means, outputs = (geometry.class_means(x, batch.labels)[0].cpu() for x in (hidden, own))
+    return means, outputs[:, 0]
+
+
+def class_cosines(means):
+    """Cosines between class means, raw and centred: columns kind, row, column, value."""
+    kinds = {"raw": means, "centred": means - means.mean(0)}
+    unit = {kind: nn.functional.normalize(rows, dim=1) for kind, rows in kinds.items()}
+    table = matrices({kind: rows @ rows.mT for kind, rows in unit.items()})
+    return table.rename(columns={"name": "kind"})
+
+
+def class_outputs(means, outputs, counts, beta):
+    """Mean true-class outputs of a run: columns label, count, output, theory, mean_norm."""
+    table = output_theory(beta, counts=counts).rename(columns={"output": "theory"})
+    table.insert(2, "output", outputs.tolist())
+    return table.assign(mean_norm=means.norm(dim=1).tolist())
+
+
+def whitened_images(data, test):
+    """``(inputs, test inputs)``: at most as many training images as pixels whitened, and test
+    images under the same map, float64 rows."""
+    flat = [part.inputs.flatten(1).double() for part in (data, test)]
+    matrix = theory.whitening(flat[0])
+    return flat[0] @ matrix, flat[1] @ matrix
+
+
+def require_whitening(dataset, seed, **per_class):
+    """Say now whether so many images of each class can be whitened: for a notebook's first cell.
+
+    ``per_class``: name of a parameter -> its value, a number or a list.  The images must span as
+    many dimensions as there are; those of digits do up to five per class.
+    """
+    data = images.load(dataset, seed=seed)[0]
+    for name, value in per_class.items():
+        part = data.per_class(max(value) if isinstance(value, list) else value)
+        rank = int(torch.linalg.matrix_rank(part.inputs.flatten(1).double()))
+        checks.require(
+            rank == len(part),
+            f"parameter {name} = {value} is too large to whiten {dataset}: {len(part)} images span "
+            f"only {rank} dimensions",
+        )
+
+
+def closed_form_accuracy(per_class, *, data, test, rho):
+    """Test accuracy of the closed-form whitened net on the first images of each class (6.C23), with
+    ``beta = rho sqrt(n_k)``: columns n, accuracy, condition (of the raw inputs)."""
+    part = data.per_class(per_class)
+    X, new = (x.inputs.flatten(1).double() for x in (part, test))
+    outputs = theory.whitened_prediction(X, part.labels, rho * math.sqrt(per_class), new)
+    right = (outputs.argmax(1) == test.labels).double().mean()
+    condition = float(torch.linalg.cond(X))
+    return {"n": len(part), "accuracy": float(right), "condition": condition}

@@ -5,14 +5,13 @@ writes its transpose.  Layers are lists of torch-layout matrices, first layer fi
 :math:`\tfrac12\|f(X)-Y\|_F^2+\tfrac\beta2\sum_l\|W_l\|_F^2`, **without 1/n**.
 """
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.optimize import brentq
 
 from nclib import checks
-from nclib.ufm.scalar import depth_scalar
+from nclib.ufm.scalar import shrink
 
 
 @dataclass(frozen=True)
@@ -27,11 +26,6 @@ class LinearMap:
     def gap(self):
         """Duality gap: how far ``value`` can be from the optimum."""
         return self.value - self.dual_value
-
-
-def linear_value(inputs, targets, beta):
-    """Optimal cost of a two-layer linear network wide enough (claim 6.C3); see `linear_map`."""
-    return linear_map(inputs, targets, beta).value
 
 
 def linear_map(inputs, targets, beta, *, tolerance=1e-13, max_iter=50_000):
@@ -51,12 +45,12 @@ def linear_map(inputs, targets, beta, *, tolerance=1e-13, max_iter=50_000):
     # Only the part of Y inside range(X) can be fitted; the rest is a constant of the cost.
     constant, step = scale - float((B**2).sum() / 2), 1 / float(S.max()) ** 2
     W = Z = torch.zeros_like(B)
-    momentum, best, reference = 1.0, None, np.inf
+    momentum, best, reference = 1.0, None, math.inf
     for iteration in range(max_iter):
         if iteration % 10 == 0:
             residual = B - A * W
             bound = constant + _dual_value(A * residual, residual, B, beta)
-            value = constant + float((residual**2).sum() / 2 + beta * _singular(W).sum())
+            value = constant + float((residual**2).sum() / 2 + beta * torch.linalg.svdvals(W).sum())
             found = LinearMap(W.mT @ Vh, value, bound)
             best = min(best or found, found, key=lambda solution: solution.gap)
             if best.gap <= tolerance * scale:
@@ -67,7 +61,7 @@ def linear_map(inputs, targets, beta, *, tolerance=1e-13, max_iter=50_000):
             reference = best.gap
         new = _soft_threshold(Z + step * A * (B - A * Z), step * beta)
         restart = float(((Z - new) * (new - W)).sum()) > 0
-        following = 1.0 if restart else (1 + np.sqrt(1 + 4 * momentum**2)) / 2
+        following = 1.0 if restart else (1 + math.sqrt(1 + 4 * momentum**2)) / 2
         Z = new + (0.0 if restart else (momentum - 1) / following) * (new - W)
         W, momentum = new, following
     if best.gap > 1e-8 * scale:
@@ -78,21 +72,10 @@ def linear_map(inputs, targets, beta, *, tolerance=1e-13, max_iter=50_000):
     return best
 
 
-def linear_dual_bound(inputs, residual, targets, beta):
-    """Lower bound on two-layer linear training from any network's ``targets - outputs``."""
-    X, Y = _data(inputs, targets)
-    E = _data(inputs, residual, "residual")[1]
-    if E.shape != Y.shape:
-        raise checks.InputError(
-            f"residual {tuple(E.shape)} and targets {tuple(Y.shape)} must have one shape"
-        )
-    return _dual_value(X.mT @ E, E, Y, checks.real("beta", beta, above=0))
-
-
 def zero_threshold(inputs, targets):
     """Smallest ``beta`` at which the two-layer solution is zero: ``sigma_max(X'Y)`` (6.C3)."""
     X, Y = _data(inputs, targets)
-    return float(_singular(X.mT @ Y).max())
+    return float(torch.linalg.svdvals(X.mT @ Y).max())
 
 
 def whitened_linear_value(targets, beta, depth=2):
@@ -100,12 +83,12 @@ def whitened_linear_value(targets, beta, depth=2):
 
     It decouples over the singular values of ``targets`` (n, K).
     """
-    return float(depth_scalar(_singular(_columns(targets)), beta, depth)[0].sum())
+    return float(shrink(torch.linalg.svdvals(_columns(targets)), beta, depth)[0].sum())
 
 
 def whitened_singular_values(targets, beta, depth=2):
     """Singular values of the optimal end-to-end map on whitened inputs, descending (claim 6.C7)."""
-    return depth_scalar(_singular(_columns(targets)), beta, depth)[1]
+    return shrink(torch.linalg.svdvals(_columns(targets)), beta, depth)[1]
 
 
 def minimum_norm_value(inputs, targets, depth=2):
@@ -153,50 +136,8 @@ def fixed_norm_values(inputs, targets, depth, norm=1.0):
     return float(paid * (s ** (2 / depth)).sum() ** (depth / 2)), float(paid * s.sum())
 
 
-def scalar_output(inputs, targets, beta, depth=2, *, grid=4000):
-    r"""Deep linear network with one output on any inputs: a :class:`LinearMap` (section 3.2).
-
-    The map is a ridge solution, :math:`w(\mu)=(X^\top X+\mu I)^{-1}X^\top y`, whose :math:`\mu`
-    solves :math:`\mu=\beta\|w(\mu)\|^{2/L-2}`; all roots on a ``grid`` are compared with w = 0.
-    ``dual_value`` is nan for depth >= 3, where the problem is not convex.
-    """
-    beta, depth = checks.real("beta", beta, above=0), checks.integer("depth", depth, 2)
-    X, Y = _data(inputs, targets)
-    if Y.shape[1] != 1:
-        raise checks.InputError(f"targets must be one column, got {Y.shape[1]}")
-    U, S, Vh = _thin_svd(X)
-    s, b = S.numpy(force=True), (U.mT @ Y)[:, 0].numpy(force=True)
-    constant = float((Y**2).sum()) / 2 - b @ b / 2
-
-    def ridge(mu):
-        return s * b / (s**2 + np.asarray(mu)[..., None])
-
-    def excess(log_mu):
-        size = np.linalg.norm(ridge(np.exp(log_mu)), axis=-1)
-        return log_mu + (2 - 2 / depth) * np.log(size) - np.log(beta)
-
-    def cost(w):
-        size = np.linalg.norm(w)
-        return constant + ((s * w - b) ** 2).sum() / 2 + beta * depth / 2 * size ** (2 / depth)
-
-    candidates = [np.zeros_like(b)]
-    if np.any(s * b):
-        # Outside this window the left side is below every beta: no root there.
-        width = abs(np.log(beta)) + 4 * depth
-        logs = np.linspace(np.log(s.min() ** 2) - width, np.log(s.max() ** 2) + width, grid)
-        crossing = np.flatnonzero(np.diff(np.sign(excess(logs))))
-        roots = [brentq(excess, logs[i], logs[i + 1], xtol=1e-15) for i in crossing]
-        candidates += [ridge(np.exp(r)) for r in roots]
-    best = min(candidates, key=cost)
-    w = torch.from_numpy(best).to(Vh)
-    value, bound = float(cost(best)), float("nan")
-    if depth == 2:
-        bound = linear_dual_bound(X, Y - X @ (w @ Vh)[:, None], Y, beta)
-    return LinearMap((w @ Vh)[None], value, bound)
-
-
 def rank_one_value(coefficients, direction, targets, beta, depth=2, *, relu=True):
-    """Optimal cost on rank-one inputs ``coefficients direction'`` (claim 6.C9, section 3.4).
+    """Optimal cost on rank-one inputs ``coefficients direction'`` (claim 6.C9).
 
     ``coefficients`` (n,), ``direction`` (d,), ``targets`` (n,) or (n, K).  With ``relu`` and
     coefficients of both signs only two layers have a closed form (the two halves decouple); deeper
@@ -222,30 +163,30 @@ def rank_one_value(coefficients, direction, targets, beta, depth=2, *, relu=True
         q = float(half @ half)
         if q > 0:
             s = float(torch.linalg.vector_norm(half @ Y)) / q
-            value += q * (depth_scalar(s, beta / q, depth)[0] - s**2 / 2)
+            value += q * (shrink(s, beta / q, depth)[0] - s**2 / 2)
     return float(value)
 
 
 def _interpolator(inputs, targets):
     """Truncated SVD ``U (d, r), s (r,), V' (r, K)`` of the minimum-norm interpolator ``X^+ Y``."""
     X, Y = _data(inputs, targets)
-    W = torch.linalg.lstsq(X, Y, driver="gelsd").solution if X.device.type == "cpu" else None
-    W = torch.linalg.pinv(X) @ Y if W is None else W
+    cpu = X.device.type == "cpu"  # there lstsq is exact to the last digits
+    W = torch.linalg.lstsq(X, Y, driver="gelsd").solution if cpu else torch.linalg.pinv(X) @ Y
     miss = float(torch.linalg.matrix_norm(X @ W - Y))
     if miss > 1e-8 * float(torch.linalg.matrix_norm(Y)):
         raise checks.InputError(
             f"targets are not in the range of inputs (distance {miss:.2g}): a linear network "
-            "cannot interpolate them; use linear_value with a beta instead"
+            "cannot interpolate them; use linear_map with a beta instead"
         )
     U, s, Vh = _thin_svd(W)
     return U, s, Vh
 
 
-def _data(inputs, targets, name="targets"):
+def _data(inputs, targets):
     X = checks.matrix("inputs", inputs, dtype=torch.float64)
-    Y = _columns(targets, name)
+    Y = _columns(targets)
     if len(Y) != len(X):
-        raise checks.InputError(f"{name} has {len(Y)} rows for {len(X)} inputs")
+        raise checks.InputError(f"targets has {len(Y)} rows for {len(X)} inputs")
     return X, Y
 
 
@@ -262,10 +203,6 @@ def _thin_svd(M):
     return U[:, keep], s[keep], Vh[keep]
 
 
-def _singular(M):
-    return torch.linalg.svdvals(M)
-
-
 def _soft_threshold(M, amount):
     U, s, Vh = torch.linalg.svd(M, full_matrices=False)
     return U * (s - amount).clamp(min=0) @ Vh
@@ -273,6 +210,6 @@ def _soft_threshold(M, amount):
 
 def _dual_value(correlation, residual, targets, beta):
     """Dual value of ``residual``, shrunk until ``correlation`` = X'residual has norm beta."""
-    worst = float(_singular(correlation).max())
+    worst = float(torch.linalg.svdvals(correlation).max())
     point = residual * (min(1.0, beta / worst) if worst > 0 else 1.0)
     return float((point * targets).sum() - (point**2).sum() / 2)

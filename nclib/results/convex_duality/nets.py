@@ -1,28 +1,229 @@
-"""Networks with a BN-ReLU-linear head on any backbone, trained with a certificate; whitened images.
+r"""The networks of result 6: problems whose optimum is known in closed form, and heads on images.
 
-Result 6 bounds the training objective of such a head from below, whatever the backbone (claims
-6.C14, 6.C15).  Here the objective is PyTorch's: ``nn.MSELoss()`` or cross-entropy plus
-``weight_decay/2`` times the squared BN weight, BN bias and last layer.  Nothing else is decayed.
+:class:`Network`, :class:`Interpolation` and :class:`BatchNormNetwork` are full-batch problems in
+the paper's units, :math:`\tfrac12\|f(X)-Y\|_F^2+\tfrac\beta2\sum\|\text{weights}\|^2` (no 1/n,
+biases free): called with named float64 tensors they give the cost, and :func:`lowest` minimises it.
+Weights have torch layout (out, in) and are called ``hidden_1``, …, ``weight``, first layer first.
+
+:class:`BatchNormNet` is a BN-ReLU-linear head on any backbone, to be trained in PyTorch's units.
 """
 
 import contextlib
+import itertools
 import math
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 from torch import nn
 
 from nclib import checks
-from nclib.deep import collect, nets, train
-from nclib.deep import data as image_data
-from nclib.deep.data import Data
+from nclib.deep import nets
 from nclib.metrics import certified_gap
-from nclib.results.convex_duality import theory
-from nclib.results.convex_duality.metrics import cosine_deviations
+from nclib.ufm import solve
 
+ACTIVATIONS = ("relu", "linear")
+BIASES = ("none", "last", "all")
 ARCHITECTURES = ("mlp", "resnet18")
-LOSSES = ("mse", "cross_entropy")
+
+
+def half_squares(outputs, targets):
+    """``1/2 ||outputs - targets||^2``, summed over everything."""
+    return (outputs - targets).square().sum() / 2
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """``len(widths) + 1`` layers on ``inputs`` (n, d) with ``targets`` (n, K), decay ``beta``.
+
+    ``bias``: ``"none"``; ``"last"`` = last hidden layer and output; ``"all"`` = every hidden layer
+    and output: ``bias_1``, …, ``bias``, not decayed.  ``loss(outputs, targets)``: a sum over
+    samples.
+    """
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    beta: float
+    widths: tuple
+    activation: str = "relu"
+    bias: str = "none"
+    loss: object = half_squares
+
+    def __post_init__(self):
+        checks.choice("activation", self.activation, ACTIVATIONS)
+        checks.choice("bias", self.bias, BIASES)
+        checks.real("beta", self.beta, above=0)
+        inputs = checks.matrix("inputs", _columns(self.inputs), dtype=torch.float64)
+        targets = _columns(self.targets)
+        targets = checks.matrix("targets", targets, rows=len(inputs), dtype=torch.float64)
+        widths = tuple(checks.integer("widths", width) for width in self.widths)
+        checks.require(widths, "widths is empty: give the width of at least one hidden layer")
+        names = [*(f"hidden_{j}" for j in range(1, len(widths) + 1)), "weight"]
+        biases = [*(f"bias_{j}" for j in range(1, len(widths) + 1)), "bias"]
+        self.__dict__.update(inputs=inputs, targets=targets, widths=widths, names=names)
+        self.__dict__.update(biases=dict(zip(names, biases, strict=True)))
+
+    def layers(self, point):
+        """The weight matrices, first layer first."""
+        return [point[name] for name in self.names]
+
+    def hidden(self, point, inputs=None):
+        """Last hidden features (n, m) on ``inputs``, by default the training inputs."""
+        x = self.inputs if inputs is None else _columns(inputs).to(self.inputs)
+        for name in self.names[:-1]:
+            x = x @ point[name].mT + point.get(self.biases[name], 0.0)
+            x = torch.relu(x) if self.activation == "relu" else x
+        return x
+
+    def outputs(self, point, inputs=None):
+        """Outputs (n, K)."""
+        return self.hidden(point, inputs) @ point["weight"].mT + point.get("bias", 0.0)
+
+    def __call__(self, **point):
+        penalty = sum(weight.square().sum() for weight in self.layers(point))
+        return self.loss(self.outputs(point), self.targets) + self.beta / 2 * penalty
+
+    def place(self, point):
+        """Coordinates are the point itself (for :func:`nclib.ufm.flow.descend`)."""
+        return dict(point)
+
+    def start(self, generator, scale=1.0):
+        """Random tensors: Gaussian weights, norm about ``scale`` per neuron, spread-out biases."""
+        sizes = [self.inputs.shape[1], *self.widths, self.targets.shape[1]]
+        biased = {"none": [], "last": self.names[-2:], "all": self.names}[self.bias]
+        point = {}
+        for name, (fan_in, fan_out) in zip(self.names, itertools.pairwise(sizes), strict=True):
+            gaussian = torch.randn(fan_out, fan_in, generator=generator, dtype=torch.float64)
+            point[name] = scale / math.sqrt(fan_in) * gaussian
+            if name in biased:
+                uniform = torch.rand(fan_out, generator=generator, dtype=torch.float64) * 2 - 1
+                reach = float(self.inputs.abs().max()) if name == "hidden_1" else scale
+                reach = 0.0 if name == "weight" else reach
+                point[self.biases[name]] = uniform * reach * point[name].norm(dim=1)
+        return {name: tensor.to(self.inputs.device) for name, tensor in point.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Interpolation:
+    """Minimum-norm interpolation by a deep linear net, with the last layer eliminated.
+
+    ``norm=None`` pays half the squared norm of all layers (6.C6); a number is the fixed-norm
+    variant (6.C8): layers 1..L-2 are confined to that Frobenius norm and only the last two are
+    paid.  ``targets`` (n, n) of full rank keep the elimination well conditioned.
+    """
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    depth: int
+    norm: float | None = None
+
+    def layers(self, point):
+        """The free layers, then the minimum-norm last layer that interpolates."""
+        layers = [point[f"hidden_{j}"] for j in range(1, self.depth)]
+        if self.norm is not None:
+            layers = [self.norm * w / w.norm() for w in layers[:-1]] + layers[-1:]
+        hidden = self.inputs
+        for layer in layers:
+            hidden = hidden @ layer.mT
+        last = hidden.mT @ torch.linalg.solve(hidden @ hidden.mT, self.targets)
+        return [*layers, last.mT]
+
+    def __call__(self, **point):
+        layers = self.layers(point)
+        paid = layers if self.norm is None else layers[-2:]
+        return sum(layer.square().sum() for layer in paid) / 2
+
+    def start(self, generator, scale=1.0):
+        """Gaussian layers."""
+        n, d = self.inputs.shape
+        sizes, point = [d, *[n] * (self.depth - 1)], {}
+        for j, (before, after) in enumerate(itertools.pairwise(sizes), start=1):
+            draw = torch.randn(after, before, generator=generator, dtype=torch.float64)
+            point[f"hidden_{j}"] = scale * draw / before**0.5
+        return point
+
+
+@dataclass(frozen=True, eq=False)
+class BatchNormNetwork:
+    """A full-batch BN-ReLU-linear head of ``width`` neurons on ``features`` (n, p) (claim 6.C14).
+
+    Paper's units: each neuron outputs ``gamma (z - mean)/||z - mean|| + alpha/sqrt(n)``; gamma,
+    alpha and the last layer are decayed, the scale-invariant ``hidden_weight`` is not.
+    """
+
+    features: torch.Tensor
+    targets: torch.Tensor
+    beta: float
+    width: int
+
+    def hidden(self, point):
+        """Features (n, width) after BN and ReLU."""
+        z = self.features @ point["hidden_weight"].mT
+        centred = z - z.mean(0)
+        normalised = centred / torch.linalg.vector_norm(centred, dim=0)
+        return torch.relu(point["gamma"] * normalised + point["alpha"] / math.sqrt(len(z)))
+
+    def outputs(self, point):
+        """Outputs (n, K)."""
+        return self.hidden(point) @ point["weight"].mT
+
+    def __call__(self, **point):
+        penalty = sum(point[name].square().sum() for name in ("gamma", "alpha", "weight"))
+        return half_squares(self.outputs(point), self.targets) + self.beta / 2 * penalty
+
+    def start(self, generator, scale=1.0):
+        """Random tensors; gamma and alpha of size ``scale``."""
+        K, (_, p), width = self.targets.shape[1], self.features.shape, self.width
+        shapes = {"hidden_weight": (width, p), "gamma": (width,), "alpha": (width,)}
+        point = {
+            name: torch.randn(*shape, generator=generator, dtype=torch.float64)
+            for name, shape in (shapes | {"weight": (K, width)}).items()
+        }
+        point["gamma"] = scale * (1 + 0.1 * point["gamma"])
+        point["alpha"] = scale * (0.5 + 0.1 * point["alpha"])
+        point["weight"] = scale * point["weight"] / math.sqrt(width)
+        return point
+
+
+@dataclass(frozen=True)
+class Found:
+    """The lowest of several trainings.  ``converged``: whether two of them agree on its value,
+    which knows no closed form."""
+
+    point: dict
+    value: float
+    gradient_norm: float
+    converged: bool
+
+
+def lowest(problem, starts, *, seed=0, scale=1.0, pool=8, **options):
+    """The lowest minimum that L-BFGS finds from random points of size ``scale``: a :class:`Found`.
+
+    ``starts * pool`` points make 80 steps together and the lowest ``starts`` go on: whoever is
+    caught by a bad minimum (dead neurons, a layer at zero) shows it early.  These are trained one
+    by one, since kinks stop a batch early (``options`` go to :func:`nclib.ufm.solve.minimize`),
+    until two agree on the lowest value.  Many more starts than :func:`nclib.ufm.solve.best` for
+    the same time, and a verdict of their own on whether they were enough.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    count = checks.integer("starts", starts) * checks.integer("pool", pool)
+    points = [problem.start(generator, scale) for _ in range(count)]
+    if pool > 1:
+        stacked = {name: torch.stack([point[name] for point in points]) for name in points[0]}
+        rough = solve.minimize_many(problem, stacked, max_iter=80)
+        order = rough.values.argsort()[:starts].tolist()
+        points = [{name: stack[i] for name, stack in rough.variables.items()} for i in order]
+    best, values = None, []
+    for point in points:
+        run = solve.minimize(problem, point, **options)
+        best = min(best or run, run, key=lambda run: run.value)
+        values.append(run.value)
+        agree = sum(abs(v - best.value) <= 1e-6 * max(1, abs(best.value)) for v in values) >= 2
+        if agree:
+            break
+    return Found(best.variables, best.value, best.gradient_norm, agree)
+
+
+# --- a head on images ----------------------------------------------------------------------------
 
 
 class BatchNormNet(nets.Classifier):
@@ -32,38 +233,31 @@ class BatchNormNet(nets.Classifier):
     bound to be reachable.
     """
 
-    def __init__(self, backbone, feature_dim, width, num_classes, *, eps=1e-5):
+    def __init__(self, backbone, feature_dim, width, num_classes):
         hidden = nn.Linear(feature_dim, width, bias=False)
         head = nn.Linear(width, num_classes, bias=False)
-        layers = nn.Sequential(backbone, hidden, nn.BatchNorm1d(width, eps=eps), nn.ReLU())
-        super().__init__(layers, head)
+        super().__init__(nn.Sequential(backbone, hidden, nn.BatchNorm1d(width), nn.ReLU()), head)
 
     @property
     def norm(self):
         """The BatchNorm1d layer."""
         return self.backbone[2]
 
-    def pre_activations(self, inputs):
-        """What enters the BatchNorm1d layer: ``(N, width)``."""
-        return self.backbone[:2](inputs)
-
     def decayed(self):
         """The parameters of the penalty: BN weight, BN bias, last layer."""
         return self.norm.weight, self.norm.bias, self.head.weight
 
-    def certificate(self, data, weight_decay, *, loss="mse", dual=True):
+    def certificate(self, data, weight_decay):
         """:class:`~nclib.metrics.Certificate` on ``data`` as one batch, in training mode."""
         with batch_statistics(self):
             return certified_gap(
-                self.pre_activations(data.inputs),
+                self.backbone[:2](data.inputs),
                 data.labels,
                 self.head.weight,
                 bn_weight=self.norm.weight,
                 bn_bias=self.norm.bias,
                 weight_decay=weight_decay,
-                loss=loss,
                 eps=self.norm.eps,
-                dual=dual,
             )
 
 
@@ -82,7 +276,7 @@ def batch_statistics(net):
         net.train(was_training)
 
 
-def build(architecture, data, *, hidden=(256,), width=40, normalise=True, seed=0):
+def build(architecture, data, *, hidden, width, normalise, seed=0):
     """A :class:`BatchNormNet` for ``data``.
 
     ``"mlp"``: a Linear-BatchNorm-ReLU layer per entry of ``hidden`` (``normalise=False``: without
@@ -90,16 +284,15 @@ def build(architecture, data, *, hidden=(256,), width=40, normalise=True, seed=0
     because 1 means a huge penalty at the decays of interest.
     """
     checks.choice("architecture", architecture, ARCHITECTURES)
-    channels = data.inputs.shape[1]
 
     def make():
         if architecture == "resnet18":
-            trunk = nets.resnet(18, data.num_classes, in_channels=channels)
+            trunk = nets.resnet(18, data.num_classes, in_channels=data.inputs.shape[1])
             backbone, dimension = trunk.backbone, trunk.head.in_features
         else:
             sizes = [data.inputs[0].numel(), *hidden]
             layers = [nn.Flatten()]
-            for before, after in zip(sizes, sizes[1:], strict=False):
+            for before, after in itertools.pairwise(sizes):
                 norm = [nn.BatchNorm1d(after)] if normalise else []
                 layers += [nn.Linear(before, after), *norm, nn.ReLU()]
             backbone, dimension = nn.Sequential(*layers), sizes[-1]
@@ -110,193 +303,6 @@ def build(architecture, data, *, hidden=(256,), width=40, normalise=True, seed=0
     return nets.seeded(seed, make).to(data.inputs.device)
 
 
-def objective(weight_decay, loss="mse"):
-    """``(net, inputs, labels) -> loss + decay``, for :func:`nclib.deep.train.fit`."""
-    checks.choice("loss", loss, LOSSES)
-    decay = checks.real("weight_decay", weight_decay, above=0)
-
-    def value(net, inputs, labels):
-        outputs = net(inputs)
-        if loss == "mse":
-            targets = nn.functional.one_hot(labels, outputs.shape[1]).to(outputs)
-            data_term = nn.functional.mse_loss(outputs, targets)
-        else:
-            data_term = nn.functional.cross_entropy(outputs, labels)
-        return data_term + decay / 2 * sum(p.square().sum() for p in net.decayed())
-
-    return value
-
-
-def weight_decay_for(counts, rho):
-    """PyTorch weight decay at which ``beta`` is ``rho`` times the root of the mean class size.
-
-    Balanced classes: ``2 rho / K^(3/2)`` for every batch size; ``rho = 1`` collapses everything.
-    """
-    counts = [checks.integer("counts", int(count)) for count in counts]
-    rho = checks.real("rho", rho, above=0)
-    return rho * theory.collapse_weight_decay(len(counts))
-
-
-@dataclass(frozen=True)
-class CertifiedRun:
-    """``history``: one row per measured epoch; ``means`` (K, width) class means of the hidden
-    features and ``outputs`` (K,) mean true-class output, at the end, in training mode."""
-
-    history: pd.DataFrame
-    means: torch.Tensor
-    outputs: torch.Tensor
-    net: BatchNormNet
-
-
-def certified_training(
-    net,
-    data,
-    recipe,
-    weight_decay,
-    *,
-    loss="mse",
-    test=None,
-    points=60,
-    dual=True,
-    certify_on=None,
-    checkpoint=None,
-    seed=0,
-    label="training",
-):
-    """Train ``net`` and certify it along the way: a :class:`CertifiedRun`.
-
-    ``recipe.weight_decay`` must be 0, the penalty is in the objective.  ``certify_on``: the batch
-    on which objective and bounds are compared, default all of ``data``; with mini-batches take one
-    with equally many samples per class.  History columns: epoch, lr, train_loss, objective,
-    optimum, dual, nc1, orthogonal, simplex, dropped, gamma_over_alpha (median over used neurons),
-    and test_accuracy if ``test`` is given; nan where a bound is unknown.
-    """
-    if recipe.weight_decay:
-        raise checks.InputError(
-            "recipe.weight_decay must be 0: the decay of the head is part of the objective"
-        )
-    batch = certify_on or data
-
-    def measure(net, epoch):
-        found = net.certificate(batch, weight_decay, loss=loss, dual=dual)
-        row = {name: getattr(found, name) for name in ("objective", "optimum", "dual")}
-        row = {name: math.nan if value is None else value for name, value in row.items()}
-        with batch_statistics(net):
-            hidden = net.features(batch.inputs)
-        cosines = cosine_deviations(hidden, batch.labels, num_classes=batch.num_classes, zero=1e-2)
-        used = net.norm.weight.detach().abs() > 0.1 * net.norm.weight.detach().abs().max()
-        ratio = (net.norm.weight / net.norm.bias).detach()[used].median()
-        row |= cosines | {"gamma_over_alpha": float(ratio)}
-        if test is not None:
-            row["test_accuracy"] = collect.accuracy(net, test)
-        return row
-
-    history = train.fit(
-        net,
-        data,
-        objective(weight_decay, loss),
-        recipe,
-        seed=seed,
-        measure=measure,
-        measure_at=log_spaced(recipe.epochs, points),
-        checkpoint=checkpoint,
-        label=label,
-    )
-    with batch_statistics(net):
-        hidden = net.features(batch.inputs).double()
-        outputs = net.head(net.features(batch.inputs)).double()
-    Y = nn.functional.one_hot(batch.labels, batch.num_classes).to(hidden)
-    counts = Y.sum(0)
-    means = Y.mT @ hidden / counts[:, None]
-    return CertifiedRun(history, means.cpu(), ((outputs * Y).sum(0) / counts).cpu(), net)
-
-
-def log_spaced(epochs, points):
-    """About ``points`` epochs from 0 to ``epochs``, denser at the beginning."""
-    return {0} | {round(epochs ** (i / max(points - 1, 1))) for i in range(points)}
-
-
-def class_cosines(run):
-    """Cosines between the class means of a run: columns kind (raw, centred), row, column, value."""
-    rows = []
-    for kind, means in (("raw", run.means), ("centred", run.means - run.means.mean(0))):
-        unit = means / means.norm(dim=1, keepdim=True)
-        rows += [
-            {"kind": kind, "row": i, "column": j, "value": value}
-            for i, line in enumerate((unit @ unit.mT).tolist())
-            for j, value in enumerate(line)
-        ]
-    return pd.DataFrame(rows)
-
-
-def class_outputs(run, counts, beta):
-    """Mean true-class outputs of a run: columns label, count, output, theory, mean_norm."""
-    exact = theory.collapse(counts, beta)
-    return pd.DataFrame(
-        {
-            "label": range(len(counts)),
-            "count": list(counts),
-            "output": run.outputs.tolist(),
-            "theory": exact.outputs.tolist(),
-            "mean_norm": run.means.norm(dim=1).tolist(),
-        }
-    )
-
-
-# --- whitened images -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class WhitenedImages:
-    """Whitened training images and test images under the same map, float64 rows."""
-
-    inputs: torch.Tensor
-    labels: torch.Tensor
-    test_inputs: torch.Tensor
-    test_labels: torch.Tensor
-
-
-def whitened_images(data: Data, test: Data):
-    """:class:`WhitenedImages` of at most as many training images as pixels."""
-    X = data.inputs.flatten(1).double()
-    whiten = theory.whitening(X)
-    return WhitenedImages(
-        whiten(X), data.labels, whiten(test.inputs.flatten(1).double()), test.labels
-    )
-
-
-def require_whitening(dataset, seed, **per_class):
-    """Say now whether so many images of each class can be whitened: for a notebook's first cell.
-
-    ``per_class``: name of a parameter -> its value, a number or a list.  The images must span as
-    many dimensions as there are; those of digits do up to five per class.
-    """
-    train = image_data.load(dataset, seed=seed)[0]
-    for name, value in per_class.items():
-        part = train.per_class(max(value) if isinstance(value, list) else value)
-        rank = int(torch.linalg.matrix_rank(part.inputs.flatten(1).double()))
-        checks.require(
-            rank == len(part),
-            f"parameter {name} = {value} is too large to whiten {dataset}: {len(part)} images span "
-            f"only {rank} dimensions",
-        )
-
-
-def closed_form_accuracy(data, test, per_class, rho):
-    """Test accuracy of the closed-form whitened net against the training set size (section 3.9c).
-
-    One row per entry of ``per_class``, the first images of each class; ``beta = rho sqrt(n_k)``.
-    Columns n, accuracy, condition (of the raw inputs).
-    """
-    rows = []
-    for n_k in per_class:
-        part = data.per_class(n_k)
-        X = part.inputs.flatten(1).double()
-        outputs = theory.whitened_prediction(
-            X, part.labels, rho * math.sqrt(n_k), test.inputs.flatten(1).double()
-        )
-        singular = torch.linalg.svdvals(X)
-        right = (outputs.argmax(1) == test.labels).double().mean()
-        condition = float(singular.max() / singular.min())
-        rows.append({"n": len(part), "accuracy": float(right), "condition": condition})
-    return pd.DataFrame(rows)
+def _columns(values):
+    values = checks.tensor("data", values)
+    return values[:, None] if values.ndim == 1 else values

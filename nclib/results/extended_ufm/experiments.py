@@ -1,6 +1,7 @@
-"""Result 5: the numerical experiments on the extended unconstrained-features model, as tables.
+"""Result 5: numerical experiments on the extended unconstrained-features model, as tables.
 
-Each function returns a tidy DataFrame (or a few) for the notebook's figures and claims.
+Rows and tables for the notebook's figures and claims.  Layers are named as in the paper: H1 are the
+free features, H2 = W1 H1 (or its ReLU) what the second layer sees, and so on.
 """
 
 import math
@@ -8,100 +9,79 @@ import math
 import numpy as np
 import pandas as pd
 import torch
+from scipy.integrate import solve_ivp
+from torch import nn
 
-from nclib import checks
-from nclib.metrics import frames
-from nclib.results.extended_ufm import theory
-from nclib.results.extended_ufm.ufm import (
-    ExtendedUFM,
-    balancedness,
-    central_path,
-    descend,
-    perturbed,
-    settle,
-    solve,
-    sweep,
-)
-from nclib.ufm.solve import hessian_eigenvalues, minimize, minimize_many
+from nclib import checks, losses
+from nclib.deep import collect, nets, train
+from nclib.deep.data import Data
+from nclib.metrics import frame_distances, geometry
+from nclib.results.extended_ufm import metrics, theory
+from nclib.results.extended_ufm.nets import RegularisedHead, block_features, blocks
+from nclib.table import log_spaced, matrices
+from nclib.ufm import landscape, scalar
+from nclib.ufm.flow import descend
+from nclib.ufm.solve import best, hessian_eigenvalues, minimize, minimize_many
 
-__all__ = [
-    "bias_maps",
-    "best_start",
-    "bias_table",
-    "chain_gap",
-    "chain_ratios",
-    "check_closed_form",
-    "class_means",
-    "depth_race",
-    "dynamics",
-    "equal_decays",
-    "fall_factors",
-    "flow_table",
-    "gram_table",
-    "imbalance_table",
-    "joint_descent",
-    "ladder_levels",
-    "ladder_table",
-    "landscape_table",
-    "layer_duality",
-    "perturbation_table",
-    "phase_curves",
-    "phase_sweeps",
-    "rank_levels",
-    "refined_ratio",
-    "refined_table",
-    "require_nonzero",
-    "relu_shapes",
-    "scale_free_minima",
-    "slopes",
-    "spread_of",
-    "surviving_sizes",
-    "threshold_table",
-    "value_and_geometry",
-]
+ARCHITECTURES = ("mlp", "cnn", "resnet18")
+BIASES = {"none": None, "free": 0.0}
 
 
-def equal_decays(kappa, M, *, K, n):
-    """The common decay λ of all M + 1 factors that gives this κ: λ = κ / (K n^{1/(M+1)})."""
-    return kappa / (K * n ** (1 / (M + 1)))
+def balanced(M, kappa, *, K, n, **options):
+    """The balanced problem of M layers whose decays are all equal, at strength κ."""
+    lam = kappa / (K * n ** (1 / (M + 1)))
+    return theory.problem([n] * K, [lam] * (M + 1), **options)
 
 
-def require_nonzero(parameter, class_counts, decays, lambda_h):
-    """Raise :class:`~nclib.checks.InputError` if a decay is so large that the minimum is zero.
+def require_nonzero(parameter, counts, decays):
+    """Raise :class:`~nclib.checks.InputError` if decays are so large that the minimum is zero,
+    without bias or with a free one.  ``parameter``: how the error calls them."""
+    for bias in BIASES.values():
+        point = theory.optimum(theory.problem(counts, decays, widths=len(counts), bias=bias))
+        checks.require(
+            not point.is_zero,
+            f"parameter {parameter}: so large that the minimum of {len(decays) - 1} layer(s) is "
+            "zero; lower it",
+        )
 
-    ``decays``: the weight decays per layer of each problem, without and with a free bias;
-    ``parameter``: how the error calls them.
-    """
-    for lambdas in decays:
-        for bias in ("none", "free"):
-            point = theory.optimum(
-                class_counts=class_counts, lambdas=lambdas, lambda_h=lambda_h, bias=bias
-            )
-            checks.require(
-                not point.is_zero,
-                f"parameter {parameter}: so large that the minimum of {len(lambdas)} layer(s) is "
-                "zero; lower it",
-            )
+
+def bias_openings(kappa, grid):
+    """M -> decay of the bias at which the mean direction appears, for M = 1, 2 (claim 5.E4).
+
+    Raises :class:`~nclib.checks.InputError` unless the grid has decays on both sides of one."""
+    found = {M: kappa / (theory.thresholds(M)[0] - kappa) for M in (1, 2)}
+    checks.require(
+        min(grid) < max(found.values()) and max(grid) > min(found.values()),
+        f"parameter lambda_b_grid needs decays on both sides of one of {list(found.values())}",
+    )
+    return found
 
 
 def class_means(problem, features):
     """(K, d) means of the rows of each class."""
-    return frames.class_means(features, problem.labels)
+    return geometry.class_means(features, problem.targets)[0]
 
 
-def layer_duality(problem, variables):
+def layers(problem, point):
+    """Activations by name, in order: H1, H2, …; with ReLU the pre-activations W1H1, … too."""
+    found = {}
+    for j, hidden in enumerate(problem.activations(point), start=1):
+        found[f"H{j}"] = hidden
+        if problem.relu and j < len(problem.layers):
+            found[f"W{j}H{j}"] = hidden @ point[f"hidden_{j}"].mT
+    return found
+
+
+def layer_duality(problem, point):
     """NC3 (form a) of every pair W_M⋯W_j, H̄_j; with ReLU of the last pair only.  Layer -> float.
 
     A model with free bias is compared with centred means.
     """
-    layers = problem.layers(variables)
-    product, found = None, {}
-    for j in range(problem.depth, 0, -1):
-        weight = variables[f"weight_{j}"]
-        product = weight if product is None else product @ weight
-        means = class_means(problem, layers[f"H{j}"])
-        distance = frames.self_duality(product, means, centre=problem.bias == "free")
-        found[f"H{j}"] = distance["a"]
+    product, found, hidden = None, {}, layers(problem, point)
+    for j, name in reversed(list(enumerate(problem.layers, start=1))):
+        product = point[name] if product is None else product @ point[name]
+        means = class_means(problem, hidden[f"H{j}"])
+        found[f"H{j}"] = metrics.self_duality(product, means, centre=problem.bias == 0.0)["a"]
         if problem.relu:
             break
     return found
@@ -110,102 +90,115 @@ def layer_duality(problem, variables):
 # --- closed forms against the solver -------------------------------------------------------------
 
 
-def best_start(problem, *, tries=4, seed=0, **options):
-    """:func:`~ufm.solve`, ``tries`` times at most while stuck: ``(found, above)``.
+def search(problem, *, starts=5, scale=0.5, seed=0, tries=4):
+    """``(best, above)``: minima from ``starts`` starts, with new ones, ``tries`` times at most,
+    while stuck.
 
-    ``found``: the :class:`~ufm.Restarts` with the lowest ``best``.  ``above``: its
-    value minus the objective at the explicit point of the closed form.  A search that ends above a
-    known point got stuck, whatever value the closed form states.
+    ``above``: the lowest value minus that of the explicit point of the closed form.  A search that
+    ends above a known point got stuck, whatever value the closed form states: deep models have
+    rank-deficient minima (claim 5.E13), and kinks of a ReLU stop quasi-Newton steps near 1e-9.
     """
-    explicit = theory.realise(problem.optimum(), widths=problem.widths)
-    known, runs = float(problem.objective(**explicit)), []
-    while len(runs) < tries and not any(f.best.value <= known + 1e-9 for f in runs):
-        runs.append(solve(problem, seed=seed + 1000 * len(runs), **options))
-    found = min(runs, key=lambda f: f.best.value)
-    return found, found.best.value - known
+    known = float(problem.value(theory.realise(theory.optimum(problem))))
+    options = {"scale": scale, "refine": True, "max_iter": 400 if problem.relu else 2000}
+    found = []
+    while len(found) < tries and not any(f.value <= known + 1e-9 for f in found):
+        found.append(best(problem, starts, seed=seed + 1000 * len(found), **options))
+    lowest = min(found, key=lambda f: f.value)
+    return lowest, lowest.value - known
 
 
-def check_closed_form(problems, *, restarts=5, init_scale=0.5, seed=0):
-    """Each problem solved from random starts and compared with its closed form.
+def closed_forms(problems, **options):
+    """Problems solved from random starts (:func:`search`) and compared with their closed forms:
+    a Series with the largest of each over the problems.
 
-    Columns: ``M, bias, relu, value, gap`` (best minus closed form), ``above`` (best minus the
-    explicit point, see :func:`best_start`), ``lowest`` (worst case below the closed form), ``gram,
-    logits, offset`` (errors of class Gram matrix, class logits, bias), ``nc1`` and the largest
-    ``of``, ``etf``, ``nc3`` over layers, ``norm`` (largest relative error of ‖h‖²).
+    ``gap`` (|best − closed form|), ``above`` (best minus explicit point), ``below`` (closed form
+    minus the lowest start), ``gram, logits, offset`` (errors of class Gram matrix, class logits,
+    bias), ``norm`` (relative error of ‖h‖²), and over layers ``nc1, of, etf, nc3``.
     """
     rows = []
     for problem in problems:
-        options = {"restarts": restarts, "init_scale": init_scale, "seed": seed}
-        found, above = best_start(problem, **options)
-        point, best = problem.optimum(), found.best.variables
-        layers = {k: v for k, v in problem.layers(best).items() if k.startswith("H")}
-        table = frames.layer_table(layers, problem.labels)
-        means = class_means(problem, best["features"])
-        logits = class_means(problem, problem.logits(best))
-        norms = best["features"].square().sum(1)
-        expected = point.feature_norms_sq[problem.labels]
-        offset = (best["bias"] - point.bias).abs().max() if "bias" in best else 0.0
-        rows.append(
-            {
-                "M": problem.depth,
-                "bias": str(problem.bias),
-                "relu": problem.relu,
-                "value": point.value,
-                "gap": found.best.value - point.value,
-                "above": above,
-                "lowest": float(found.values.min()) - point.value,
-                "gram": float((means @ means.T - point.mean_gram).abs().max()),
-                "logits": float((logits - point.class_logits).abs().max()),
-                "offset": float(offset),
-                "nc1": table["nc1"].max(),
-                "of": table["of"].max(),
-                "etf": table["etf"].max(),
-                "nc3": max(layer_duality(problem, best).values()),
-                "norm": float((norms / expected - 1).abs().max()),
-            }
-        )
-    return pd.DataFrame(rows)
+        found, above = search(problem, **options)
+        known, point = theory.optimum(problem), found.point
+        hidden = {k: v for k, v in layers(problem, point).items() if k.startswith("H")}
+        means = class_means(problem, point["features"])
+        logits = class_means(problem, problem.logits(point))
+        norms = point["features"].square().sum(1) / known.feature_norms_sq[problem.targets]
+        offset = (point["bias"] - known.bias).abs().max() if "bias" in point else 0.0
+        row = {
+            "gap": abs(found.value - known.value),
+            "above": above,
+            "below": known.value - float(found.values.min()),
+            "gram": float((means @ means.T - known.mean_gram).abs().max()),
+            "logits": float((logits - known.class_logits).abs().max()),
+            "offset": float(offset),
+            "norm": float((norms - 1).abs().max()),
+            "nc3": max(layer_duality(problem, point).values()),
+        }
+        table = metrics.layer_table(hidden, problem.targets)[["nc1", "of", "etf"]]
+        rows.append(table.max().to_dict() | row)
+    return pd.DataFrame(rows).max()
+
+
+def settle(problem, point):
+    """The local minimum whose basin holds ``point``: ``(point, value)``.
+
+    200 small gradient steps, then L-BFGS that begins with a gradient step.  (The first step of
+    scipy's L-BFGS-B, which ``best`` uses for one start, has length one and may leap out.)
+    """
+    near = descend(problem, point, rate=0.2, steps=200, record=[200]).points[-1]
+    found = minimize_many(problem, {name: tensor[None] for name, tensor in near.items()})
+    return {name: tensor[0] for name, tensor in found.variables.items()}, float(found.values[0])
+
+
+def kicked(problem, point, size, generator):
+    """``point`` plus Gaussian noise of standard deviation ``size``."""
+    noise = problem.start(generator, size)
+    return {name: point[name] + noise[name] for name in noise}
 
 
 # --- gradient descent ----------------------------------------------------------------------------
 
 
-def dynamics(problem, *, lr, steps, init_scale=0.1, seed=0, seeds=1, record=60):
-    """Gradient descent from ``seeds`` random starts: ``(table, snapshots)``.
+def descents(problem, *, lr, steps, init_scale=0.1, seed=0, seeds=1, record=60):
+    """Gradient descent from ``seeds`` random starts: ``(table, final points)``.
 
     ``table``: one row per record, seed and layer with ``step, seed, layer, excess`` (objective
     minus closed form), ``balance`` (largest residual of the conservation laws), ``nc3`` and the
-    metrics of :func:`~nclib.metrics.frames.layer_table`.  ``snapshots``: final variables per seed.
+    columns of :func:`~nclib.results.extended_ufm.metrics.layer_table`.
     """
     generator = torch.Generator().manual_seed(seed)
-    start = problem.start(init_scale, generator=generator, batch=(seeds,))
-    run = descend(problem, start, lr=lr, steps=steps, record=record)
-    floor, rows = problem.optimum().value, []
-    for step, values, shot in zip(run.steps, run.values, run.snapshots, strict=True):
-        for s in range(seeds):
-            own = {name: tensor[s] for name, tensor in shot.items()}
-            table = frames.layer_table(problem.layers(own), problem.labels)
-            duality = layer_duality(problem, own)
-            table["nc3"] = [duality.get(layer, math.nan) for layer in table["layer"]]
-            gap = max(balancedness(problem, own)) if problem.depth > 1 else math.nan
-            rows.append(
-                table.assign(step=step, seed=s, excess=float(values[s]) - floor, balance=gap)
-            )
-    final = [{name: tensor[s] for name, tensor in run.final.items()} for s in range(seeds)]
-    return pd.concat(rows, ignore_index=True), final
+    first = problem.start(generator, init_scale, (seeds,))
+    first |= {name: torch.zeros_like(x) for name, x in first.items() if name == "bias"}
+    run = descend(problem, first, rate=lr, steps=steps, record=record)
+    floor, rows = theory.optimum(problem).value, []
+    points = [[{n: x[s] for n, x in at.items()} for s in range(seeds)] for at in run.points]
+    for step, values, at in zip(run.steps, run.values.tolist(), points, strict=True):
+        for s, own in enumerate(at):
+            table = metrics.layer_table(layers(problem, own), problem.targets)
+            table["nc3"] = table["layer"].map(layer_duality(problem, own))
+            columns = {"excess": values[s] - floor, "balance": balance(problem, own)}
+            rows.append(table.assign(step=step, seed=s, **columns))
+    return pd.concat(rows, ignore_index=True), points[-1]
 
 
-def joint_descent(problem, *, lr, steps, starts, init_scale, seed=0, every=4):
+def balance(problem, point):
+    """Largest residual of the conservation laws λ_{j+1} W_{j+1}ᵀW_{j+1} = λ_j W_j W_jᵀ, whose
+    factors 0 are the features; nan for one layer."""
+    factors = [point["features"].mT, *(point[name] for name in problem.layers)]
+    first = landscape.balancedness(factors[:2], problem.decays[:2])  # no ReLU in between
+    rest = landscape.balancedness(factors[1:], problem.decays[1:], relu=problem.relu)
+    return max(first + rest) if rest else math.nan
+
+
+def joint_descents(problem, *, lr, steps, starts, init_scale, seed=0):
     """NC1 of H under gradient descent of all variables: rows ``start, step, nc1``."""
-    generator = torch.Generator().manual_seed(seed)
-    start = problem.start(init_scale, generator=generator, batch=(starts,))
-    run = descend(problem, start, lr=lr, steps=steps, record=range(0, steps + 1, every))
-    rows = [
-        {"start": i, "step": step, "nc1": frames.trace_ratio(features, problem.labels)}
-        for step, shot in zip(run.steps, run.snapshots, strict=True)
-        for i, features in enumerate(shot["features"])
-    ]
-    return pd.DataFrame(rows)
+    first = problem.start(torch.Generator().manual_seed(seed), init_scale, (starts,))
+    run = descend(problem, first, rate=lr, steps=steps, record=range(0, steps + 1, 4))
+    return pd.DataFrame(
+        {"start": i, "step": step, "nc1": geometry.trace_ratio(features, problem.targets)}
+        for step, at in zip(run.steps, run.points, strict=True)
+        for i, features in enumerate(at["features"])
+    )
 
 
 def slopes(table, column, *, start, end):
@@ -217,119 +210,167 @@ def slopes(table, column, *, start, end):
     }
 
 
-def fall_factors(table, column, *, start):
-    """First value from step ``start`` on over the last one, per seed (rows) and layer (columns)."""
-    late = table[table["step"] >= start].groupby(["seed", "layer"])[column]
-    return (late.first() / late.last()).unstack()
+def levels_reached(linear, relu):
+    """Distances to an orthogonal frame after descent (claim 5.E9): of both levels of the linear
+    model, of the farthest last level of the ReLU model; by how much its level before fell in the
+    second half from the slowest start, and how far its starts lie apart there."""
+    ends = [t[t["step"] == t["step"].max()].groupby("layer")["of"] for t in (linear, relu)]
+    late = relu[(relu["step"] >= relu["step"].max() / 2) & (relu["layer"] == "H1")]
+    late = late.groupby("seed")["of"]
+    return {
+        "linear": ends[0].max().max(),
+        "last_level": ends[1].max()["H2"],
+        "first_level": (late.first() / late.last()).min(),
+        "h1_shape": np.ptp(ends[1].get_group("H1")),
+    }
 
 
-def spread_of(table, column, layer):
-    """Largest minus smallest final value of ``column`` over the seeds, for one layer."""
-    final = table[(table["step"] == table["step"].max()) & (table["layer"] == layer)]
-    return float(final[column].max() - final[column].min())
-
-
-def gram_table(named_means):
+def cosines(named_means):
     """Cosine matrices of class means as rows ``name, row, column, cosine``."""
-    rows = []
-    for name, means in named_means.items():
-        unit = means / means.norm(dim=1, keepdim=True)
-        cosines = unit @ unit.T
-        rows += [
-            {"name": name, "row": i, "column": j, "cosine": float(cosines[i, j])}
-            for i in range(len(means))
-            for j in range(len(means))
-        ]
-    return pd.DataFrame(rows)
+    unit = {name: nn.functional.normalize(means, dim=1) for name, means in named_means.items()}
+    table = matrices({name: rows @ rows.T for name, rows in unit.items()})
+    return table.rename(columns={"value": "cosine"})
+
+
+# --- flows ---------------------------------------------------------------------------------------
+
+
+def central_path(features, labels, *, lambda_w, lambda_h, times):
+    """Flow dH/dt = −N ∇_H f(W*(H), H) of the plain model (M = 1, no bias), W* optimal for H.
+
+    ``features`` (N, d) at time 0, ``labels`` with classes of equal sizes, ``times`` (T,) increasing
+    from 0; λ_W > 0, λ_H ≥ 0.  Returns (T, N, d).  Integrator: DOP853.
+    """
+    targets = np.eye(int(labels.max()) + 1)[labels.numpy()]
+    N, d = features.shape
+
+    def velocity(_, flat):
+        H = flat.reshape(N, d)
+        W = np.linalg.solve(H.T @ H + N * lambda_w * np.eye(d), H.T @ targets).T
+        return -((H @ W.T - targets) @ W + N * lambda_h * H).ravel()
+
+    span = (times[0], times[-1])
+    first = features.numpy().ravel()
+    flow = solve_ivp(velocity, span, first, "DOP853", times, rtol=1e-11, atol=1e-14)
+    checks.require(flow.success, f"the flow could not be integrated: {flow.message}")
+    return flow.y.T.reshape(-1, N, d)
+
+
+def flows(settings, *, K, n, d, time=8.0, points=40, seed=0):
+    """Central paths (claim 5.E11): rows ``setting, time, nc1, within, between``.
+
+    ``settings``: (λ_W, λ_H) pairs.  ``within``, ``between``: Tr Σ_W and Tr Σ_B times e^{2Nλ_H t};
+    along the path NC1 strictly falls, the one falls and the other grows (Tirer et al. 2023, Theorem
+    3.1, in our time and decay units).
+    """
+    labels, times = torch.arange(K).repeat_interleave(n), np.linspace(0, time, points)
+    generator, tables = torch.Generator().manual_seed(seed), []
+    for lambda_w, lambda_h in settings:
+        first = torch.randn(K * n, d, generator=generator, dtype=torch.float64)
+        path = central_path(first, labels, lambda_w=lambda_w, lambda_h=lambda_h, times=times)
+        classes = path.reshape(points, K, n, d)
+        means = classes.mean(2)
+        within = ((classes - means[:, :, None]) ** 2).sum((1, 2, 3)) / (K * n)
+        between = ((means - means.mean(1, keepdims=True)) ** 2).sum((1, 2)) / K
+        grow = np.exp(2 * K * n * lambda_h * times)
+        columns = {"nc1": within / between, "within": grow * within, "between": grow * between}
+        name = rf"$\lambda_W={lambda_w:g}$, $\lambda_H={lambda_h:g}$"
+        tables.append(pd.DataFrame({"setting": name, "time": times} | columns))
+    return pd.concat(tables, ignore_index=True)
+
+
+def rises(paths, joint):
+    """Largest step of log NC1 and of ``within``, least step of ``between`` on the central paths
+    (down to NC1 = 1e-9); largest rise of NC1 in a joint descent, as a factor (claim 5.E11)."""
+    seen = paths[paths["nc1"] > 1e-9].assign(log=lambda t: np.log(t["nc1"])).groupby("setting")
+    nc1 = joint.pivot(index="step", columns="start", values="nc1")
+    return {
+        "nc1": seen["log"].diff().max(),
+        "within": seen["within"].diff().max(),
+        "between": seen["between"].diff().min(),
+        "joint": (nc1.max() / nc1.iloc[0]).max(),
+    }
+
+
+def tied(beta, *, K, n, d, lam, seed=0):
+    """NC1 of features tied to random ones H_0 by β/(2N) ‖H − H_0‖² (claim 5.X7), and of H_0."""
+    problem = theory.problem([n] * K, [lam, lam], widths=d)
+    generator = torch.Generator().manual_seed(seed)
+    anchor = torch.randn(K * n, d, generator=generator, dtype=torch.float64)
+
+    def objective(**point):
+        pull = (point["features"] - anchor).square().sum() / (K * n)
+        return problem(**point) + beta / 2 * pull
+
+    found = minimize(objective, problem.start(generator, 0.3)).variables["features"]
+    ratios = (geometry.trace_ratio(features, problem.targets) for features in (found, anchor))
+    return dict(zip(("nc1", "anchor"), ratios, strict=True))
 
 
 # --- phases and landscape ------------------------------------------------------------------------
 
 
-def phase_curves(depths, *, points=200):
-    """Closed form against κ: ``M, kappa, local`` (u of the non-zero minimum), ``u``, ``value``."""
-    rows = []
-    for M in depths:
-        for kappa in np.linspace(0, 1.08, points):
-            local, u = theory.local_scale(kappa, M), theory.global_scale(kappa, M)
-            value = theory.scalar_loss(u, kappa, M)
-            rows.append({"M": M, "kappa": kappa, "local": local, "u": u, "value": value})
-    return pd.DataFrame(rows)
+def phase(M, kappa):
+    """Closed form at κ: ``local`` (u of the non-zero minimum), ``u`` and ``value`` of the global
+    one."""
+    value, u = scalar.shrink(1.0, kappa, M + 1)
+    return {"local": scalar.local(1.0, kappa, M + 1), "u": u, "value": value}
 
 
 def phase_sweeps(depths, *, K, n, width, points=12, seed=0):
-    """The optimiser followed up and down in κ: rows ``M, direction, kappa, scale, value``."""
+    """The optimiser followed up and down in κ: rows ``M, direction, kappa, value, scale``.
+
+    Continuation: :func:`settle` at each κ from the last solution plus a small kick; ``scale`` is
+    the mean logit of the true class, u of the closed form.  Both ways differ for M ≥ 2 (5.E14).
+    """
     rows = []
     for M in depths:
-
-        def problem_at(kappa, M=M):
-            lam = equal_decays(kappa, M, K=K, n=n)
-            return ExtendedUFM([n] * K, [lam] * M, lam, widths=width)
-
-        kappas = np.linspace(0.04, 1.15, points) * theory.existence_threshold(M)
-        start = theory.realise(problem_at(kappas[0]).optimum(), widths=width)
-        origin = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
-        for direction, grid, first in (("up", kappas, start), ("down", kappas[::-1], origin)):
-            found = sweep(problem_at, grid, first, seed=seed)
-            rows += [{"M": M, "direction": direction} | row for row in found]
+        kappas = np.linspace(0.04, 1.15, points) * theory.thresholds(M)[1]
+        first = theory.realise(theory.optimum(balanced(M, kappas[0], K=K, n=n, widths=width)))
+        origin = {name: torch.zeros_like(tensor) for name, tensor in first.items()}
+        for direction, grid, point in (("up", kappas, first), ("down", kappas[::-1], origin)):
+            generator = torch.Generator().manual_seed(seed)
+            for kappa in grid:
+                problem = balanced(M, kappa, K=K, n=n, widths=width)
+                point, value = settle(problem, kicked(problem, point, 1e-3, generator))
+                row = {"M": M, "direction": direction, "kappa": float(kappa), "value": value}
+                rows.append(row | {"scale": _scale(problem, point)})
     return pd.DataFrame(rows)
 
 
-def threshold_table(depths, factors, *, K, n, width, seed=0):
-    """Around κ*: rows ``M, factor, value, scale`` of the solver at κ = factor · κ*(M).
-
-    It starts at the non-zero local minimum (at random where there is none) with a kick of 1e-2.
-    """
-    rows, generator = [], torch.Generator().manual_seed(seed)
-    for M in depths:
-        for factor in factors:
-            kappa = factor * theory.threshold(M)
-            lam = equal_decays(kappa, M, K=K, n=n)
-            problem = ExtendedUFM([n] * K, [lam] * M, lam, widths=width)
-            start = problem.start(1e-2, generator=generator)
-            if kappa < theory.existence_threshold(M):
-                made = theory.realise(problem.critical_point(range(K)), widths=width)
-                start = {name: made[name] + start[name] for name in start}
-            end, value = settle(problem, start)
-            scale = float(class_means(problem, problem.logits(end)).diagonal().mean())
-            rows.append({"M": M, "factor": factor, "value": value, "scale": scale})
-    return pd.DataFrame(rows)
+def _scale(problem, point):
+    return float(class_means(problem, problem.logits(point)).diagonal().mean())
 
 
-def flow_table(settings, *, K, n, d, time=8.0, points=40, seed=0):
-    """Central paths (claim 5.E11): rows ``setting, time, nc1, within, between``.
-
-    ``settings``: (λ_W, λ_H) pairs.  ``within`` and ``between``: the two traces times e^{2Nλ_H t},
-    predicted to fall and to grow.
-    """
-    labels = torch.arange(K).repeat_interleave(n)
-    generator, tables = torch.Generator().manual_seed(seed), []
-    for lambda_w, lambda_h in settings:
-        start = torch.randn(K * n, d, generator=generator, dtype=torch.float64)
-        times = np.linspace(0, time, points)
-        path = central_path(start, labels, lambda_w=lambda_w, lambda_h=lambda_h, times=times)
-        grow = np.exp(2 * K * n * lambda_h * times)
-        columns = {"within": grow * path.within, "between": grow * path.between}
-        name = rf"$\lambda_W={lambda_w:g}$, $\lambda_H={lambda_h:g}$"
-        tables.append(pd.DataFrame({"setting": name, "time": times, "nc1": path.nc1} | columns))
-    return pd.concat(tables, ignore_index=True)
+def around_threshold(M, *, K, n, width, seed=0):
+    """Objective that the solver reaches at 0.99 and 1.01 κ*(M), less that of zero: ``below`` and
+    ``above``, from the non-zero local minimum (from zero where there is none), kicked by 1e-2."""
+    star, exists = theory.thresholds(M)
+    found, generator = {}, torch.Generator().manual_seed(seed)
+    for name, kappa in (("below", 0.99 * star), ("above", 1.01 * star)):
+        problem = balanced(M, kappa, K=K, n=n, widths=width)
+        made = theory.critical_point(problem, range(K if kappa < exists else 0))
+        point = kicked(problem, theory.realise(made), 1e-2, generator)
+        found[name] = settle(problem, point)[1] - 0.5
+    return found
 
 
-def perturbation_table(betas, *, K, n, d, lam, seed=0):
-    """Features tied to random ones H_0: rows ``beta, nc1, anchor`` (NC1 of H and of H_0)."""
-    problem = ExtendedUFM([n] * K, [lam], lam, widths=d)
-    generator, rows = torch.Generator().manual_seed(seed), []
-    anchor = torch.randn(K * n, d, generator=generator, dtype=torch.float64)
-    start = problem.start(0.3, generator=generator)
-    before = frames.trace_ratio(anchor, problem.labels)
-    for beta in betas:
-        found = minimize(perturbed(problem, anchor, beta), start)
-        after = frames.trace_ratio(found.variables["features"], problem.labels)
-        rows.append({"beta": beta, "nc1": after, "anchor": before})
-    return pd.DataFrame(rows)
+def hysteresis(sweeps):
+    """``two_branches``, the largest u rising minus u falling for M ≥ 2, and ``only_local``, the
+    lowest objective of a non-zero point beyond κ* (claim 5.E14)."""
+    deep = sweeps[sweeps["M"] > 1]
+    wide = deep.pivot(index=["M", "kappa"], columns="direction", values="scale")
+    star = deep["M"].map(lambda M: theory.thresholds(M)[0])
+    past = deep[(deep["direction"] == "up") & (deep["scale"] > 0.1) & (deep["kappa"] > star)]
+    return {"two_branches": (wide["up"] - wide["down"]).max(), "only_local": past["value"].min()}
 
 
-def ladder_table(depths, scales, *, kappa, K, n, width, runs=60, seed=0):
+def levels(problem):
+    """Losses f_0 > … > f_K of the critical points of rank 0..K (balanced classes)."""
+    return [theory.critical_point(problem, range(r)).value for r in range(problem.K + 1)]
+
+
+def ladders(depths, scales, *, kappa, K, n, width, runs=60, seed=0):
     """Final losses of gradient descent: rows ``M, init_scale, value, rank, gap``.
 
     ``runs`` random starts per depth and scale descend together and are then polished by L-BFGS;
@@ -338,284 +379,377 @@ def ladder_table(depths, scales, *, kappa, K, n, width, runs=60, seed=0):
     rows, generator = [], torch.Generator().manual_seed(seed)
     sizes = torch.tensor(scales, dtype=torch.float64).repeat_interleave(runs)
     for M in depths:
-        lam = equal_decays(kappa, M, K=K, n=n)
-        problem = ExtendedUFM([n] * K, [lam] * M, lam, widths=width)
-        start = problem.start(1.0, generator=generator, batch=(len(sizes),))
-        start = {name: sizes[:, None, None] * tensor for name, tensor in start.items()}
-        descended = descend(problem, start, lr=0.2, steps=500, record=2).final
-        values = minimize_many(problem.objective, descended).values
-        levels = torch.tensor(rank_levels(problem), dtype=torch.float64)
-        gaps, ranks = (values[:, None] - levels).abs().min(1)
+        problem = balanced(M, kappa, K=K, n=n, widths=width)
+        first = problem.start(generator, sizes, (len(sizes),))
+        near = descend(problem, first, rate=0.2, steps=500, record=[500]).points[-1]
+        values = minimize_many(problem, near).values
+        known = torch.tensor(levels(problem), dtype=torch.float64)
+        gaps, ranks = (values[:, None] - known).abs().min(1)
         columns = {"init_scale": sizes, "value": values, "rank": ranks, "gap": gaps}
         rows.append(pd.DataFrame({"M": M} | columns))
     return pd.concat(rows, ignore_index=True)
 
 
-def rank_levels(problem):
-    """Losses f_0 > … > f_K of the critical points of rank 0..K (balanced classes)."""
-    directions = len(problem.optimum().kappas)
-    return [problem.critical_point(range(r)).value for r in range(directions + 1)]
+def critical(M, rank, *, kappa, K, n, width, seed=0):
+    """The critical point of a rank: Hessian index and nullity, counted and in theory, its lowest
+    eigenvalue and the closed form ``curvature`` (M = 1), and ``returned``, the value reached after
+    a kick of 1e-3 minus the level.  Decays are unequal on purpose."""
+    lam = balanced(M, kappa, K=K, n=n, widths=width).decays[0]
+    problem = theory.problem([n] * K, [lam, *(lam * 1.1**j for j in range(M))], widths=width)
+    point, generator = theory.critical_point(problem, range(rank)), torch.Generator()
+    at = theory.realise(point, generator.manual_seed(seed))
+    spectrum = hessian_eigenvalues(problem, at)
+    _, reached = settle(problem, kicked(problem, at, 1e-3, generator))
+    return {
+        "index": int((spectrum < -1e-9).sum()),
+        "index_theory": theory.hessian_index(point),
+        "nullity": int((spectrum.abs() <= 1e-9).sum()),
+        "nullity_theory": theory.orbit_dimension(point),
+        "lowest": float(spectrum[0]),
+        "curvature": theory.lowest_curvature(point) if M == 1 and rank < K else math.nan,
+        "returned": reached - point.value,
+    }
 
 
-def ladder_levels(depths, *, kappa, K, n):
-    """M -> levels f_0, …, f_K at equal decays."""
-    found = {}
-    for M in depths:
-        lam = equal_decays(kappa, M, K=K, n=n)
-        found[M] = rank_levels(ExtendedUFM([n] * K, [lam] * M, lam, widths=K))
-    return found
+# --- bias, imbalance, bottleneck -----------------------------------------------------------------
 
 
-def landscape_table(depths, *, kappa, K, n, width, kick=1e-3, seed=0):
-    """Critical points of every rank: Hessian index and nullity, and what a small kick does.
-
-    Rows ``M, rank, level, index, index_theory, nullity, nullity_theory, lowest, curvature`` (closed
-    form, M = 1), ``returned`` (value reached after the kick minus the level).
-    """
-    rows, generator = [], torch.Generator().manual_seed(seed)
-    for M in depths:
-        lam = equal_decays(kappa, M, K=K, n=n)
-        lambdas = [lam * 1.1**j for j in range(M)]  # unequal on purpose
-        problem = ExtendedUFM([n] * K, lambdas, lam, widths=width)
-        for r in range(K + 1):
-            point = problem.critical_point(range(r))
-            at = theory.realise(point, widths=width, generator=generator)
-            spectrum = hessian_eigenvalues(problem.objective, at)
-            noise = problem.start(kick, generator=generator)
-            _, reached = settle(problem, {k: at[k] + noise[k] for k in at})
-            known = theory.lowest_curvature(point) if M == 1 and r < K else math.nan
-            rows.append(
-                {
-                    "M": M,
-                    "rank": r,
-                    "level": point.value,
-                    "index": int((spectrum < -1e-9).sum()),
-                    "index_theory": theory.hessian_index(point, widths=width),
-                    "nullity": int((spectrum.abs() <= 1e-9).sum()),
-                    "nullity_theory": theory.orbit_dimension(point, widths=width),
-                    "lowest": float(spectrum[0]),
-                    "curvature": known,
-                    "returned": reached - point.value,
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-# --- bias and imbalance --------------------------------------------------------------------------
-
-
-def bias_table(grid, depths, *, kappa, K, n, width, measure, seed=0):
-    """Geometry against the decay of the bias: rows ``M, lambda_b, bias, common, mean, of, etf``.
+def bias_geometry(M, lambda_b, *, kappa, K, n, width, measured, seed=0):
+    """Geometry at a decay of the bias: ``bias, common, mean, gap, above, of, etf``.
 
     ``common`` and ``mean``: eigenvalues of the class means' Gram matrix, of the K−1 equal
-    directions and of the mean direction.  ``measure=False``: closed form; ``True``: the solver,
-    with the columns ``gap`` and ``above`` of :func:`check_closed_form`.
+    directions and of the mean direction.  ``measured=False``: closed form; ``True``: the solver,
+    whose mean direction opens from large starting values only.
     """
-    rows = []
-    for M in depths:
-        lam = equal_decays(kappa, M, K=K, n=n)
-        for lambda_b in grid:
-            problem = ExtendedUFM([n] * K, [lam] * M, lam, bias=float(lambda_b), widths=width)
-            point = problem.optimum()
-            gram, bias, gap, above = point.mean_gram, point.bias, 0.0, 0.0
-            if measure:
-                # The mean direction opens from large starting values only.
-                options = {"restarts": 12, "init_scale": 1.0, "seed": seed}
-                found, above = best_start(problem, **options)
-                means = class_means(problem, found.best.variables["features"])
-                gram, bias = means @ means.T, found.best.variables["bias"]
-                gap = found.best.value - point.value
-            mean = float(gram.sum()) / K
-            common = (float(gram.trace()) - mean) / (K - 1)
-            values, vectors = torch.linalg.eigh(gram)
-            shape = vectors * values.clamp(min=0).sqrt()
-            row = {"M": M, "lambda_b": float(lambda_b), "bias": float(bias.mean())}
-            row |= {"common": common, "mean": max(mean, 0.0), "gap": gap, "above": above}
-            rows.append(row | frames.frame_distances(shape))
-    return pd.DataFrame(rows)
+    problem = balanced(M, kappa, K=K, n=n, widths=width, bias=float(lambda_b))
+    known = theory.optimum(problem)
+    gram, bias, gap, above = known.mean_gram, known.bias, 0.0, 0.0
+    if measured:
+        found, above = search(problem, starts=12, scale=1.0, seed=seed)
+        means = class_means(problem, found.point["features"])
+        gram, bias, gap = means @ means.T, found.point["bias"], found.value - known.value
+    mean = float(gram.sum()) / K
+    common = (float(gram.trace()) - mean) / (K - 1)
+    values, vectors = torch.linalg.eigh(gram)
+    row = {"bias": float(bias.mean()), "common": common, "mean": max(mean, 0.0), "gap": gap}
+    return row | {"above": above} | frame_distances(vectors * values.clamp(min=0).sqrt())
 
 
 def bias_maps(grid, *, kappa, K, n, width):
-    """Cosines of the class means for every decay of the bias, M = 1: rows of :func:`gram_table`."""
-    lam = equal_decays(kappa, 1, K=K, n=n)
+    """Cosines of the class means for every decay of the bias, M = 1: rows of :func:`cosines`."""
     named = {}
-    for lambda_b in grid:
-        problem = ExtendedUFM([n] * K, [lam], lam, bias=float(lambda_b), widths=width)
-        made = theory.realise(problem.optimum(), widths=width)
-        named[rf"$\lambda_b={lambda_b:g}$"] = class_means(problem, made["features"])
-    return gram_table(named)
+    for decay in grid:
+        problem = balanced(1, kappa, K=K, n=n, widths=width, bias=float(decay))
+        made = theory.realise(theory.optimum(problem))
+        named[rf"$\lambda_b={decay:g}$"] = class_means(problem, made["features"])
+    return cosines(named)
 
 
-def value_and_geometry(problem, *, starts, seed=0):
+def geometry_spread(problem, *, starts, seed=0):
     """Several solutions of one problem: rows ``value, of, etf`` (claim 5.E17)."""
     rows = []
     for i in range(starts):
-        found = best_start(problem, restarts=2, seed=seed + i)[0].best
-        means = class_means(problem, found.variables["features"])
-        rows.append({"value": found.value} | frames.frame_distances(means))
+        found = search(problem, starts=2, seed=seed + i)[0]
+        means = class_means(problem, found.point["features"])
+        rows.append({"value": found.value} | frame_distances(means))
     return pd.DataFrame(rows)
 
 
-def surviving_sizes(problem, *, restarts=6, seed=0):
+def surviving_sizes(problem, *, starts=6, seed=0):
     """Sizes of the classes whose features do not vanish at the best point found, and ``above`` of
-    :func:`best_start`."""
-    found, above = best_start(problem, restarts=restarts, init_scale=0.7, seed=seed)
-    norms = class_means(problem, found.best.variables["features"]).norm(dim=1)
-    kept = (norms > 1e-3 * norms.max()).tolist()
-    sizes = [n for n, keep in zip(problem.class_counts, kept, strict=True) if keep]
-    return sizes, above
+    :func:`search`."""
+    found, above = search(problem, starts=starts, scale=0.7, seed=seed)
+    norms = class_means(problem, found.point["features"]).norm(dim=1)
+    sizes = problem.targets.bincount()
+    return sizes[norms > 1e-3 * norms.max()].tolist(), above
 
 
-def imbalance_table(class_counts, depths, *, lam, width, measure, seed=0):
-    """Norms per class: rows ``M, bias, n_k, feature, weight, logit`` (and ``gap`` of the value).
-
-    ``feature``: ‖h‖ of the class, ``weight``: ‖w_k‖ of the last layer, ``logit``: logit of the true
-    class.  ``measure=False``: closed form.
-    """
-    rows = []
-    for M in depths:
-        for bias in ("none", "free"):
-            problem = ExtendedUFM(class_counts, [lam] * M, lam, bias=bias, widths=width)
-            point = problem.optimum()
-            variables, gap = theory.realise(point, widths=width), 0.0
-            if measure:
-                found, _ = best_start(problem, restarts=8, init_scale=0.7, seed=seed)
-                variables, gap = found.best.variables, found.best.value - point.value
-            features = class_means(problem, variables["features"]).norm(dim=1)
-            weights = variables[f"weight_{M}"].norm(dim=1)
-            logits = class_means(problem, problem.logits(variables)).diagonal()
-            for k, n_k in enumerate(class_counts):
-                row = {"M": M, "bias": bias, "class": k, "n_k": n_k, "gap": gap}
-                row |= {"feature": float(features[k]), "weight": float(weights[k])}
-                rows.append(row | {"logit": float(logits[k])})
-    return pd.DataFrame(rows)
+def class_norms(M, bias, *, counts, lam, width, measured, seed=0):
+    """One row per class: ``class, n_k, gap`` (of the value), ``feature`` ‖h‖, ``weight`` ‖w_k‖ of
+    the last layer, ``logit`` of the true class.  ``measured=False``: closed form."""
+    problem = theory.problem(counts, [lam] * (M + 1), widths=width, bias=bias)
+    known = theory.optimum(problem)
+    point, gap = theory.realise(known), 0.0
+    if measured:
+        found, _ = search(problem, starts=8, scale=0.7, seed=seed)
+        point, gap = found.point, found.value - known.value
+    features = class_means(problem, point["features"]).norm(dim=1)
+    logits = class_means(problem, problem.logits(point)).diagonal()
+    columns = {"feature": features, "weight": point["weight"].norm(dim=1), "logit": logits}
+    return pd.DataFrame({"class": range(len(counts)), "n_k": counts, "gap": gap} | columns)
 
 
-# --- ReLU ----------------------------------------------------------------------------------------
+# --- ReLU and low rank ---------------------------------------------------------------------------
 
 
-def relu_shapes(shapes, *, n, lambdas, lambda_h, widths, seed=0):
-    """Explicit ReLU points of several Gram shapes (claim 5.E8): ``shape, excess, slope, of``.
-
-    ``slope``: largest gradient entry; ``of``: orthogonal-frame distance of H_1.
-    """
-    rows = []
-    for name, shape in shapes.items():
-        generator = torch.Generator().manual_seed(seed)
-        variables = theory.relu_point(
-            shape,
-            n=n,
-            lambdas=lambdas,
-            lambda_h=lambda_h,
-            widths=widths,
-            generator=generator,
-            require_obtuse=False,
-        )
-        problem = ExtendedUFM([n] * len(shape), lambdas, lambda_h, relu=True, widths=widths)
-        excess = float(problem.objective(**variables)) - problem.optimum().value
-        slope = max(float(g.abs().max()) for g in problem.gradient(variables).values())
-        means = class_means(problem, variables["features"])
-        row = {"shape": name, "excess": excess, "slope": slope}
-        rows.append(row | {"of": frames.frame_distances(means)["of"]})
-    return pd.DataFrame(rows)
+def relu_shape(shape, *, n, decays, widths, seed=0):
+    """The explicit ReLU point of a Gram shape (claim 5.E8): ``excess`` over the linear optimum,
+    ``slope`` (largest gradient entry), ``of`` (orthogonal-frame distance of H_1)."""
+    problem = theory.problem([n] * len(shape), decays, widths=widths, relu=True)
+    point = theory.relu_point(problem, shape, torch.Generator().manual_seed(seed))
+    slope = max(float(g.abs().max()) for g in problem.gradient(point).values())
+    excess = float(problem.value(point)) - theory.optimum(problem).value
+    means = class_means(problem, point["features"])
+    return {"excess": excess, "slope": slope, "of": frame_distances(means)["of"]}
 
 
-def scale_free_minima(classes, *, restarts=3, max_iter=300, seed=0):
-    """Smallest ‖σ(Z)⁺‖² ‖Z‖_*² / K³ found by an optimiser, per K (claim 5.E7): ``K, ratio``.
+def scale_free(K, *, restarts=3, max_iter=300, seed=0):
+    """Smallest ‖σ(Z)⁺‖² ‖Z‖_*² / K³ found by an optimiser (claim 5.E7), from random starts and the
+    circle of K points, in width K + 2."""
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randn(restarts + 1, K, K + 2, generator=generator, dtype=torch.float64)
+    angles = 2 * math.pi * torch.arange(K, dtype=torch.float64) / K
+    first[-1, :, :K] = torch.cos(angles[:, None] - angles) + 1e-3 * first[-1, :, :K]
 
-    Random starts plus the circle of K points, in width K + 2.
-    """
-    rows, generator = [], torch.Generator().manual_seed(seed)
-    for K in classes:
-        start = torch.randn(restarts + 1, K, K + 2, generator=generator, dtype=torch.float64)
-        angles = 2 * math.pi * torch.arange(K, dtype=torch.float64) / K
-        start[-1, :, :K] = torch.cos(angles[:, None] - angles) + 1e-3 * start[-1, :, :K]
+    def objective(Z):
+        active = Z.relu()
+        inverse = torch.linalg.inv(active @ active.T + 1e-14 * torch.eye(K).double())
+        return inverse.trace().log() + 2 * torch.linalg.svdvals(Z).sum().log()
 
-        def objective(Z, K=K):
-            active = Z.relu()
-            inverse = torch.linalg.inv(active @ active.T + 1e-14 * torch.eye(K).double())
-            return inverse.trace().log() + 2 * torch.linalg.svdvals(Z).sum().log()
-
-        found = minimize_many(objective, {"Z": start}, max_iter=max_iter)
-        ratios = [theory.two_layer_ratio(Z) for Z in found.variables["Z"]]
-        rows.append({"K": K, "ratio": min(ratios)})
-    return pd.DataFrame(rows)
+    found = minimize_many(objective, {"Z": first}, max_iter=max_iter).variables["Z"]
+    return {"ratio": min(theory.two_layer_ratio(Z) for Z in found)}
 
 
-def chain_ratios(nodes, depths, *, kappa_share):
-    """Loss of the low-rank graph chain over deep neural collapse: ``K, L, cost, ratio``.
-
-    κ = ``kappa_share`` · κ*(L) at every depth; one sample per class.
-    """
-    rows = []
-    for L in depths:
-        for r in nodes:
-            K = r * (r - 1) // 2
-            lam = equal_decays(kappa_share * theory.threshold(L), L, K=K, n=1)
-            found = theory.graph_competitor(r, n=1, lambdas=[lam] * L, lambda_h=lam)
-            rows.append({"K": K, "L": L, "cost": found.cost, "ratio": found.ratio})
-    return pd.DataFrame(rows)
+def deep_relu(K, L, *, kappa_share, width):
+    """``(problem, loss of deep neural collapse)``: L layers with ReLU at κ = share · κ*(L)."""
+    checks.real("kappa_share", kappa_share, above=0, below=1)
+    kappa = kappa_share * theory.thresholds(L)[0]
+    problem = balanced(L, kappa, K=K, n=1, widths=width, relu=True)
+    return problem, theory.optimum(problem).value
 
 
-def chain_gap(r, lambdas, lambda_h):
+def chain_ratio(r, L, *, kappa_share):
+    """The low-rank graph chain on r nodes against deep neural collapse: ``K, cost, ratio``."""
+    chain = theory.complete_graph_chain(r, L)
+    K = len(chain[0])
+    problem, collapsed = deep_relu(K, L, kappa_share=kappa_share, width=K)
+    ratio = theory.chain_point(problem, *chain)[0] / collapsed
+    return {"K": K, "cost": theory.chain_cost(*chain), "ratio": ratio}
+
+
+def chain_gap(r, decays):
     """|objective − closed form| of the graph chain on r nodes, two samples per class."""
-    means, weights = theory.complete_graph_chain(r, len(lambdas))
-    setting = {"lambdas": lambdas, "lambda_h": lambda_h}
-    value, variables = theory.chain_point(means, weights, n=2, **setting)
-    problem = ExtendedUFM([2] * len(means), **setting, relu=True, widths=len(means))
-    return abs(float(problem.objective(**variables)) - value)
+    chain = theory.complete_graph_chain(r, len(decays) - 1)
+    K = len(chain[0])
+    problem = theory.problem([2] * K, decays, widths=K, relu=True)
+    value, point = theory.chain_point(problem, *chain)
+    return abs(float(problem.value(point)) - value)
 
 
-def refined_table(chains, *, width, kappa_share, max_iter=3000, seed=0):
-    """Low-rank chains before and after refinement: rows ``K, L, explicit, ratio``."""
+def refined(chains, *, width, kappa_share, max_iter=3000, seed=0):
+    """Low-rank chains over deep neural collapse: rows ``K, L, explicit, ratio``, before and after a
+    kick of 0.02 in all ``width`` neurons and L-BFGS."""
     rows = []
     for means, weights in chains:
-        pair = refined_ratio(
-            (means, weights), width=width, kappa_share=kappa_share, max_iter=max_iter, seed=seed
-        )
-        rows.append({"K": len(means), "L": len(weights), "explicit": pair[0], "ratio": pair[1]})
+        K, L = len(means), len(weights)
+        problem, collapsed = deep_relu(K, L, kappa_share=kappa_share, width=width)
+        value, point = theory.chain_point(problem, means, weights)
+        first = kicked(problem, point, 0.02, torch.Generator().manual_seed(seed))
+        found = minimize(problem, first, max_iter=max_iter, restarts=0)
+        row = {"K": K, "L": L, "explicit": value / collapsed}
+        rows.append(row | {"ratio": found.value / collapsed})
     return pd.DataFrame(rows)
 
 
-def refined_ratio(chain, *, width, kappa_share, kick=0.02, max_iter=400, seed=0):
-    """Loss over that of deep neural collapse: ``(explicit chain, after local refinement)``.
-
-    ``chain``: (means, weights) of :mod:`theory`, padded to ``width`` neurons in
-    all layers and moved by a Gaussian ``kick`` before L-BFGS.  One sample per class.
-    """
-    means, weights = chain
-    K, L = len(means), len(weights)
-    lam = equal_decays(kappa_share * theory.threshold(L), L, K=K, n=1)
-    setting = {"lambdas": [lam] * L, "lambda_h": lam}
-    value, variables = theory.chain_point(means, weights, n=1, **setting)
-    problem = ExtendedUFM([1] * K, **setting, relu=True, widths=width)
-    start = problem.start(kick, generator=torch.Generator().manual_seed(seed))
-    for name, tensor in variables.items():
-        rows, columns = tensor.shape
-        start[name][:rows, :columns] += tensor
-    found = minimize(problem.objective, start, max_iter=max_iter, restarts=0)
-    dnc = problem.optimum().value
-    return value / dnc, found.value / dnc
-
-
-def depth_race(K, L, *, width, kappa_share, restarts, n=1, max_iter=400, seed=0):
-    """ReLU restarts against deep neural collapse: ``(ratios, singular values)`` (claims E19, E20).
+def depth_race(K, L, *, width, kappa_share, starts, max_iter=400, seed=0):
+    """ReLU starts against deep neural collapse: ``(ratios, singular values)`` (claims E19, E20).
 
     ``ratios``: final losses over the closed form of deep neural collapse.  ``singular values``: of
     the class means of every layer at the best point, relative to the largest (``layer, index,
     value``).
     """
-    checks.real("kappa_share", kappa_share, above=0, below=1)
-    lam = equal_decays(kappa_share * theory.threshold(L), L, K=K, n=n)
-    problem = ExtendedUFM([n] * K, [lam] * L, lam, relu=True, widths=width)
-    scales = (0.5, 1.0, 0.3)
-    found = solve(problem, restarts=restarts, init_scale=scales, seed=seed, max_iter=max_iter)
+    problem, collapsed = deep_relu(K, L, kappa_share=kappa_share, width=width)
+    sizes = torch.tensor([0.5, 1.0, 0.3], dtype=torch.float64).repeat(starts)[:starts]
+    first = problem.start(torch.Generator().manual_seed(seed), sizes, (starts,))
+    found = best(problem, first, max_iter=max_iter, refine=True)
     rows = []
-    for layer, features in problem.layers(found.best.variables).items():
-        if layer.startswith("H"):
-            values = torch.linalg.svdvals(class_means(problem, features))
-            rows += [
-                {"layer": layer, "index": i + 1, "value": float(v / values[0])}
-                for i, v in enumerate(values)
-            ]
-    return found.values / problem.optimum().value, pd.DataFrame(rows)
+    for j, hidden in enumerate(problem.activations(found.point), start=1):
+        values = torch.linalg.svdvals(class_means(problem, hidden))
+        relative = (values / values[0]).tolist()
+        rows += [{"layer": f"H{j}", "index": i, "value": v} for i, v in enumerate(relative, 1)]
+    return found.values / collapsed, pd.DataFrame(rows)
+
+
+# --- networks ------------------------------------------------------------------------------------
+
+
+def train_heads(data, heads, recipe, *, widths, points=25, seed=0, checkpoint=None):
+    """A network trained on the objective of the theory: ``features`` from it, head regularised.
+
+    ``heads``: name -> (decays, bias) of a :class:`~nclib.results.extended_ufm.nets.RegularisedHead`
+    whose hidden layers have the feature width.  ``widths``: hidden widths and feature dimension of
+    the net.  ``recipe``: full batch for an exact floor.  Columns: ``head, epoch, loss, floor,
+    excess`` = loss / floor − 1, ``norm_sq`` and ``norm_sq_theory`` (means over classes), ``of,
+    etf`` of the class means, ``of_w, etf_w`` of the end-to-end weight.
+    """
+    counts = torch.bincount(data.labels, minlength=data.num_classes).tolist()
+    sizes, tables = [data.inputs[0].numel(), *widths], []
+
+    def build(decays, bias):
+        layers = [nn.Flatten()]
+        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        head = RegularisedHead(counts, decays, widths=widths[-1], bias=bias)
+        return nets.Classifier(nn.Sequential(*layers[:-1]), head)
+
+    for name, options in heads.items():
+        history = train.fit(
+            nets.seeded(seed, build, *options).to(data.inputs.device),
+            data,
+            lambda net, x, y: net.head.loss(net.features(x), y),
+            recipe,
+            seed=seed,
+            measure=lambda net, _: _against_floor(net, data),
+            measure_at=log_spaced(recipe.epochs, points),
+            checkpoint=checkpoint and checkpoint(name),
+            label=name,
+        )
+        tables.append(history.assign(head=name))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _against_floor(net, data):
+    features = collect.features(net, data.inputs)
+    with torch.no_grad():
+        loss = float(net.head.loss(features, data.labels))
+    point, (means, _) = net.head.optimum(), geometry.class_means(features, data.labels)
+    return {
+        "loss": loss,
+        "floor": point.value,
+        "excess": loss / point.value - 1,
+        "norm_sq": means.square().sum(1).mean(),
+        "norm_sq_theory": point.feature_norms_sq.mean(),
+        **frame_distances(means),
+        **_weight_distances(net.head.weight.detach()),
+    }
+
+
+def floor_errors(table):
+    """Least loss above the floor, and the largest errors at the end (claim 5.X2)."""
+    last, above = table.groupby("head").last(), table["loss"] - table["floor"]
+    plain, biased = last.drop("free bias"), last.loc["free bias"]
+    return {
+        "never_below": above.min(),
+        "reaches": last["excess"].max(),
+        "norm": (last["norm_sq"] / last["norm_sq_theory"] - 1).abs().max(),
+        "frame": plain["of"].max(),
+        "etf": biased["etf"],
+        "not_orthogonal": biased["of"],
+    }
+
+
+def _weight_distances(weight):
+    return {f"{k}_w": v for k, v in frame_distances(weight, centre=False).items()}
+
+
+def build(architecture, data, bias, width):
+    """A net for ``data``: ``mlp`` (three blocks Linear-BatchNorm-ReLU of ``width``), ``cnn``
+    (``width``, 2·``width``, 4·``width`` channels) or ``resnet18`` (``width``: factor)."""
+    checks.choice("architecture", architecture, ARCHITECTURES)
+    K, channels = data.num_classes, data.inputs.shape[1]
+    if architecture == "mlp":
+        return nets.mlp([data.inputs[0].numel(), *[int(width)] * 3], K, bias=bias)
+    if architecture == "cnn":
+        channels_out = [int(width), 2 * int(width), 4 * int(width)]
+        return nets.cnn(channels_out, K, in_channels=channels, bias=bias)
+    return nets.resnet(18, K, width=width, in_channels=channels, bias=bias)
+
+
+def require_layers(architecture, parameter, names):
+    """Raise :class:`~nclib.checks.InputError` unless the network has the modules ``names``."""
+    pixel = Data("one pixel", torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.int64), 2)
+    # Modules depend neither on the width nor on the data.
+    modules = [name for name, _ in build(architecture, pixel, True, 1).named_modules()][1:]
+    for name in names or []:
+        checks.choice(f"parameter {parameter}", name, modules)
+
+
+def train_nets(
+    data, test_data, configurations, recipe, *, architecture, width, names=None, points=13, seed=0,
+    checkpoint=None,
+):  # fmt: skip
+    """Collapse block by block, for several losses: ``(per block, per epoch)`` tables.
+
+    ``configurations``: name -> (loss of :mod:`nclib.losses`, bias of the last layer: bool).
+    ``names``: modules to look at; default: stages or ReLUs, feature maps averaged over positions.
+    Columns per block: ``net, epoch, layer, block`` (1, 2, …) and those of the layer table.  Per
+    epoch: ``net, epoch, train_loss, objective`` (loss plus weight decay on the training set),
+    ``of_w, etf_w``, accuracies in percent.
+    """
+    deep, overall = [], []
+    for name, (loss, bias) in configurations.items():
+        loss = losses.get(loss)
+        net = nets.seeded(seed, build, architecture, data, bias, width).to(data.inputs.device)
+        probed = list(names or blocks(net))
+
+        def measure(net, _, loss=loss, probed=probed):
+            logits = collect.logits(net, data.inputs)
+            squares = sum(float(p.detach().square().sum()) for p in net.parameters())
+            correct = (logits.argmax(1) == data.labels).double().mean()
+            return _profile(net, data, probed) | {
+                "objective": float(loss(logits, data.labels)) + recipe.weight_decay / 2 * squares,
+                **_weight_distances(net.weight),
+                "train_accuracy": 100 * float(correct),
+                "test_accuracy": 100 * collect.accuracy(net, test_data),
+            }
+
+        history = train.fit(
+            net,
+            data,
+            lambda net, x, y, loss=loss: loss(net(x), y),
+            recipe,
+            seed=seed,
+            measure=measure,
+            measure_at=log_spaced(recipe.epochs, points),
+            checkpoint=checkpoint and checkpoint(name),
+            label=name,
+        )
+        flat = [column for column in history if "|" in column]
+        overall.append(history.drop(columns=flat).assign(net=name))
+        deep.append(_unfold(history[["epoch", *flat]]).assign(net=name))
+    return pd.concat(deep, ignore_index=True), pd.concat(overall, ignore_index=True)
+
+
+def _profile(net, data, probed):
+    """The layer table as one flat dict ``block|layer|metric`` -> value (what ``fit`` can store)."""
+    table = metrics.layer_table(block_features(net, data.inputs, probed), data.labels)
+    return {
+        f"{row + 1}|{table['layer'][row]}|{metric}": table[metric][row]
+        for row in range(len(table))
+        for metric in table.columns[1:]
+    }
+
+
+def _unfold(history):
+    long = history.melt(id_vars="epoch")
+    long[["block", "layer", "metric"]] = long["variable"].str.split("|", expand=True)
+    long["block"] = long["block"].astype(int)
+    wide = long.pivot(index=["epoch", "block", "layer"], columns="metric", values="value")
+    return wide.reset_index().rename_axis(columns=None)
+
+
+def last_two_blocks(deep, overall, net):
+    """Curves of one net for a comparison with the two-layer model: the last block as layer ``H2``,
+    the one before as ``H1``; columns ``epoch, layer, excess`` (the objective itself), ``nc1, of``.
+    """
+    own, top = deep[deep["net"] == net], deep["block"].max()
+    own = own[own["block"] >= top - 1]
+    layer = own["block"].map({top: "H2", top - 1: "H1"})
+    objective = overall[overall["net"] == net].set_index("epoch")["objective"]
+    table = own.assign(layer=layer, excess=own["epoch"].map(objective))
+    return table[["epoch", "layer", "excess", "nc1", "of"]].reset_index(drop=True)
+
+
+def depth_and_bias(deep, overall):
+    """Largest step of log NC1 to the next block at the end, NC1 of the last block at the end over
+    the first epoch, and what a bias changes in the classifier's distances (claim 5.E18)."""
+    end = deep[deep["epoch"] == deep["epoch"].max()]
+    through = end.pivot(index="net", columns="block", values="nc1").apply(np.log).diff(axis=1)
+    top = deep[(deep["block"] == deep["block"].max()) & (deep["epoch"] > 0)].groupby("net")["nc1"]
+    last = overall[overall["epoch"] == overall["epoch"].max()].set_index("net")
+    moved = last.loc["MSE, bias", ["of_w", "etf_w"]] - last.loc["MSE, no bias", ["of_w", "etf_w"]]
+    return {
+        "through_depth": through.max().max(),
+        "through_training": (top.last() / top.first()).max(),
+        **moved,
+    }

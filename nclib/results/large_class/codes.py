@@ -1,8 +1,8 @@
 """Explicit spherical codes: unit rows ``(K, d)`` whose one-vs-rest margin is known.
 
 Every builder returns a float64 tensor with one code word per row.  They serve as exact optima
-(simplex, polygon, orthogonal simplices), as reference values for the solver (sharp codes), and as
-certified constructions where no solver reaches (Gold sequences).  Spec 04, sections 3.3 to 3.6.
+(orthogonal simplices), as reference values for the search (sharp codes), and as certified
+constructions where no search reaches (Gold sequences).
 """
 
 from functools import cache
@@ -14,57 +14,46 @@ import torch
 from scipy.linalg import block_diag, null_space
 
 from nclib import checks, frames
+from nclib.metrics.known_margins import gold_degree
 
 GOLDEN = (1 + sqrt(5)) / 2
-
-
-def polygon(K):
-    """The regular K-gon, the softmax code of the circle (claim 4.G3a)."""
-    angles = 2 * np.pi * np.arange(checks.integer("K", K, 2)) / K
-    return _rows(np.stack([np.cos(angles), np.sin(angles)], axis=1))
-
-
-def simplex(K, d=None):
-    """The simplex ETF in ``d >= K - 1`` dimensions (default ``K - 1``), claim 4.G3b."""
-    return orthogonal_simplices([K], d)
 
 
 def orthogonal_simplices(sizes, d=None):
     """Regular simplices with ``sizes`` vertices in mutually orthogonal subspaces.
 
     They need ``sum(m - 1 for m in sizes)`` dimensions; ``d`` pads with zeros.  For
-    ``d + 2 <= K <= 2 d`` each such code has margin 1 exactly (spec 3.4, claim 4.G3c).
+    ``d + 2 <= K <= 2 d`` each such code has margin 1 exactly (claim 4.G3).
     """
     sizes = [checks.integer("a simplex size", m, 2) for m in sizes]
     blocks = [frames.simplex_etf(m).numpy() for m in sizes]
     return _pad(block_diag(*blocks), d)
 
 
-def cross_polytope(d, K=None):
-    """``K`` of the ``2 d`` vertices ``e_1..e_d, -e_1..-e_d`` (all of them by default)."""
-    d = checks.integer("d", d)
-    K = 2 * d if K is None else checks.integer("K", K, 2)
-    if 2 * d < K:
-        raise checks.InputError(f"the cross-polytope in d={d} has {2 * d} vertices, got K={K}")
-    return _rows(np.concatenate([np.eye(d), -np.eye(d)])[:K])
-
-
 def pentagonal_bipyramid():
-    """(7, 3): a pentagon and the two poles, the hot minimiser of claim 4.G12."""
-    return _rows(block_diag(polygon(5).numpy(), np.array([[1.0], [-1.0]])))
+    """(7, 3): a pentagon and the two poles, the warm minimiser of claim 4.G12."""
+    return _rows(block_diag(frames.polygon(5).numpy(), np.array([[1.0], [-1.0]])))
 
 
-def tilted_square_pyramid(tilt):
-    """(5, 3): an apex and a square whose corners sink below the equator to height ``-tilt``."""
-    radius = sqrt(1 - checks.real("tilt", tilt, at_least=0, below=1) ** 2)
-    square = np.concatenate([radius * polygon(4).numpy(), np.full((4, 1), -tilt)], axis=1)
-    return _rows(np.concatenate([square, [[0, 0, 1.0]]]))
+def tilted_cross_polytope(singles, tilt, height=None):
+    """``(q + 4, q + 2)``: two pairs of opposite vertices and ``q`` without opposite, all tilted.
 
-
-def icosahedron():
-    """(12, 3), largest cosine 1/sqrt(5)."""
-    corners = np.array([(0, s, t * GOLDEN) for s, t in product((1, -1), repeat=2)])
-    return _rows(np.concatenate([np.roll(corners, shift, axis=1) for shift in range(3)]))
+    The pairs sink to ``-tilt`` along an axis above which the ``q = singles`` others stand at
+    ``height`` (default ``1/sqrt(q)``), spread as a simplex.  At tilt 0 and the default height these
+    are vertices of the cross-polytope; the cold minimiser for K = d + 2 (claim 4.G12).  One single:
+    a square pyramid, its apex at height 1.
+    """
+    q = checks.integer("singles", singles)
+    tilt = checks.real("tilt", tilt, at_least=0, below=1)
+    height = q**-0.5 if height is None else checks.real("height", height, above=0, at_most=1)
+    pairs = np.zeros((4, q + 2))
+    pairs[:, :2] = sqrt(1 - tilt**2) * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
+    pairs[:, 2] = -tilt
+    rest = np.zeros((q, q + 2))
+    rest[:, 2] = height
+    if q > 1:
+        rest[:, 3:] = sqrt(1 - height**2) * frames.simplex_etf(q).numpy()
+    return _rows(np.concatenate([pairs, rest]))
 
 
 def cell_24():
@@ -154,32 +143,21 @@ def gold_code(K, d):
 
     For odd ``m`` with ``2**m - 1 <= d`` and ``K <= 4**m`` the words spanned by an m-sequence and
     its decimation by 3 have cosines ``(-1, -1 +- 2**((m + 1) / 2)) / (2**m - 1)``: the margin is at
-    least :func:`gold_margin` without any optimisation (spec 3.6).  The largest such ``m`` is used.
+    least :func:`nclib.metrics.known_margins.gold_margin` without any optimisation.  The largest
+    such ``m`` is used.
     """
     from scipy.signal import max_len_seq  # slow to import, needed for these codes only
 
-    m = _gold_degree(K, d)
+    m = gold_degree(K, d)
     if m is None:
         raise checks.InputError(
             f"no Gold code with K={K} words fits d={d}: they need an odd m with 2^m - 1 <= d and "
-            "K <= 4^m; use solve(K, d)"
+            "K <= 4^m; use search.solve(K, d)"
         )
     sequence = max_len_seq(m)[0].astype(int)
     decimated = sequence[3 * np.arange(len(sequence)) % len(sequence)]
     basis = [np.roll(s, shift) for s in (sequence, decimated) for shift in range(m)]
     return _pad(1 - 2 * _span(np.array(basis), K), d)
-
-
-def gold_margin(K, d):
-    """``1 - (2**((m + 1) / 2) - 1) / (2**m - 1)``, at most its margin; None if no code fits."""
-    m = _gold_degree(K, d)
-    return None if m is None else 1 - (2 ** ((m + 1) // 2) - 1) / (2**m - 1)
-
-
-def _gold_degree(K, d):
-    checks.integer("K", K, 2)
-    fitting = [m for m in range(3, 22, 2) if 2**m - 1 <= checks.integer("d", d) and 4**m >= K]
-    return max(fitting, default=None)
 
 
 def sharp_code(K, d):
@@ -189,7 +167,7 @@ def sharp_code(K, d):
     ``1 - max cosine`` because the nearest words of each word average to a multiple of it.
     """
     builders = {
-        (12, 3): icosahedron,
+        (12, 3): frames.icosahedron,
         (24, 4): cell_24,  # not sharp (not universally optimal), but an optimal kissing code
         (120, 4): cell_600,
         (16, 5): half_cube,

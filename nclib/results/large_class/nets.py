@@ -1,20 +1,17 @@
-"""Networks on the sphere: cosine heads, margin losses, class-mean classifiers, class assignment.
+"""Networks on the sphere: cosine heads, margin losses, class-mean classifiers, a language model.
 
 Features and classifier rows are normalised, logits are cosines divided by a ``temperature`` (the
 released code's ``temperature`` is its inverse and multiplies).  No bias.
 """
 
 from dataclasses import dataclass
-from itertools import permutations
 
 import numpy as np
 import torch
-from scipy.optimize import quadratic_assignment
 from torch import nn
 
 from nclib import checks, losses
 from nclib.deep import nets
-from nclib.deep.data import Data
 
 MARGINS = ("none", "cosface", "arcface")
 
@@ -123,6 +120,23 @@ class NormalizedSoftmax(losses._Loss):
         return torch.where(beyond, cosine - self.margin * np.sin(self.margin), turned)
 
 
+@dataclass(frozen=True)
+class HardMax(losses._Loss):
+    """Largest wrong cosine minus the true one, times ``scale``: the limit of temperature 0.
+
+    The mean over samples is trained; the paper's HardMax problem is the maximum over them.
+    """
+
+    scale: float = 1.0
+    name = "hard_max"
+
+    def per_sample(self, cosines, labels):
+        """Losses ``(N,)`` of cosines ``(N, K)``."""
+        own = labels.unsqueeze(-1)
+        rival = cosines.scatter(-1, own, -torch.inf).amax(-1)
+        return self.scale * (rival - cosines.gather(-1, own).squeeze(-1))
+
+
 def sphere_mlp(inputs, dim, num_classes, *, hidden=(256, 256), code=None, momentum=None):
     """(Linear, BatchNorm, ReLU) per hidden width, Linear to ``dim``, then a cosine head.
 
@@ -153,6 +167,19 @@ def cosine_head(dim, num_classes, *, code=None, momentum=None):
     return ClassMeanHead(dim, num_classes, momentum)
 
 
+def language_net(words, num_classes, dim, *, context, hidden):
+    """Embedding of ``words`` ids, one hidden layer, ``dim`` features, a cosine head."""
+    backbone = nn.Sequential(
+        nn.Embedding(words, 64),
+        nn.Flatten(),
+        nn.Linear(context * 64, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, dim),
+    )
+    return nets.Classifier(backbone, CosineHead(dim, num_classes))
+
+
 def objective(loss):
     """``(net, inputs, labels) -> mean loss`` for :func:`nclib.deep.train.fit`.
 
@@ -166,127 +193,6 @@ def objective(loss):
         return loss(net.head(features), labels)
 
     return mean_loss
-
-
-# Assignment of classes to the vertices of a code --------------------------------------------------
-
-
-def class_distances(features, labels, num_classes):
-    """Euclidean distances ``(K, K)`` between the class means of ``features`` ``(N, D)``."""
-    features = checks.matrix("features", features, dtype=torch.float64)
-    labels, K = checks.labels(labels, num_classes, length=len(features))
-    labels = labels.to(features.device)
-    counts = checks.class_counts(labels, K).unsqueeze(1)
-    sums = features.new_zeros(K, features.shape[1]).index_add_(0, labels, features)
-    return torch.cdist(sums / counts, sums / counts, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def assignment_score(distances, code, order):
-    """``sum_ij D_ij |v_order(i) - v_order(j)|``: large when distant classes are far apart."""
-    vertices = _vertex_distances(code)[np.ix_(order, order)]
-    return float((checks.tensor("distances", distances).numpy(force=True) * vertices).sum())
-
-
-def assign_classes(distances, code, *, seed=0):
-    """``order`` with class k on row ``order[k]`` of ``code`` that maximises the score above.
-
-    Similar classes come to lie next to each other (claim 4.G18).  A quadratic assignment: exact for
-    K <= 7, else the best of scipy's FAQ, refined by 2-opt, from several starts.  Returns a tuple.
-    """
-    distances = checks.matrix("distances", distances, dtype=torch.float64)
-    K = len(distances)
-    if distances.shape != (K, K) or not torch.allclose(distances, distances.T):
-        raise checks.InputError("distances must be a symmetric (K, K) matrix")
-    code = checks.matrix("code", code, rows=K, dtype=torch.float64)
-    first, second = distances.numpy(force=True), _vertex_distances(code)
-    if K <= 7:
-        orders = np.array(list(permutations(range(K))))
-        scores = (first * second[orders[:, :, None], orders[:, None, :]]).sum((1, 2))
-        return tuple(orders[scores.argmax()].tolist())
-    options = {"maximize": True, "rng": np.random.default_rng(seed)}
-    found = []
-    for _ in range(4):
-        rough = quadratic_assignment(first, second, options=options | {"P0": "randomized"})
-        guess = np.column_stack([np.arange(K), rough.col_ind])
-        found.append(
-            quadratic_assignment(
-                first, second, method="2opt", options=options | {"partial_guess": guess}
-            )
-        )
-    return tuple(max(found, key=lambda f: f.fun).col_ind.tolist())
-
-
-def _vertex_distances(code):
-    code = torch.as_tensor(code, dtype=torch.float64)
-    distances = torch.cdist(code, code, compute_mode="donot_use_mm_for_euclid_dist")
-    return distances.numpy(force=True)
-
-
-# Data ---------------------------------------------------------------------------------------------
-
-
-def clusters(num_classes, *, dim=32, per_class=20, noise=0.9, seed=0, test_per_class=None):
-    """``(train, test)``: Gaussian clusters around class means drawn from N(0, I_dim)."""
-    generator = torch.Generator().manual_seed(seed)
-    means = torch.randn(checks.integer("num_classes", num_classes, 2), dim, generator=generator)
-    return _around(means, per_class, test_per_class or per_class, noise, generator, "clusters")
-
-
-def similar_pairs(*, dim=20, per_class=60, test_per_class=250, noise=1.0, seed=0):
-    """``(train, test)`` of four classes in two similar pairs, {0, 1} and {2, 3}.
-
-    Means ``2a +- .9 b`` and ``-2a +- .9 c`` with orthonormal a, b, c.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    a, b, c = torch.linalg.qr(torch.randn(dim, 3, generator=generator))[0].T
-    means = torch.stack([2 * a + 0.9 * b, 2 * a - 0.9 * b, -2 * a + 0.9 * c, -2 * a - 0.9 * c])
-    return _around(means, per_class, test_per_class, noise, generator, "similar pairs")
-
-
-def _around(means, per_class, test_per_class, noise, generator, name):
-    checks.real("noise", noise, at_least=0)
-    parts = []
-    for n in (per_class, test_per_class):
-        labels = torch.arange(len(means)).repeat_interleave(checks.integer("per_class", n))
-        spread = noise * torch.randn(len(labels), means.shape[1], generator=generator)
-        parts.append(Data(name, means[labels] + spread, labels, len(means)))
-    return tuple(parts)
-
-
-def image_folder(path, *, size=50, test_share=0.1, seed=0):
-    """``(train, test)`` of a folder with one sub-folder of images per class, as uint8 tensors.
-
-    For face identities and the like: images are resized and cropped to ``size`` pixels and kept as
-    bytes ``(N, 3, size, size)``; put :class:`Standardize` in front of the network.
-    """
-    from torchvision import transforms
-
-    checks.real("test_share", test_share, above=0, below=1)
-    steps = [transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()]
-    folder = open_folder(path, transforms.Compose(steps))
-    images = torch.stack([image for image, _ in folder])
-    data = Data("image folder", images, torch.tensor(folder.targets), len(folder.classes))
-    train, test = data.split(1 - test_share, generator=torch.Generator().manual_seed(seed))
-    return train, test
-
-
-def open_folder(path, transform=None):
-    """torchvision's ``ImageFolder``, nothing read yet.
-
-    Raises :class:`~nclib.checks.InputError` if there are not at least two sub-folders of images.
-    """
-    from torchvision import datasets
-
-    try:
-        folder = datasets.ImageFolder(path, transform)
-        if len(folder.classes) < 2:
-            raise FileNotFoundError("a single class")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise checks.InputError(
-            f"no image folder at {str(path)!r} ({error}); expected one sub-folder of images per "
-            "class"
-        ) from None
-    return folder
 
 
 class Standardize(nn.Module):

@@ -18,8 +18,9 @@ import torch
 from scipy.optimize import linprog
 from scipy.sparse import coo_array
 
-from nclib import checks
-from nclib.results.large_class import codes, theory
+from nclib import checks, frames
+from nclib.metrics import known_margins, margins
+from nclib.results.large_class import codes
 
 ENERGIES = ("pair", "margin")
 SCHEDULES = {"slow": {"hot": 0.3, "rate": 0.1}, "quench": {"hot": 0.02, "rate": 0.05}}
@@ -28,7 +29,7 @@ LOGITS = 2**24  # K x K logits that are held at once
 CONSTRUCT_SIZE = 500_000  # above this K d, a Gold code is taken without any search
 
 
-def solve(K, d, *, seed=0, starts=None, device=None):
+def solve(K, d, *, seed=0, starts=None):
     """Unit rows ``(K, d)``, float64: the best softmax code known or found.
 
     ``starts``: random starts in each of the four streams (default 64 for small codes, fewer as
@@ -41,10 +42,10 @@ def solve(K, d, *, seed=0, starts=None, device=None):
     explicit = construction(K, d)
     if explicit is not None:
         return explicit
-    gold = codes.gold_code(K, d) if codes.gold_margin(K, d) else None
+    gold = codes.gold_code(K, d) if known_margins.gold_margin(K, d) else None
     if gold is not None and K * d > CONSTRUCT_SIZE and starts is None:
         return gold
-    found = best(search(K, d, seed=seed, starts=starts, device=device))
+    found = best(search(K, d, seed=seed, starts=starts))
     return found if gold is None else max(found, gold, key=_certified)
 
 
@@ -60,28 +61,28 @@ def best(candidates):
 
 
 def _certified(code):
-    return theory.margin(code, tol=1e-10).value
+    return margins.margin(code, tol=1e-10).value
 
 
 def construction(K, d):
     """A code whose margin is proven optimal or tabulated, built without search; else None."""
     if d >= K - 1:
-        return codes.simplex(K, d)
+        return frames.simplex_etf(K, d)
     if d == 1:
         raise checks.InputError(f"K={K} distinct classes do not fit on a line (d=1); use d >= 2")
     if d == 2:
-        return codes.polygon(K)
+        return frames.polygon(K)
     if 2 * d >= K:
-        return codes.cross_polytope(d, K)
+        return frames.cross_polytope(d, K)
     if (K, d) in ((14, 5), (15, 5)):
         return codes.half_cube()[:K]
-    return codes.icosahedron()[:K] if (K, d) == (11, 3) else codes.sharp_code(K, d)
+    return frames.icosahedron()[:K] if (K, d) == (11, 3) else codes.sharp_code(K, d)
 
 
-def search(K, d, *, seed=0, starts=None, steps=None, energies=ENERGIES, keep=6, device=None):
+def search(K, d, *, seed=0, starts=None, steps=None, energies=ENERGIES, keep=6):
     """The ``keep`` best distinct codes of all streams, best first: a list of unit rows ``(K, d)``.
 
-    All starts of a stream are one tensor ``(starts, K, d)`` on ``device``.  Not polished.
+    All starts of a stream are one tensor ``(starts, K, d)``.  Not polished.
     """
     K, d = checks.integer("K", K, 2), checks.integer("d", d)
     starts = _default(starts, "starts", 2e5 / K**2 if K > 50 else 64, 1, 64)
@@ -98,9 +99,9 @@ def search(K, d, *, seed=0, starts=None, steps=None, energies=ENERGIES, keep=6, 
     pool, estimates = [], []
     for energy in energies:
         start = torch.randn(len(hot), K, d, generator=generator, dtype=torch.float64)
-        weight, estimate = descend(energy, start.to(device), steps=steps, hot=hot, rate=rate)
-        pool.append(weight.cpu())
-        estimates.append(estimate.cpu())
+        weight, estimate = descend(energy, start, steps=steps, hot=hot, rate=rate)
+        pool.append(weight)
+        estimates.append(estimate)
     pool, estimates = torch.cat(pool), torch.cat(estimates)
     kept = []
     for i in estimates.argsort(descending=True).tolist():
@@ -183,7 +184,7 @@ def _without_diagonal(logits):
 def _estimates(W, H=None):
     """Hard margin of each start: at H, or ``1 - max cosine`` (that is, at H = W)."""
     if H is None and W.shape[1] ** 2 > LOGITS:
-        return torch.tensor([1 - theory.max_cosine(W[0])], dtype=W.dtype, device=W.device)
+        return torch.tensor([1 - margins.max_cosine(W[0])], dtype=W.dtype, device=W.device)
     logits = (W if H is None else H) @ W.mT
     own = logits.diagonal(dim1=1, dim2=2)
     return (own - _without_diagonal(logits).amax(2)).amin(1)
@@ -199,7 +200,7 @@ def polish(weight, *, goal="margin", steps=60, trust=0.05, tol=1e-14):
     optimality.
     """
     checks.choice("goal", goal, ("margin", "angle"))
-    weight = theory.unit_rows("weight", weight)
+    weight = margins.unit_rows("weight", weight)
     value, features = _state(weight, goal)
     for _ in range(steps):
         if value <= 0:  # duplicate rows: there is no direction to go
@@ -227,8 +228,8 @@ def polish(weight, *, goal="margin", steps=60, trust=0.05, tol=1e-14):
 def _state(weight, goal):
     """The value to raise, and the optimal features (None for the angle, where h_k = w_k)."""
     if goal == "angle":
-        return 1 - theory.max_cosine(weight), None
-    found = theory.hull_projections(weight)
+        return 1 - margins.max_cosine(weight), None
+    found = margins.hull_projections(weight)
     value = 0.0 if found.duplicates else float(found.distance.min())
     return value, found.direction.numpy()
 
@@ -238,6 +239,11 @@ def _tangents(rows):
     return np.linalg.qr(rows[:, :, None], mode="complete")[0][:, :, 1:]
 
 
+def _along(vectors, bases):
+    """Coordinates ``(P, d - 1)`` of vectors ``(P, d)`` in tangent bases ``(P, d, d - 1)``."""
+    return np.einsum("pi,pia->pa", vectors, bases)
+
+
 def _linear_step(W, H, trust):
     """``(moves of W (K, d), predicted gain)`` of the linearised margins in a trust region.
 
@@ -245,19 +251,18 @@ def _linear_step(W, H, trust):
     """
     K, d = W.shape
     features = W if H is None else H
-    margins = (W * features).sum(1)[:, None] - features @ W.T
-    np.fill_diagonal(margins, np.inf)
-    k, j = np.nonzero(margins <= margins.min() + 8 * trust)
+    slack = (W * features).sum(1)[:, None] - features @ W.T
+    np.fill_diagonal(slack, np.inf)
+    k, j = np.nonzero(slack <= slack.min() + 8 * trust)
     bases_w = _tangents(W)
-    along = lambda vectors, bases: np.einsum("pi,pia->pa", vectors, bases)
     if H is None:  # the margin 1 - <w_k, w_j>
-        blocks = [(k, -along(W[j], bases_w[k])), (j, -along(W[k], bases_w[j]))]
+        blocks = [(k, -_along(W[j], bases_w[k])), (j, -_along(W[k], bases_w[j]))]
     else:
         bases_h = _tangents(H)
         blocks = [
-            (k, along(H[k], bases_w[k])),
-            (j, -along(H[k], bases_w[j])),
-            (K + k, along(W[k] - W[j], bases_h[k])),
+            (k, _along(H[k], bases_w[k])),
+            (j, -_along(H[k], bases_w[j])),
+            (K + k, _along(W[k] - W[j], bases_h[k])),
         ]
     width = d - 1
     size = (K if H is None else 2 * K) * width
@@ -271,7 +276,7 @@ def _linear_step(W, H, trust):
     programme = linprog(
         np.append(np.zeros(size), -1.0),
         A_ub=constraints,
-        b_ub=(margins[k, j] - margins.min()) / trust,
+        b_ub=(slack[k, j] - slack.min()) / trust,
         bounds=[(-1, 1)] * size + [(0, None)],
         method="highs",
         options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},

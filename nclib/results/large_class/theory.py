@@ -5,146 +5,25 @@ A *softmax code* is a classifier W (K, d) with unit rows that maximises the one-
 cross-entropy on the sphere tends to at low temperature (claim 4.G1).  Tammes codes maximise the
 smallest angle instead; in every tabulated case both agree, ``rho* = 1 - cos theta*`` (4.G7).
 
-Rows are vectors throughout; the paper (arXiv 2310.05351) writes them as columns.  ``temperature``
-divides the logits; the released code's variable of that name is its inverse.
-
-This module holds the facts; the explicit codes are in :mod:`codes`, the certified
-distances in :mod:`margins`, energies at finite temperature in
-:mod:`energies`, the optimiser in :mod:`search`.
+Rows are vectors throughout; the paper (Jiang et al., ICML 2024, arXiv 2310.05351) writes them as
+columns.  ``temperature`` divides the logits; the released code's variable of that name is its
+inverse.  Facts and the model at finite temperature are here, explicit codes in :mod:`codes`,
+certified distances in :mod:`nclib.metrics.margins`, known margins in
+:mod:`nclib.metrics.known_margins`, the search for codes in :mod:`search`.
 """
 
-from dataclasses import dataclass
 from math import cos, e, exp, expm1, lgamma, log, pi, sqrt
 
 import numpy as np
 import torch
-from scipy.linalg import null_space
-from scipy.sparse.csgraph import connected_components
-from scipy.special import logsumexp
+from scipy.optimize import brentq, minimize
 
 from nclib import checks
-from nclib.metrics.margins import MarginBracket as MarginBracket
-from nclib.metrics.margins import OneVsRest as OneVsRest
-from nclib.metrics.margins import hard_margin as hard_margin
-from nclib.metrics.margins import hull_projections as hull_projections
-from nclib.metrics.margins import margin as margin
-from nclib.metrics.margins import max_cosine as max_cosine
-from nclib.metrics.margins import min_angle as min_angle
-from nclib.metrics.margins import one_vs_rest as one_vs_rest
-from nclib.metrics.margins import optimal_features as optimal_features
-from nclib.metrics.margins import rattlers as rattlers
-from nclib.metrics.margins import unit_rows as unit_rows
+from nclib.losses import ExactCrossEntropy
+from nclib.metrics import margins
 from nclib.results.large_class import codes
-
-# Best codes found, (K, d) -> rho* = 1 - cos theta* (spec 3.6).  For d = 3 and K <= 14 or K = 24,
-# and for the sharp codes, theta* is a proven Tammes angle; elsewhere it is a certified lower bound
-# that no search has beaten.  Certified by `hull_projections` at 1e-12 after the linear-programme
-# polish.  Cells with a closed form are left out: see `_closed_form`.
-TABLE = {
-    (7, 3): 0.7898616872694,
-    (8, 3): 0.7387961250363,
-    (9, 3): 2 / 3,
-    (10, 3): 0.5956056747838,
-    (11, 3): 1 - 1 / sqrt(5),
-    (12, 3): 1 - 1 / sqrt(5),
-    (13, 3): 0.4573635131704,
-    (14, 3): 0.4360496996395,
-    (15, 3): 0.4073940970749,
-    (16, 3): 0.3877053835173,
-    (17, 3): 0.3719055849300,
-    (18, 3): 0.3513041677769,
-    (19, 3): 0.3268831124399,
-    (20, 3): 0.3235228618704,
-    (21, 3): 0.3005015689336,
-    (22, 3): 0.2896937414203,
-    (23, 3): 0.2771530151316,
-    (24, 3): 0.2769215316665,
-    (9, 4): 0.8379848003884,
-    (10, 4): 5 / 6,
-    (11, 4): 0.7695944364054,
-    (12, 4): 0.75,
-    (13, 4): 0.6927043460190,
-    (14, 4): 0.6804814057874,
-    (15, 4): 0.6490078240546,
-    (20, 4): 0.5657414540893,
-    (24, 4): 0.5,
-    (120, 4): (3 - sqrt(5)) / 4,
-    (11, 5): 0.8671464574014,
-    (12, 5): 0.8460683949670,
-    (13, 5): 0.8127401481171,
-    (14, 5): 0.8,
-    (15, 5): 0.8,
-    (16, 5): 0.8,
-    (20, 5): 0.7006143071009,
-    (13, 6): 0.8869202478525,
-    (14, 6): 0.8675090796765,
-    (16, 6): 0.8288523505706,
-    (27, 6): 3 / 4,
-    (56, 7): 2 / 3,
-    (240, 8): 1 / 2,
-    (112, 21): 8 / 9,
-    (162, 21): 6 / 7,
-    (100, 22): 10 / 11,
-    (275, 22): 5 / 6,
-    (891, 22): 3 / 4,
-    (552, 23): 4 / 5,
-    (4600, 23): 2 / 3,
-    (196560, 24): 1 / 2,
-}
-
-# Certified margins of codes that are merely good: lower bounds on rho* (spec 3.6).
-LOWER_BOUNDS = {
-    (100, 10): 0.66547,
-    (200, 10): 0.5411,
-    (100, 20): 0.8437,
-    (100, 30): 0.9095,
-    (200, 20): 0.7639,
-    (200, 30): 0.8470,
-}
-
-
-@dataclass(frozen=True)
-class KnownMargin:
-    """A value for ``rho*(K, d)`` and what it is worth.
-
-    ``status``: ``"proven"`` (closed form), ``"tabulated"`` (best code known), ``"lower bound"``.
-    """
-
-    value: float
-    status: str
-
-
-def known_margin(K, d):
-    """``rho*(K, d)`` where it is proven or tabulated, else None (claim 4.G3, spec 3.6).
-
-    Proven: ``K / (K - 1)`` for K <= d + 1, ``1 - cos(2 pi / K)`` for d = 2, 1 for
-    d + 2 <= K <= 2 d, and 0 for more than two classes on the line.
-    """
-    closed = _closed_form(K, d)
-    return TABLE.get((int(K), int(d))) if closed is None else closed
-
-
-def best_known(K, d):
-    """:class:`KnownMargin`: :func:`known_margin`, else the best certified lower bound, or None."""
-    closed = _closed_form(K, d)
-    if closed is not None:
-        return KnownMargin(closed, "proven")
-    if (K, d) in TABLE:
-        return KnownMargin(TABLE[K, d], "tabulated")
-    bounds = [LOWER_BOUNDS.get((K, d)), codes.gold_margin(K, d)]
-    bounds = [b for b in bounds if b is not None]
-    return KnownMargin(max(bounds), "lower bound") if bounds else None
-
-
-def _closed_form(K, d):
-    K, d = checks.integer("K", K, 2), checks.integer("d", d)
-    if d >= K - 1:
-        return K / (K - 1)
-    if d == 1:
-        return 0.0
-    if d == 2:
-        return 1 - cos(2 * pi / K)
-    return 1.0 if 2 * d >= K else None
+from nclib.ufm import landscape, solve
+from nclib.ufm.model import UFM
 
 
 def lower_bound(K, d):
@@ -158,7 +37,7 @@ def upper_bound(K, d):
     """``rho* <= 2 [2 sqrt(pi)/K Gamma((d+1)/2) / Gamma(d/2)]^(1/(d-1))`` (claim 4.G8), d >= 2.
 
     Stated for ``K >= bound_threshold(d)``.  Often larger than 1, while ``rho* <= 1`` for
-    K >= d + 2: :func:`margin_range` combines everything proven.
+    K >= d + 2.
     """
     K, d = _bound_sizes(K, d)
     inner = log(2) + 0.5 * log(pi) - log(K) + lgamma((d + 1) / 2) - lgamma(d / 2)
@@ -177,40 +56,119 @@ def _bound_sizes(K, d):
     return K, d
 
 
-def margin_range(K, d):
-    """``(lower, upper)`` on ``rho*(K, d)`` from everything proven or certified here.
+# The model at a finite temperature ------------------------------------------------------------
 
-    Upper: closed forms, ``rho* <= 1`` for K >= d + 2, claim 4.G8.  Lower: closed forms, certified
-    codes, claim 4.G8.
+
+def model(K, d, temperature, *, samples=1, margin=0.0):
+    """The problem of result 4: log cross-entropy of cosines over ``temperature``, all rows unit.
+
+    N = ``samples`` K features.  The logarithm, because the loss is 1e-5 ... 1e-100 at low
+    temperature; ``temperature`` times it tends to the HardMax loss ``-rho`` (claim 4.G1).
+    ``margin`` is CosFace's: the true cosine is lowered by it, HardMax only shifted.
     """
-    closed = _closed_form(K, d)
-    if closed is not None:
-        return closed, closed
-    stated = bound_threshold(d) <= K
-    best = best_known(K, d)
-    lows = [0.0] + ([lower_bound(K, d)] if stated else []) + ([best.value] if best else [])
-    return max(lows), min([1.0] + ([upper_bound(K, d)] if stated else []))
+    T = checks.real("temperature", temperature, above=0)
+    loss = ExactCrossEntropy(checks.real("margin", margin, at_least=0) / T)
+    counts = torch.full((checks.integer("K", K, 2),), checks.integer("samples", samples))
+    sphere = ("features", "weight")
+    return UFM.classes(counts, loss, widths=d, decays=(0, 0), scale=1 / T, sphere=sphere, log=True)
 
 
-def angle_to_margin_range(cosine):
-    """``1 - c <= rho(W) <= sqrt(2 - 2 c)`` for any W with largest cosine c (claim 4.G7)."""
-    c = checks.real("cosine", cosine, at_least=-1, at_most=1)
-    return 1 - c, sqrt(2 - 2 * c)
+def self_dual(code):
+    """The point of :func:`model` with one feature per class, equal to its row of ``code``."""
+    return {"features": code, "weight": code}
 
 
-def tammes_angle(margin_value):
-    """Angle in radians of a code with ``rho = 1 - cos theta`` (the tabulated codes)."""
-    return float(np.arccos(1 - checks.real("margin_value", margin_value, at_least=0, at_most=2)))
+def log_energy(code, temperature):
+    """Logarithm of the cross-entropy of a code with features equal to its rows."""
+    return float(model(*code.shape, temperature).value(self_dual(code)))
 
 
-def welch_bound(K, d):
-    """Smallest possible rms off-diagonal cosine of K unit rows (claim 4.G9), 0 for K <= d.
+def splits(K, d):
+    """All sizes ``m_1 <= m_2 <= ...`` of orthogonal simplices with K vertices spanning d.
 
-    Reached exactly by tight frames.  The *mean* cosine says nothing: it is ``-1/(K-1)`` for every
-    centred W.
+    There are ``K - d`` of them in each split; for ``d + 2 <= K <= 2 d`` all have margin 1.
     """
     K, d = checks.integer("K", K, 2), checks.integer("d", d)
-    return sqrt(max(0, K - d) / (d * (K - 1)))
+
+    def partitions(total, parts, smallest):
+        if parts == 1:
+            return [(total,)] if total >= smallest else []
+        return [
+            (m, *rest)
+            for m in range(smallest, total // parts + 1)
+            for rest in partitions(total - m, parts - 1, m)
+        ]
+
+    return partitions(K, K - d, 2) if d < K <= 2 * d else []
+
+
+def best_tilt(singles, temperature):
+    """The :func:`codes.tilted_cross_polytope` of lowest energy, found from a small tilt.
+
+    For K = d + 2 the minimum of the model itself differs from it by less than 1e-8 (claim 4.G12).
+    """
+    q = checks.integer("singles", singles)
+
+    def code(x):
+        height = cos(x[1]) if q > 1 else None
+        return codes.tilted_cross_polytope(q, abs(np.sin(x[0])), height)
+
+    start = np.array([0.1] + [np.arccos(q**-0.5) + 0.03] * (q > 1))
+    corners = np.array([start, *(start + 0.05 * np.eye(len(start)))])
+    found = minimize(
+        lambda x: log_energy(code(x), temperature),
+        start,
+        method="Nelder-Mead",
+        options={"xatol": 1e-7, "fatol": 1e-13, "initial_simplex": corners},
+    )
+    return code(found.x)
+
+
+def exchange_temperature(first, second, low, high):
+    """The temperature in ``[low, high]`` at which two codes have equal energy.
+
+    ``first``, ``second``: codes, or functions ``T -> code``.  None if one of them is lower at both
+    ends.
+    """
+
+    def gap(T):
+        one, two = (log_energy(c(T) if callable(c) else c, T) for c in (first, second))
+        return T * (one - two)
+
+    if gap(low) * gap(high) > 0:
+        return None
+    return float(brentq(gap, low, high, xtol=1e-10))
+
+
+def segment_phase(d):
+    """``(low, high)``: where segment plus simplex (2, d) is the lowest code known for K = d + 2.
+
+    Above, two balanced simplices win; below, the tilted vertices of the cross-polytope.  ``d >= 4``
+    (for d = 3 the first two are the same code, and only ``low`` is meant: high is infinite).
+    """
+    segment, half = codes.orthogonal_simplices([2, checks.integer("d", d, 3)]), (d + 2) // 2
+    low = exchange_temperature(lambda T: best_tilt(d - 2, T), segment, 0.03, 0.3)
+    balanced = codes.orthogonal_simplices([half, d + 2 - half])
+    return low, exchange_temperature(segment, balanced, 0.3, 1.0) if d > 3 else np.inf
+
+
+def lowest_curvature(code, temperature):
+    """Smallest Hessian eigenvalue of the model at a self-dual critical code, rotations left out."""
+    K, d = code.shape
+    values = landscape.spectrum(model(K, d, temperature), self_dual(code))
+    zero = values.abs().argsort()[: landscape.orbit(d, d)]
+    return float(values[torch.isin(torch.arange(len(values)), zero, invert=True)].min())
+
+
+def stable_phase(code, cold, warm, *, width=0.02):
+    """``(low, high)``: the temperatures at which ``code`` turns from a saddle into a minimum and
+    back, by the sign of :func:`lowest_curvature`, near the guesses ``cold`` and ``warm``."""
+
+    def edge(T):
+        ends = (1 - width) * T, (1 + width) * T
+        return brentq(lambda t: lowest_curvature(code, t), *ends, xtol=1e-7)
+
+    return edge(cold), edge(warm)
 
 
 def log_ce_range(K, samples, margin_value, temperature):
@@ -245,62 +203,41 @@ def _log_softplus(x):
     return x if x < -36 else log(np.logaddexp(0.0, x))
 
 
-def log_ce(weight, features, temperature, labels=None):
-    """Logarithm of the CE-UFM loss of unit rows, without underflow at low temperature.
+def approach_rate(weight, *, tol=1e-5, ridge=1e-7):
+    """``(margin rate, value rate)``: how CE approaches its cold limit (this project, claim 4.G13).
 
-    ``features`` (N, d) with ``labels`` (N,); without labels row k belongs to class k.
+    Near a cold optimum W with active pairs (k, j), moving rows by ``T x`` changes each margin by
+    ``T (J x)_kj`` to first order, and CE minimisation becomes the convex problem
+    ``min_x log sum exp(-J x)``.  Its dual picks the multipliers y of largest entropy S(y) among
+    all those that prove optimality (``J'y = 0, sum y = 1``).  Hence, as T -> 0,
+
+        (rho* - m(W_T, H_T)) / T  ->  S(y) + log max y,
+        (T log CE + rho*) / T     ->  S(y) - log K.
+
+    The first is 0 exactly when y is uniform over the active pairs.  This needs a rigid code: where
+    optimal codes form a continuum (d + 2 <= K < 2 d) second-order moves matter and the approach is
+    slower.  A rattler counts for nothing only where ``T`` is far below its ``dist_k - rho*``: .003
+    for (20, 3), so its limit is not seen at the temperatures of the notebook.  ``tol`` decides
+    which pairs are active; ``ridge`` |x|^2 / 2 keeps x bounded when W carries rounding errors.
     """
-    temperature = checks.real("temperature", temperature, above=0)
-    weight = unit_rows("weight", weight)
-    features = unit_rows("features", features, minimum_rows=1)
-    labels = torch.arange(len(weight)) if labels is None else labels
-    labels, _ = checks.labels(labels, len(weight), length=len(features))
-    gaps = (features @ weight.T - (features * weight[labels]).sum(1, keepdim=True)) / temperature
-    gaps[torch.arange(len(labels)), labels] = -torch.inf
-    rivals = torch.logsumexp(gaps, 1).numpy()
-    terms = np.where(rivals < -36, rivals, np.log(np.logaddexp(0.0, np.maximum(rivals, -40))))
-    return float(logsumexp(terms) - log(len(terms)))
+    weight = margins.unit_rows("weight", weight)
+    features = margins.optimal_features(weight)
+    gaps = (features * weight).sum(1, keepdim=True) - features @ weight.T
+    gaps.fill_diagonal_(torch.inf)
+    k, j = (gaps < gaps.min() + tol).nonzero(as_tuple=True)
 
+    def change(weight_move, feature_move):
+        move_w = weight_move - (weight_move * weight).sum(1, keepdim=True) * weight
+        move_h = feature_move - (feature_move * features).sum(1, keepdim=True) * features
+        along_w = ((move_w[k] - move_w[j]) * features[k]).sum(1)
+        return along_w + ((weight[k] - weight[j]) * move_h[k]).sum(1)
 
-def radon_point(weight):
-    """``(part, other, point)``: two disjoint class lists whose hulls share ``point`` (d,).
+    def smooth(**moves):
+        size = sum(move.square().sum() for move in moves.values())
+        return torch.logsumexp(-change(**moves), 0) + ridge / 2 * size
 
-    Exists for K >= d + 2 and proves ``rho(W) <= 1`` there (spec 3.4): some class of a part has
-    ``dist_k^2 <= 1 - |point|^2``.
-    """
-    weight = unit_rows("weight", weight).numpy()
-    K, d = weight.shape
-    if d > K - 2:
-        raise checks.InputError(f"Radon's theorem needs K >= d + 2, got K={K}, d={d}")
-    dependence = null_space(np.vstack([weight.T, np.ones(K)]))[:, 0]
-    dependence[np.abs(dependence) < 1e-12] = 0
-    part, other = np.flatnonzero(dependence > 0), np.flatnonzero(dependence < 0)
-    share = dependence[part] / dependence[part].sum()
-    return part.tolist(), other.tolist(), torch.from_numpy(share @ weight[part])
-
-
-def orthogonal_groups(weight, *, tol=1e-9):
-    """Classes split into mutually orthogonal groups (spec 3.4): list of ascending lists."""
-    weight = unit_rows("weight", weight)
-    linked = (weight @ weight.T).abs().numpy() > tol
-    count, group = connected_components(linked, directed=False)
-    return [np.flatnonzero(group == g).tolist() for g in range(count)]
-
-
-def cmf_saving(parameters, K, d):
-    """Share of a network's ``parameters`` saved by a classifier that is not learned (4.G21)."""
-    K, d = checks.integer("K", K, 2), checks.integer("d", d)
-    return K * d / checks.integer("parameters", parameters, K * d)
-
-
-def solve(K, d, *, seed=0, starts=None):
-    """The best softmax code known or found for (K, d): float64 unit rows ``(K, d)``.
-
-    Where the optimum is proven (K <= 2 d, d = 2) or a code is known explicitly, that code; else
-    the best of many random ``starts``, see :func:`search.solve`.
-    """
-    from nclib.results.large_class import (
-        search as softmax_code_solver,  # theory never optimises; loaded on demand
-    )
-
-    return softmax_code_solver.solve(K, d, seed=seed, starts=starts)
+    zero = {"weight_move": torch.zeros_like(weight), "feature_move": torch.zeros_like(weight)}
+    found = solve.minimize(smooth, zero)
+    y = torch.softmax(-change(**found.variables), 0)
+    entropy = float(-(y * y.log()).sum())
+    return entropy + float(y.log().max()), entropy - float(np.log(len(weight)))

@@ -1,7 +1,7 @@
-"""Result 3: tables that compare the pick-all-label optimiser with the closed forms.
+"""Result 3: unconstrained-features problems against the closed forms, as tidy tables.
 
-Each function solves unconstrained-features problems and returns tidy DataFrames for the figures and
-claims of the notebook.
+Row functions take one setting and return a dict (or a list of them) for :func:`nclib.table.over`;
+table functions have plural names.
 """
 
 from itertools import combinations
@@ -12,113 +12,63 @@ import torch
 
 from nclib import frames
 from nclib.metrics.multi_label import LabelSetStatistics, statistics_metrics, tagwise_fit
-from nclib.results.multi_label import theory, ufm
-from nclib.ufm import solve
+from nclib.results.multi_label import theory
+from nclib.ufm import flow, landscape, solve
+
+# Against the closed forms -------------------------------------------------------------------------
 
 
-def closed_form_check(cases, *, lambda_b=1e-2, seed=0):
-    """Optimiser against closed form for ``cases``: dicts with the arguments of ``theory.optimum``
-    and optionally ``d`` (default K).
+def solved(problem, *, seed=0, newton=0):
+    """``(point, value)`` of the critical point that L-BFGS reaches from one random start."""
+    start = problem.start(torch.Generator().manual_seed(seed), 0.3)
+    found = solve.minimize(problem, start, newton=newton)
+    return problem.place(found.variables), found.value
 
-    One row per case: value_gap, and the largest deviations classifier_error (of ``W Wᵀ``),
-    feature_error (of the self-dual, tag-wise formula), bias_error (deviation from a multiple of 1),
-    spread (of the features inside a label set; one variable per sample), margin_error, identity
-    (both residuals of 3.L17) and certificate.
+
+def identities(problem, point):
+    """The larger deviation from the two identities of every critical point (claim 3.L17).
+
+    ``h_S = ω_m/(2 N lambda_h) (y_S - m softmax(z_S)) W``, ``lambda_w WᵀW = lambda_h Σ n h hᵀ``.
     """
-    rows = []
-    for i, case in enumerate(cases):
-        case = dict(case)
-        d = case.pop("d", case["K"])
-        exact = theory.optimum(**case)
-        problem = ufm.balanced(**case, lambda_b=lambda_b, per_sample=True)
-        generator = torch.Generator().manual_seed(seed + i)
-        found = ufm.minimize(problem, d, generator=generator, newton=2)
-        y, sizes = problem.targets, problem.targets.sum(1).long()
-        margins = torch.tensor([[exact.margins[int(m)]] for m in sizes], dtype=torch.float64)
-        formula = margins * y @ found.weight / exact.classifier_scale
-        P = frames.centring(case["K"])
-        means = {tuple(r.tolist()): found.features[(y == r).all(1)] for r in y.unique(dim=0)}
-        rows.append(
-            {
-                "K": case["K"],
-                "n": str(case["counts"]),
-                "reduction": case.get("reduction", "sum"),
-                "d": d,
-                "value": exact.value,
-                "value_gap": found.value - exact.value,
-                "classifier_error": _largest(
-                    found.weight @ found.weight.T - exact.classifier_scale * P
-                ),
-                "feature_error": _largest(found.features - formula),
-                "bias_error": _largest(found.bias - found.bias.mean()),
-                "spread": max(_largest(h - h[0]) for h in means.values()),
-                "margin_error": _largest(found.logits @ P - margins * y @ P),
-                "identity": max(found.identity_residuals()),
-                "certificate": found.certificate_gap,
-            }
-        )
-    return pd.DataFrame(rows)
+    lambda_h, lambda_w = (decay / 2 for decay in problem.decays)
+    weight, features = point["weight"], point["features"]
+    gradient = problem.logit_gradient(point) / problem.counts.sqrt()[:, None]
+    gram = features.T @ (problem.counts[:, None] * features)
+    balance = lambda_w * weight.T @ weight - lambda_h * gram
+    return max(_largest(features + gradient @ weight / (2 * lambda_h)), _largest(balance))
 
 
-def margin_sweep(strengths, *, K, counts, reduction="sum", seed=0):
-    """Margins found by the optimiser at ``lambda_w = N lambda_h = strength``.
+def closed_form(*, d=None, lambda_b=1e-2, seed=0, **case):
+    """Optimiser against closed form, one variable per sample; ``case`` as in ``theory.optimum``.
 
-    Columns: strength, reduction, m, margin, margin_1 (of the smallest multiplicity), scale (their
-    ratio), and theory, the exact margin.
+    A row with value_gap and the largest deviations: classifier_error (of ``W Wᵀ``), feature_error
+    (from the self-dual, tag-wise formula), bias_error (from a multiple of 1), spread (inside a
+    label set), margin_error, identity (3.L17) and certificate.
     """
-    rows = []
-    for strength in strengths:
-        case = {"K": K, "counts": counts, "reduction": reduction} | decays(K, counts, strength)
-        problem, exact = ufm.balanced(**case), theory.optimum(**case)
-        found = ufm.minimize(problem, K, generator=torch.Generator().manual_seed(seed))
-        y, z, sizes = problem.targets, found.logits, problem.targets.sum(1)
-        gap = (z * y).sum(1) / sizes - (z * (1 - y)).sum(1) / (K - sizes)
-        margins = {m: float(gap[sizes == m].mean()) for m in exact.margins}
-        first = margins[min(margins)]
-        for m, margin in margins.items():
-            row = {"strength": strength, "reduction": reduction, "m": m, "margin": margin}
-            row |= {"margin_1": first, "scale": margin / first, "theory": exact.margins[m]}
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def margin_curve(strengths, *, K, counts, reduction="sum"):
-    """The exact margins at ``lambda_w = N lambda_h = strength``: ``(table, threshold)``.
-
-    ``table``: strength, m, margin; from the strength ``threshold`` on the solution is zero.
-    """
-    case = {"K": K, "counts": counts, "reduction": reduction}
-    rows = [
-        {"strength": strength, "m": m, "margin": margin}
-        for strength in strengths
-        for m, margin in theory.optimum(**case, **decays(K, counts, strength)).margins.items()
-    ]
-    unit = theory.optimum(**case, **decays(K, counts, 1.0))
-    return pd.DataFrame(rows), unit.threshold / 2 * unit.num_samples**0.5
-
-
-def scale_table(*, K, multiplicities=(2, 3, 4), seed=0):
-    """C_m against the singles' margin, exact and by the optimiser: ``(curves, measured)``.
-
-    ``curves``: reduction, m, margin_1, scale; ``measured``: the same from optimiser runs with
-    pairs, and the ``predicted`` scale at the measured margin.
-    """
-    grid = np.geomspace(0.02, 60, 160)
-    curves, measured = [], []
-    for reduction in theory.REDUCTIONS:
-        for m in multiplicities:
-            scale = theory.scale_at(grid, K=K, m=m, reduction=reduction)
-            one = {"reduction": reduction, "m": m, "margin_1": grid, "scale": scale}
-            curves.append(pd.DataFrame(one))
-        strengths, counts = (3e-3, 3e-2, 0.12), {1: 2, 2: 1}
-        sweep = margin_sweep(strengths, K=K, counts=counts, reduction=reduction, seed=seed)
-        measured.append(sweep[sweep["m"] == 2])
-    measured = pd.concat(measured, ignore_index=True)
-    measured["predicted"] = [
-        theory.scale_at(r.margin_1, K=K, m=r.m, reduction=r.reduction)
-        for r in measured.itertuples()
-    ]
-    return pd.concat(curves, ignore_index=True), measured
+    K, d = case["K"], d or case["K"]
+    exact = theory.optimum(**case)
+    problem = theory.balanced(d, **case, lambda_b=lambda_b, per_sample=True)
+    point, value = solved(problem, seed=seed, newton=2)
+    weight, features, bias = (point[name] for name in ("weight", "features", "bias"))
+    y, P = problem.targets, frames.centring(K)
+    known = torch.tensor([[exact.margins[int(m)]] for m in y.sum(1)], dtype=torch.float64)
+    formula = known * y @ weight / exact.classifier_scale
+    sets = [features[(y == row).all(1)] for row in y.unique(dim=0)]
+    return {
+        "K": K,
+        "n": str(case["counts"]),
+        "reduction": case.get("reduction", "sum"),
+        "d": d,
+        "value": exact.value,
+        "value_gap": value - exact.value,
+        "classifier_error": _largest(weight @ weight.T - exact.classifier_scale * P),
+        "feature_error": _largest(features - formula),
+        "bias_error": _largest(bias - bias.mean()),
+        "spread": max(_largest(h - h[0]) for h in sets),
+        "margin_error": _largest(problem.logits(point) @ P - known * y @ P),
+        "identity": identities(problem, point),
+        "certificate": problem.certificate(point),
+    }
 
 
 def decays(K, counts, strength):
@@ -127,89 +77,105 @@ def decays(K, counts, strength):
     return {"lambda_w": strength, "lambda_h": strength / N}
 
 
-def start_gaps(dims, *, starts=20, seed=0, **case):
-    """Value above the global minimum from many random starts: columns d, start, gap."""
-    problem, exact = ufm.balanced(**case, lambda_b=1e-2), theory.optimum(**case)
-    rows = []
-    for d in dims:
-        generator = torch.Generator().manual_seed(seed + d)
-        single = [ufm.random_start(problem, d, generator=generator) for _ in range(starts)]
-        stacked = {name: torch.stack([s[name] for s in single]) for name in single[0]}
-        found = solve.minimize_many(problem._spread, stacked)
-        gaps = (found.values - exact.value).tolist()
-        rows += [{"d": d, "start": i, "gap": gap} for i, gap in enumerate(gaps)]
-    return pd.DataFrame(rows)
+def exact_margins(strength, *, K, counts, reduction="sum"):
+    """The exact ``margin`` of every multiplicity m at ``lambda_w = N lambda_h = strength``."""
+    pull = decays(K, counts, strength)
+    exact = theory.optimum(K=K, counts=counts, reduction=reduction, **pull)
+    return [{"m": m, "margin": margin} for m, margin in exact.margins.items()]
 
 
-def saddle_table(ranks, *, starts=3, d=None, seed=0, **case):
-    """Curvature at critical points of low rank: columns rank, start, excess (value above the global
+def found_margins(strength, *, K, counts, reduction="sum", seed=0):
+    """What the optimiser finds there, by m: margin, margin_1 (of the smallest multiplicity), scale
+    (their ratio), theory, and the scale ``predicted`` from margin_1 alone."""
+    problem = theory.balanced(
+        K, K=K, counts=counts, reduction=reduction, **decays(K, counts, strength)
+    )
+    found = logit_margins(problem.logits(solved(problem, seed=seed)[0]), problem.targets)
+    rows = exact_margins(strength, K=K, counts=counts, reduction=reduction)
+    first = found[rows[0]["m"]]
+    for row in rows:
+        row["theory"], row["margin"], row["margin_1"] = row["margin"], found[row["m"]], first
+        row["scale"] = row["margin"] / first
+        row["predicted"] = theory.scale_at(first, K=K, m=row["m"], reduction=reduction)
+    return rows
+
+
+def zero_strength(*, K, counts, reduction="sum"):
+    """The strength from which on the solution is zero (claim 3.L9)."""
+    unit = decays(K, counts, 1.0)
+    threshold = theory.optimum(K=K, counts=counts, reduction=reduction, **unit).threshold
+    return threshold / (2 * unit["lambda_h"] ** 0.5)
+
+
+def logit_margins(logits, targets):
+    """``{m: mean over samples of (mean in-set logit - mean out-of-set logit)}``, m < K."""
+    sizes, K = targets.sum(1), targets.shape[1]
+    inside = (logits * targets).sum(1) / sizes
+    gap = (inside - (logits * (1 - targets)).sum(1) / (K - sizes)).double()
+    return {m: float(gap[sizes == m].mean()) for m in sizes.long().unique().tolist() if m < K}
+
+
+def scale_curve(reduction, m, *, K):
+    """The exact C_m against the singles' margin: margin_1, scale."""
+    grid = np.geomspace(0.02, 60, 160)
+    scale = theory.scale_at(grid, K=K, m=m, reduction=reduction)
+    return pd.DataFrame({"margin_1": grid, "scale": scale})
+
+
+def threshold(reduction, factor, *, K, counts, lambda_w=2e-3, seed=0):
+    """The optimiser at ``factor`` times the zero-solution threshold: gain (value at zero minus
+    value found), value_gap."""
+    case = {"K": K, "counts": counts, "lambda_w": lambda_w, "reduction": reduction}
+    bound = theory.optimum(**case, lambda_h=1.0).threshold
+    case["lambda_h"] = (factor * bound / 2) ** 2 / lambda_w
+    problem = theory.balanced(K, **case)
+    point, value = solved(problem, seed=seed)
+    zero = {name: torch.zeros_like(tensor) for name, tensor in point.items()}
+    gain, exact = float(problem.value(zero)) - value, theory.optimum(**case).value
+    return {"gain": gain, "value_gap": value - exact}
+
+
+# Landscape ----------------------------------------------------------------------------------------
+
+
+def start_gaps(d, *, starts=20, seed=0, **case):
+    """Value above the global minimum from many random starts: start, gap."""
+    problem, exact = theory.balanced(d, **case, lambda_b=1e-2), theory.optimum(**case)
+    start = problem.start(torch.Generator().manual_seed(seed + d), 0.3, batch=(starts,))
+    gaps = (solve.best(problem, start).values - exact.value).tolist()
+    return [{"start": i, "gap": gap} for i, gap in enumerate(gaps)]
+
+
+def saddle(rank, start, *, seed=0, **case):
+    """Curvature of the way out of a critical point of low rank: excess (value above the global
     minimum), predicted, measured."""
-    problem, exact = ufm.balanced(**case, lambda_b=1e-2), theory.optimum(**case)
-    rows = []
-    for rank in ranks:
-        for start in range(starts):
-            generator = torch.Generator().manual_seed(seed + start)
-            point = ufm.saddle(problem, rank, d or case["K"] + 1, generator=generator)
-            predicted, measured = ufm.escape(point)
-            rows.append(
-                {
-                    "rank": rank,
-                    "start": start,
-                    "excess": point.value - exact.value,
-                    "predicted": predicted,
-                    "measured": measured,
-                }
-            )
-    return pd.DataFrame(rows)
+    problem, exact = theory.balanced(case["K"] + 1, **case, lambda_b=1e-2), theory.optimum(**case)
+    point = landscape.saddle(problem, rank, seed=seed + start, newton=4)
+    direction, predicted = landscape.escape(problem, point)
+    measured = landscape.curvature(problem, point, direction)
+    excess = float(problem.value(point)) - exact.value
+    return {"excess": excess, "predicted": predicted, "measured": measured}
 
 
-def threshold_check(factors, *, K, counts, lambda_w=2e-3, seed=0):
-    """The optimiser around the zero-solution threshold: columns factor, reduction, weight_norm,
-    weight_theory, gain (value at zero minus value found)."""
-    rows = []
-    for reduction in theory.REDUCTIONS:
-        case = {"K": K, "counts": counts, "lambda_w": lambda_w, "reduction": reduction}
-        bound = theory.optimum(**case, lambda_h=1.0).threshold
-        for factor in factors:
-            case["lambda_h"] = (factor * bound / 2) ** 2 / lambda_w
-            exact, problem = theory.optimum(**case), ufm.balanced(**case)
-            zero = float(problem.data_loss(torch.zeros_like(problem.targets)))
-            found = ufm.minimize(problem, K, generator=torch.Generator().manual_seed(seed))
-            rows.append(
-                {
-                    "factor": factor,
-                    "reduction": reduction,
-                    "weight_norm": float(found.weight.norm()),
-                    "weight_theory": exact.weight_norm,
-                    "gain": zero - found.value,
-                    "value_gap": found.value - exact.value,
-                }
-            )
-    return pd.DataFrame(rows)
+# Imbalance ----------------------------------------------------------------------------------------
 
 
-def multiplicity_imbalance(ratios, *, K=5, total=600, strength=1e-2, seed=0):
-    """Singles against pairs from rare to frequent, each multiplicity balanced: columns ratio (n_1
-    over n_2), nc2, degrees, scale, scale_theory (claim 3.L6)."""
-    rows = []
-    for ratio in ratios:
-        pairs = max(1, round(total / (1 + ratio)))
-        counts = {1: max(1, round(ratio * pairs)), 2: pairs}
-        case = {"K": K, "counts": counts} | decays(K, counts, strength)
-        problem, exact = ufm.balanced(**case), theory.optimum(**case)
-        generator = torch.Generator().manual_seed(seed)
-        found = ufm.minimize(problem, K, generator=generator, newton=2)
-        metrics = _metrics(found)
-        rows.append(
-            {
-                "ratio": counts[1] / counts[2],
-                "nc2": metrics["nc2_centered"],
-                "degrees": metrics["angle"][2].degrees,
-                "scale": metrics["scale"][2],
-                "scale_theory": exact.scales[2],
-            }
-        )
-    return pd.DataFrame(rows)
+def multiplicity_imbalance(ratio, *, K=5, total=600, strength=1e-2, seed=0):
+    """Singles against pairs, each multiplicity balanced: ratio (n_1 over n_2, rounded), nc2,
+    degrees, scale, scale_theory (claim 3.L6)."""
+    pairs = max(1, round(total / (1 + ratio)))
+    counts = {1: max(1, round(ratio * pairs)), 2: pairs}
+    case = {"K": K, "counts": counts} | decays(K, counts, strength)
+    problem = theory.balanced(K, **case)
+    point, _ = solved(problem, seed=seed, newton=2)
+    metrics = _metrics(problem, point)
+    return {
+        "ratio": counts[1] / counts[2],
+        "nc2": metrics["nc2_centered"],
+        "degrees": metrics["angle"][2].degrees,
+        "scale": metrics["scale"][2],
+        "scale_theory": theory.optimum(**case).scales[2],
+    }
 
 
 def official_decay(table):
@@ -217,21 +183,20 @@ def official_decay(table):
     return {"lambda_w": 2.5e-4, "lambda_h": 0.128 / sum(table.values()), "lambda_b": 2.5e-4}
 
 
-def imbalance(table, *, K, d=None, seed=0, newton=0, **decay):
-    """Global minimum for any label table: ``(summary, sets)``.
+def imbalance(table, *, K, seed=0):
+    """Global minimum for a label table at the :func:`official_decay`: ``(summary, sets)``.
 
-    ``summary``: dict with nc2, nc2_means, certificate, identity (residuals of 3.L17), the mean
-    angle of the pairs to the tag-wise sum of the singles' means (``degrees``, ``ratio``) and of the
-    classifier rows (``degrees_weight``), and norms of the singles' means and classifier rows.
-    ``sets``: DataFrame i, j, samples, degrees, degrees_weight of every pair.
+    ``summary``: dict with nc2, nc2_means, certificate, identity (3.L17), the mean angle of the
+    pairs to the tag-wise sum of the singles' means (``degrees``, ``ratio``) and of the classifier
+    rows (``degrees_weight``), and norms of the singles' means and classifier rows.  ``sets``:
+    DataFrame i, j, samples, degrees, degrees_weight of every pair.
     """
-    problem = ufm.from_table(table, K=K, **(decay or official_decay(table)))
-    generator = torch.Generator().manual_seed(seed)
-    found = ufm.minimize(problem, d or K, generator=generator, newton=newton)
-    statistics = LabelSetStatistics.of(found.features, problem.targets)
-    metrics = statistics_metrics(statistics, found.weight)
+    problem = theory.from_table(table, K, K=K, **official_decay(table))
+    point, _ = solved(problem, seed=seed)
+    metrics = _metrics(problem, point)
+    statistics = LabelSetStatistics.of(point["features"], problem.targets)
     fit = tagwise_fit(statistics, 2)
-    by_weight = tagwise_fit(statistics, 2, weight=found.weight)
+    by_weight = tagwise_fit(statistics, 2, weight=point["weight"])
     pairs = [tuple(row.nonzero().flatten().tolist()) for row in fit.label_sets]
     sets = pd.DataFrame(pairs, columns=["i", "j"]).assign(
         samples=[table[pair] for pair in pairs],
@@ -244,10 +209,10 @@ def imbalance(table, *, K, d=None, seed=0, newton=0, **decay):
         "degrees": metrics["angle"][2].degrees,
         "ratio": metrics["angle"][2].ratio,
         "degrees_weight": float(by_weight.degrees.mean()),
-        "certificate": found.certificate_gap,
-        "identity": max(found.identity_residuals()),
+        "certificate": problem.certificate(point),
+        "identity": identities(problem, point),
         "mean_norms": statistics.class_means.norm(dim=1).tolist(),
-        "weight_norms": found.weight.norm(dim=1).tolist(),
+        "weight_norms": point["weight"].norm(dim=1).tolist(),
     }
     return summary, sets
 
@@ -279,41 +244,52 @@ def svhn_table():
     return table
 
 
+# The picture of three classes ---------------------------------------------------------------------
+
+
 def concept_path(steps=(10, 3000), *, seed=0):
     """Gradient descent on K = 3 classes with singles and pairs, seen in the plane (figure 1).
 
-    Returns ``(points, means, values, exact)``: one row per sample (step, set, x, y) and per label
-    set, in the two leading singular directions of the features at that step; f minus its minimum
-    per step; the :class:`~theory.Optimum`.
+    Returns ``(points, means, gap, exact)``: one row per sample (step, set, x, y) and per label set,
+    in the two leading singular directions of the features at that step; f minus its minimum at the
+    end; the :class:`~theory.Optimum`.
     """
     case = {"K": 3, "counts": {1: 20, 2: 20}, "lambda_w": 5e-3, "lambda_h": 0.015 / 120}
-    problem, exact = ufm.balanced(**case, lambda_b=1e-3, per_sample=True), theory.optimum(**case)
-    snapshots, values = ufm.descend(
-        problem, 10, steps=max(steps), keep=steps, rate=0.5, feature_rate=3.0,
-        generator=torch.Generator().manual_seed(seed),
+    problem, exact = (
+        theory.balanced(10, **case, lambda_b=1e-3, per_sample=True),
+        theory.optimum(**case),
+    )
+    generator = torch.Generator().manual_seed(seed)
+    start = {"weight": 0.1 * torch.randn(3, 10, generator=generator, dtype=torch.float64)}
+    start["features"] = 0.5 * torch.randn(120, 10, generator=generator, dtype=torch.float64)
+    start["bias"] = torch.zeros(3, dtype=torch.float64)
+    path = flow.descend(
+        problem, start, rate=0.5, rates={"features": 3.0}, momentum=0.9, steps=max(steps),
+        record=list(steps),
     )  # fmt: skip
     names = ["+".join(str(k + 1) for k in y.nonzero().flatten().tolist()) for y in problem.targets]
+    single = problem.targets.sum(1) == 1
     points = []
-    for step, found in snapshots.items():
-        axes = torch.linalg.svd(found.features, full_matrices=False)[2][:2]
-        plane = found.features @ axes.T
-        angle = torch.atan2(*plane[problem.targets[:, 0] * problem.targets.sum(1) == 1].mean(0))
+    for step, point in zip(path.steps, path.points, strict=True):
+        axes = torch.linalg.svd(point["features"], full_matrices=False)[2][:2]
+        plane = point["features"] @ axes.T
+        angle = torch.atan2(*plane[single & (problem.targets[:, 0] == 1)].mean(0))
         c, s = torch.cos(angle), torch.sin(angle)  # turned so that class 1 points upwards
         plane = plane @ torch.stack([torch.stack([c, s]), torch.stack([-s, c])])
-        if plane[problem.targets[:, 1] * problem.targets.sum(1) == 1].mean(0)[0] < 0:
+        if plane[single & (problem.targets[:, 1] == 1)].mean(0)[0] < 0:
             plane[:, 0] *= -1
         points.append(
             pd.DataFrame({"step": step, "set": names, "x": plane[:, 0], "y": plane[:, 1]})
         )
     points = pd.concat(points, ignore_index=True)
     means = points.groupby(["step", "set"], sort=False)[["x", "y"]].mean().reset_index()
-    return points, means, np.asarray(values) - exact.value, exact
+    return points, means, float(path.values[-1]) - exact.value, exact
 
 
 def _largest(tensor):
     return float(tensor.abs().max())
 
 
-def _metrics(found):
-    statistics = LabelSetStatistics.of(found.features, found.problem.targets)
-    return statistics_metrics(statistics, found.weight)
+def _metrics(problem, point):
+    statistics = LabelSetStatistics.of(point["features"], problem.targets)
+    return statistics_metrics(statistics, point["weight"])

@@ -24,12 +24,60 @@ from math import comb, log, sqrt
 
 import numpy as np
 import torch
-from scipy.optimize import brentq, minimize_scalar
+from scipy.optimize import brentq, minimize, minimize_scalar
 from scipy.special import expit
 
 from nclib import checks, frames
+from nclib.losses import PickAllLabels
+from nclib.ufm.model import UFM
 
 REDUCTIONS = ("sum", "mean")
+
+
+# ---------------------------------------------------------------------------------------------
+# The problem itself
+
+
+def problem(
+    targets, d, *, lambda_w, lambda_h, lambda_b=None, counts=None, reduction="sum", **options
+):
+    """f as a :class:`~nclib.ufm.model.UFM`: the one place where the paper's λ, which carry no
+    factor ½, become the kernel's, which do.
+
+    ``targets (R, K)`` multi-hot rows; ``counts (R,)`` samples per row (default 1); ``lambda_b``:
+    ``None`` no bias, 0 a free one; ``options`` those of the UFM, such as ``nonnegative``.  Samples
+    of one label set share their feature at every critical point (claim 3.L2), so one row per label
+    set is exact.
+    """
+    targets = checks.label_sets(targets).double()
+    loss = PickAllLabels(checks.choice("reduction", reduction, REDUCTIONS))
+    lambda_w, lambda_h = _positive(lambda_w=lambda_w, lambda_h=lambda_h)
+    bias = None if lambda_b is None else 2 * checks.real("lambda_b", lambda_b, at_least=0)
+    decays = (2 * lambda_h, 2 * lambda_w)
+    return UFM(loss, targets, d, decays, counts=counts, bias=bias, **options)
+
+
+def balanced(d, *, K, counts, per_sample=False, **decays):
+    """The :func:`problem` with every m-subset present ``counts[m]`` times, as in :func:`optimum`;
+    ``per_sample``: one row per sample instead of one per label set."""
+    targets, counts = balanced_sets(K, counts)
+    if per_sample:
+        targets, counts = targets.repeat_interleave(counts.long(), 0), None
+    return problem(targets, d, counts=counts, **decays)
+
+
+def from_table(table, d, *, K, **decays):
+    """The :func:`problem` of a table ``{label tuple: samples}``, such as ``{(0,): 9, (0, 3): 7}``:
+    the geometry that co-occurring or imbalanced labels will have, before any training."""
+    targets = torch.zeros(len(table), checks.integer("K", K, 2), dtype=torch.float64)
+    for row, (labels, count) in enumerate(table.items()):
+        checks.integer(f"the count of {labels}", count)
+        if not labels or len(set(labels)) < len(labels) or not set(labels) <= set(range(K)):
+            raise checks.InputError(
+                f"label set {labels} must be distinct classes in 0..{K - 1}, at least one"
+            )
+        targets[row, list(labels)] = 1.0
+    return problem(targets, d, counts=torch.tensor(list(table.values())), **decays)
 
 
 def label_weight(m, reduction):
@@ -155,27 +203,15 @@ def scale_dip(K, m):
 
 @dataclass(frozen=True)
 class Optimum:
-    """A balanced optimum.  Made by :func:`optimum`, :func:`frozen_optimum`,
-    :func:`nonnegative_optimum`.
+    """A balanced optimum, made by :func:`optimum`, :func:`frozen_optimum`,
+    :func:`nonnegative_optimum` from the problem in its first five fields.
 
-    Attributes
-    ----------
-    value : float
-        Objective value.  For a frozen classifier without the constant ``lambda_w ‖W‖²``.
-    margins : dict
-        ``{m: s_m}``: in-set minus out-of-set logit.  0 for m = K, and for all m when ``collapsed``.
-    scales : dict
-        ``{m: C_m}`` relative to the smallest multiplicity present, so ``s_m/s_1`` where singles
-        exist.  NaN when undetermined (zero solution).
-    classifier_scale : float
-        α² in ``W Wᵀ = α² P``; each row of W has squared norm ``α² (K-1)/K``.
-    threshold : float or None
-        The solution is W = H = 0 exactly when ``2 √(lambda_w lambda_h) >= threshold`` (claim 3.L9).
-        None for a frozen classifier, which has no such threshold.
-    collapsed : bool
-        Whether this is the zero solution.
-    K, counts, lambda_w, lambda_h, reduction, nonnegative
-        The problem; ``lambda_w`` is None for a frozen classifier.
+    ``value`` of f (frozen classifier: without the constant ``lambda_w ‖W‖²``); ``margins``
+    ``{m: s_m}``, in-set minus out-of-set logit, 0 for m = K; ``classifier_scale`` α² in
+    ``W Wᵀ = α² P``, 0 for the zero solution; ``threshold``: the solution is W = H = 0 exactly when
+    ``2 √(lambda_w lambda_h) >= threshold`` (3.L9; a frozen classifier has none); ``blocks``: see
+    :func:`nonnegative_optimum`; ``scales`` ``{m: C_m}`` relative to the smallest multiplicity
+    present, NaN for the zero solution.
     """
 
     K: int
@@ -187,7 +223,7 @@ class Optimum:
     margins: dict
     classifier_scale: float
     threshold: float | None = None
-    nonnegative: bool = False
+    blocks: dict | None = None
     scales: dict = field(init=False)
 
     def __post_init__(self):
@@ -197,29 +233,13 @@ class Optimum:
 
     @property
     def collapsed(self):
+        """Whether this is the zero solution."""
         return self.classifier_scale == 0
-
-    @property
-    def num_samples(self):
-        """N, all samples."""
-        return _num_samples(self.K, self.counts)
-
-    @property
-    def gamma(self):
-        """The constant of the scale equations, ``K α² / (2 N lambda_h)``."""
-        return self.K * self.classifier_scale / (2 * self.num_samples * self.lambda_h)
 
     @property
     def weight_norm(self):
         """Frobenius norm of W, ``α √(K-1)``."""
         return sqrt(self.classifier_scale * (self.K - 1))
-
-    def feature_norm(self, m):
-        """Euclidean norm of h_S for a set of m labels."""
-        if self.collapsed:
-            return 0.0
-        size = m if self.nonnegative else m * (self.K - m) / self.K
-        return self.margins[m] * sqrt(size / self.classifier_scale)
 
 
 def optimum(*, K, counts, lambda_w, lambda_h, reduction="sum"):
@@ -243,54 +263,100 @@ def optimum(*, K, counts, lambda_w, lambda_h, reduction="sum"):
     """
     K, counts = _counts(K, counts)
     lambda_w, lambda_h = _positive(lambda_w=lambda_w, lambda_h=lambda_h)
-    N = _num_samples(K, counts)
-    quadratic = {m: balance_weight(K, m, n) / N**2 for m, n in counts.items()}
-    price = 2 * sqrt(lambda_w * lambda_h) * N
-    margins, radius, threshold, value = _shared_margins(
-        K, counts, reduction, quadratic, price * (K - 1)
-    )
-    alpha_squared = sqrt(lambda_h / lambda_w) * N * radius
+    quadratic = {m: (K - 1) ** 2 * balance_weight(K, m, n) for m, n in counts.items()}
+    price = 2 * sqrt(lambda_w * lambda_h)
+    margins, norm, threshold, value = _shared_margins(K, counts, reduction, quadratic, price)
     return Optimum(
-        K=K, counts=counts, lambda_h=lambda_h, lambda_w=lambda_w, reduction=reduction, value=value,
-        margins=margins, classifier_scale=alpha_squared, threshold=threshold / (N * (K - 1)),
+        K, counts, lambda_h, lambda_w, reduction, value, margins,
+        classifier_scale=sqrt(lambda_h / lambda_w) * norm / (K - 1), threshold=threshold,
     )  # fmt: skip
 
 
 def nonnegative_optimum(*, K, counts, lambda_w, lambda_h, reduction="sum"):
-    """The symmetric solution with nonnegative (post-ReLU) features, d >= K (claim 3.L19).
+    """The minimum with nonnegative (post-ReLU) features in many dimensions (claims 3.L19, 3.L21).
 
-    W stays a simplex ETF, ``h_S = (s_m/α) Σ_{k∈S} q_k`` with orthonormal q_k >= 0, and the tag-wise
-    average is exact without centring.  Arguments as in :func:`optimum`.  That this solution is the
-    global minimum of the constrained problem is numerical evidence, not a theorem.
+    Arguments as in :func:`optimum`.  The logits are again ``s_m P y_S`` and W is a simplex ETF, but
+    the nuclear norm becomes a gauge with atoms ``u vᵀ``, u >= 0.  With one direction per t-subset T
+    of the classes, ``v_T ∝ P 1_T``, a feature has the coordinates ``(v_Tᵀ y_S)_+`` for the sizes t
+    in ``blocks``, whose weights (they sum to one) are chosen best:
+
+    ``{1: 1.0}``    all m <= K/2: ``h_S ∝ Σ_{k∈S} q_k`` with orthonormal q_k >= 0, tag-wise
+    ``{K-1: 1.0}``  all m >= K/2: one axis per class, h_S along those of the classes *outside* S
+    otherwise       another size or a mixture of sizes, and no tag-wise average.
+
+    Why: with ``(x)_+² = (x² + x|x|)/2`` the best direction maximises ``Σ g_m² Σ_S v_S|v_S|`` over
+    unit v in 1⊥, and ``v_S = -v_{Sᶜ}`` turns m into K-m.  For K <= 4 only ``Σ_k v_k|v_k|`` is left,
+    whose extremes are t = 1 and K-1; for K >= 5 that subset directions suffice is numerical
+    evidence, and :func:`certificate` decides for a given problem.
     """
     K, counts = _counts(K, counts)
     lambda_w, lambda_h = _positive(lambda_w=lambda_w, lambda_h=lambda_h)
-    N = _num_samples(K, counts)
-    quadratic = {m: m * n * comb(K, m) / N for m, n in counts.items()}
-    price = 2 * sqrt(lambda_w * lambda_h * N)
-    margins, radius, threshold, value = _shared_margins(
-        K, counts, reduction, quadratic, price * sqrt(K - 1)
-    )
-    alpha_squared = sqrt(lambda_h * N / (lambda_w * (K - 1))) * radius
+    size = {m: comb(K, m) * sqrt(n) * m * (K - m) / K for m, n in counts.items() if m < K}
+    overlaps = np.array([[_overlap(K, t, m) for m in size] for t in range(1, K)])
+
+    def solve(weights):
+        mixed = np.asarray(weights) @ overlaps / np.sum(weights)
+        quadratic = {m: size[m] ** 2 / c for m, c in zip(size, mixed, strict=True)}
+        found = _shared_margins(K, counts, reduction, quadratic, 2 * sqrt(lambda_w * lambda_h))
+        push = np.array([(size[m] * found[0][m]) ** 2 for m in size]) / mixed**2
+        return *found, overlaps @ push / max(found[1] ** 2, 1e-300)  # > 1: a block that would help
+
+    corners = [(*solve(corner), corner) for corner in np.eye(K - 1)]
+    margins, norm, _, value, help_, weights = min(corners, key=lambda found: found[3])
+    if help_.max() > 1 + 1e-12:
+        whole = {"type": "eq", "fun": lambda weights: weights.sum() - 1}
+        found = minimize(
+            lambda weights: solve(weights)[3], np.full(K - 1, 1 / (K - 1)), method="SLSQP",
+            bounds=[(0, 1)] * (K - 1), constraints=[whole],
+            options={"ftol": 1e-16, "maxiter": 1000},
+        )  # fmt: skip
+        weights = np.where(found.x > 1e-7, found.x, 0.0)
+        margins, norm, _, value, _ = solve(weights / weights.sum())
     return Optimum(
-        K=K, counts=counts, lambda_h=lambda_h, lambda_w=lambda_w, reduction=reduction, value=value,
-        margins=margins, classifier_scale=alpha_squared, nonnegative=True,
-        threshold=threshold / sqrt(N * (K - 1)),
+        K, counts, lambda_h, lambda_w, reduction, value, margins,
+        classifier_scale=sqrt(lambda_h / lambda_w) * norm / (K - 1),
+        threshold=max(found[2] for found in corners),
+        blocks={t: float(w) for t, w in enumerate(weights / weights.sum(), 1) if w > 0},
     )  # fmt: skip
 
 
-def frozen_optimum(*, K, counts, lambda_h, classifier_scale=None, reduction="sum"):
-    """Optimal features for a classifier frozen at ``W Wᵀ = classifier_scale * P`` (claim 3.L20).
+def _overlap(K, t, m):
+    """``Σ_S (vᵀ y_S)_+²`` over all m-subsets S, for the unit vector v along ``P 1_T``, |T| = t."""
+    shared = range(max(0, m + t - K), min(t, m) + 1)  # how many classes S and T share
+    total = sum(comb(t, j) * comb(K - t, m - j) * max(j - m * t / K, 0.0) ** 2 for j in shared)
+    return total * K / (t * (K - t))
 
-    ``classifier_scale`` defaults to K/(K-1), the simplex ETF with unit rows.  Every margin then
-    solves its own equation, whatever the counts, and stays bounded: the loss does not reach its
-    floor, although every label set is decoded correctly.
+
+def certificate(problem, point, *, starts=200, seed=0):
+    """Distance from global optimality with nonnegative features, for any data (claim 3.L21).
+
+    ``max ‖Gᵀu‖`` over unit u >= 0, G the gradient of the loss in the logits, minus ``√(λ_H λ_W)``
+    of the kernel: <= 0 at a critical point proves that it is global in every dimension.  The
+    maximum of a convex function is searched by ascent from random starts and from every two-valued
+    direction (K <= 12), so the proof is as good as the search.
+    """
+    gradient = -problem.logit_gradient(point)
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(starts, problem.K, generator=generator, dtype=torch.float64)
+    if problem.K <= 12:
+        sizes = range(1, problem.K)
+        v = torch.cat([v, *(label_sets(problem.K, t) - t / problem.K for t in sizes)])
+    for _ in range(300):
+        u = torch.nn.functional.normalize((v @ gradient.T).relu(), dim=1)
+        v = u @ gradient
+    return float(v.norm(dim=1).max()) - (problem.decays[0] * problem.decays[1]) ** 0.5
+
+
+def frozen_optimum(*, K, counts, lambda_h, reduction="sum"):
+    """Optimal features for a classifier frozen at the simplex ETF with unit rows (claim 3.L20).
+
+    Every margin then solves its own equation with a known γ, in which the counts appear only
+    through N, and stays bounded: the loss does not reach its floor, although every label set is
+    decoded correctly.
     """
     K, counts = _counts(K, counts)
     (lambda_h,) = _positive(lambda_h=lambda_h)
-    default = K / (K - 1) if classifier_scale is None else classifier_scale
-    alpha_squared = checks.real("classifier_scale", default, above=0)
-    N = _num_samples(K, counts)
+    N, alpha_squared = _num_samples(K, counts), K / (K - 1)
     gamma = K * alpha_squared / (2 * N * lambda_h)
     margins = margins_at(gamma, K=K, multiplicities=counts, reduction=reduction)
     features = sum(
@@ -298,10 +364,7 @@ def frozen_optimum(*, K, counts, lambda_h, classifier_scale=None, reduction="sum
         for m, n in counts.items()
     )
     value = _mean_loss(K, counts, reduction, margins) + lambda_h * features
-    return Optimum(
-        K=K, counts=counts, lambda_h=lambda_h, lambda_w=None, reduction=reduction, value=value,
-        margins=margins, classifier_scale=alpha_squared,
-    )  # fmt: skip
+    return Optimum(K, counts, lambda_h, None, reduction, value, margins, alpha_squared)
 
 
 def _shared_margins(K, counts, reduction, quadratic, price):
@@ -351,13 +414,18 @@ def _mean_loss(K, counts, reduction, margins):
 # The minimiser itself
 
 
+def balanced_sets(K, counts):
+    """``(targets, counts)``: all label sets of every multiplicity present, samples of each."""
+    K, counts = _counts(K, counts)
+    targets = torch.cat([label_sets(K, m) for m in counts])
+    samples = [torch.full((comb(K, m),), n, dtype=torch.float64) for m, n in counts.items()]
+    return targets, torch.cat(samples)
+
+
 @dataclass(frozen=True)
 class Configuration:
-    """Weights and features of an optimum: one feature row per label set.
-
-    ``weight (K, d)``, ``features (sets, d)``, ``targets (sets, K)`` multi-hot,
-    ``sample_counts (sets,)``.
-    """
+    """Weights and features of an optimum: ``weight (K, d)``, one row per label set in
+    ``features (R, d)``, multi-hot ``targets (R, K)`` and ``sample_counts (R,)``."""
 
     weight: torch.Tensor
     features: torch.Tensor
@@ -365,91 +433,33 @@ class Configuration:
     sample_counts: torch.Tensor
 
 
-def balanced_sets(K, counts):
-    """``(targets, sample_counts)``: every label set of every multiplicity present, and its
-    count."""
-    K, counts = _counts(K, counts)
-    blocks = [label_sets(K, m) for m in counts]
-    repeats = [
-        torch.full((len(b),), float(n)) for b, n in zip(blocks, counts.values(), strict=True)
-    ]
-    return torch.cat(blocks), torch.cat(repeats).double()
-
-
 def configuration(optimum, *, d=None, generator=None):
-    """A minimiser that belongs to ``optimum``, in dimension d (default: the smallest possible, K-1,
-    or K for nonnegative features), turned at random if a ``torch.Generator`` is given.
+    """A minimiser that belongs to ``optimum``; all others are rotations of it.
 
-    All other minimisers are rotations of it; nonnegative features are never turned.
+    In dimension d (default the smallest possible, K-1; turned at random by a ``generator``); with
+    nonnegative features in as many dimensions as its blocks have subsets, and never turned.
     """
-    K = optimum.K
-    alpha = sqrt(optimum.classifier_scale)
-    targets, sample_counts = balanced_sets(K, optimum.counts)
-    margins = torch.tensor([optimum.margins[int(m)] for m in targets.sum(1)], dtype=torch.float64)
-    if optimum.nonnegative:
-        frame = frames.orthogonal_frame(K, d)
-        weight = alpha * frames.centring(K) @ frame
-        gain, directions = (margins / alpha if alpha else margins), targets @ frame
-    else:
+    K, alpha = optimum.K, sqrt(optimum.classifier_scale)
+    targets, counts = balanced_sets(K, optimum.counts)
+    sizes = targets.sum(1).long()
+    margins = torch.tensor([optimum.margins[int(m)] for m in sizes], dtype=torch.float64)
+    if optimum.blocks is None:
         weight = alpha * sqrt((K - 1) / K) * frames.simplex_etf(K, d, generator=generator)
         gain = margins / optimum.classifier_scale if alpha else margins
-        directions = targets @ weight
-    return Configuration(weight, gain[:, None] * directions, targets, sample_counts)
-
-
-# ---------------------------------------------------------------------------------------------
-# Landscape
-
-
-def certificate_gap(gradient, *, lambda_w, lambda_h):
-    """``‖G‖₂ - 2 √(lambda_w lambda_h)`` for ``gradient = ∂loss/∂logits`` (N, K) at a critical
-    point.
-
-    At a critical point (in W, H and the bias) it is >= 0 up to rounding unless W = H = 0, and the
-    point is a *global* minimum exactly when it is <= 0.  Needs no balance: it tells for any data
-    whether a run has found the optimum (claims 3.L10, 3.L13).
-    """
-    lambda_w, lambda_h = _positive(lambda_w=lambda_w, lambda_h=lambda_h)
-    gradient = checks.matrix("gradient", gradient, dtype=torch.float64)
-    return float(torch.linalg.matrix_norm(gradient, 2)) - 2 * sqrt(lambda_w * lambda_h)
-
-
-def escape_curvature(gradient, *, lambda_w, lambda_h):
-    """Second derivative of f along :func:`escape_direction`:
-    ``-2 ‖G‖₂ + 4 √(lambda_w lambda_h)``."""
-    return -2 * certificate_gap(gradient, lambda_w=lambda_w, lambda_h=lambda_h)
-
-
-def escape_direction(weight, gradient, *, lambda_w, lambda_h):
-    """The direction out of a critical point with a spare dimension (claim 3.L10).
-
-    With a unit vector a, ``W a = 0``, and the leading singular pair of the gradient (N, K), it is
-    ``dW = c u aᵀ``, ``dH = -v aᵀ / c``, ``c = (lambda_h/lambda_w)^¼``.  Returns
-    ``(dW (K, d), dH (N, d))``. Raises if W has full column rank: then there is no such a.
-    """
-    lambda_w, lambda_h = _positive(lambda_w=lambda_w, lambda_h=lambda_h)
-    weight = checks.matrix("weight", weight, dtype=torch.float64)
-    gradient = checks.matrix("gradient", gradient, columns=len(weight), dtype=torch.float64)
-    _, singular, axes = torch.linalg.svd(weight, full_matrices=True)
-    rank = int((singular > 1e-6 * max(float(singular[0]), 1e-6)).sum())
-    if rank == weight.shape[1]:
-        raise checks.InputError(
-            f"weight has full column rank {rank}: no spare dimension to escape into; use d > {rank}"
-        )
-    left, _, right = torch.linalg.svd(gradient, full_matrices=False)
-    c, spare = (lambda_h / lambda_w) ** 0.25, axes[-1]
-    return c * torch.outer(right[0], spare), -torch.outer(left[:, 0], spare) / c
-
-
-def flat_directions(K, d):
-    """Zero eigenvalues of the Hessian at the global minimum: ``(K-1) d - K (K-1)/2`` (rotations).
-
-    One more if the bias is not regularized (adding a constant to all logits).
-    """
-    K, d = checks.integer("K", K, 2), checks.integer("d", d)
-    if d < K - 1:
-        raise checks.InputError(f"the minimum has rank K-1, so d must be at least {K - 1}, got {d}")
-    return (K - 1) * d - K * (K - 1) // 2
+        return Configuration(weight, gain[:, None] * (targets @ weight), targets, counts)
+    columns, features = [], []
+    mixed = {
+        m: sum(w * _overlap(K, t, m) for t, w in optimum.blocks.items()) for m in optimum.counts
+    }
+    for t, share in optimum.blocks.items():
+        v = torch.nn.functional.normalize(label_sets(K, t) - t / K, dim=1)
+        size = sqrt(share / comb(K, t))
+        columns.append(alpha * sqrt(K - 1) * size * v)
+        features.append(size * (targets @ v.T).relu())
+    wanted = [comb(K, int(m)) * m * (K - m) / K / (mixed[int(m)] or 1.0) for m in sizes.tolist()]
+    gain = margins * torch.tensor(wanted, dtype=torch.float64) / (alpha * sqrt(K - 1) or 1.0)
+    features = gain[:, None] * torch.cat(features, 1)
+    return Configuration(torch.cat(columns).T, features, targets, counts)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -493,11 +503,3 @@ def _positive(**values):
 
 def _scalar(array):
     return float(array) if np.ndim(array) == 0 else np.asarray(array)
-
-
-__all__ = [
-    "Configuration", "Optimum", "balance_weight", "balanced_sets", "certificate_gap",
-    "configuration", "escape_curvature", "escape_direction", "flat_directions", "frozen_optimum",
-    "label_sets", "label_weight", "loss_floor", "margins_at", "nonnegative_optimum", "optimum",
-    "sample_loss", "scale_at", "scale_dip", "set_mass",
-]  # fmt: skip

@@ -89,21 +89,20 @@ def optimum(loss, *, K, n, lambda_w, lambda_h, lambda_b=0.0, d=None, **params):
     d = K if d is None else checks.integer("d", d)
     if d < K - 1:
         raise checks.InputError(
-            f"no closed form for d={d} < K-1={K - 1}: there is no simplex ETF; solve it with "
-            "nclib.results.multi_loss.experiments.solve"
+            f"no closed form for d={d} < K-1={K - 1}: there is no simplex ETF; minimise it with "
+            "nclib.ufm.solve.best"
         )
-    if isinstance(loss, losses.MeanSquaredError):
+    b = v = 0.0
+    if isinstance(loss, losses.Focal):
+        value, s = _focal(loss.gamma, K, c)
+    elif not isinstance(loss, losses.MeanSquaredError):
+        value, s = _cross_entropy(getattr(loss, "alpha", 0.0), K, c)
+    elif d == K - 1 and lambda_b is None:
+        value, s, v = *_mse_truncated_frame(loss, K, c), math.nan
+    else:
         value, s, b, v = _mse(loss, K, c, lambda_b, full_rank=d >= K)
-    else:
-        b = v = 0.0
-        if isinstance(loss, losses.Focal):
-            value, s = _focal(loss.gamma, K, c)
-        else:
-            value, s = _cross_entropy(getattr(loss, "alpha", 0.0), K, c)
-    if isinstance(v, tuple):  # a truncated orthogonal frame: nuclear norm given directly
-        nuclear, v = math.sqrt(n) * v[0], math.nan
-    else:
-        nuclear = math.sqrt(n) * ((K - 1) * s + K * abs(v))
+    nuclear = math.sqrt(n) * (K - 1) * s  # of W Hᵀ; without its mean component if that is NaN
+    nuclear += 0.0 if math.isnan(v) else math.sqrt(n) * K * v
     weight_norm = math.sqrt(math.sqrt(lambda_h / lambda_w) * nuclear)
     feature_norm = math.sqrt(math.sqrt(lambda_w / lambda_h) * nuclear)
     return Optimum(str(loss), K, n, c, value, s, b, v, weight_norm, feature_norm)
@@ -147,8 +146,6 @@ def _mse(loss, K, c, lambda_b, full_rank):
     ``u = c/λ_b``, from there on it grows with slope c.
     """
     tau, M, kappa = loss.weight(K), loss.scale, loss.kappa
-    if not full_rank and lambda_b is None:
-        return _mse_truncated_frame(loss, K, c)
     if lambda_b is None:
         split = 0.0
     else:
@@ -197,7 +194,7 @@ def _mse_truncated_frame(loss, K, c):
     tau, M = loss.weight(K), loss.scale
     kept = max(0.0, M - K * c / tau)  # singular value / √n of each kept direction
     value = (K - 1) * (tau / (2 * K) * (kept - M) ** 2 + c * kept) + tau / (2 * K) * M**2
-    return value, kept, 0.0, ((K - 1) * kept,)
+    return value, kept
 
 
 def threshold(loss, *, K, lambda_b=0.0, **params):
@@ -295,30 +292,15 @@ def focal_thresholds(K, gamma):
     return local, -best.fun, best.x
 
 
-# Landscape ---------------------------------------------------------------------------------------
+# Symmetry ----------------------------------------------------------------------------------------
 
 
-def gradient_norm_at_zero(loss, *, K, n, **params):
-    """``‖∇g(0)‖₂`` of the data term in the logits, with the best free bias for the MSE.
+def flat_directions(loss, *, d, **setting):
+    """Dimension of the set of global minimisers = zero Hessian eigenvalues at each (claim 1.L15).
 
-    W = H = 0 is a strict saddle iff it exceeds ``√(λ_W λ_H)`` (claims 1.L8, L9).
+    Rotations of a (K-1)-frame, of a K-frame if there is a mean component; one more if the bias is
+    free and the loss ignores shifts.  Arguments of :func:`optimum`.
     """
-    loss = _loss(loss, params)
-    if isinstance(loss, losses.MeanSquaredError):
-        size = loss.weight(K) * loss.kappa * loss.scale * K / (loss.kappa + K - 1)
-    elif isinstance(loss, losses.Focal):
-        size = -focal_slope(loss.gamma, 1 / K)
-    else:
-        size = 1 - getattr(loss, "alpha", 0.0)
-    return size / (K * math.sqrt(n))
-
-
-def hessian_nullity(K, d, *, mean_component=False, free_shift=False):
-    """Dimension of the set of global minimisers through a point = zero Hessian eigenvalues.
-
-    Rotations of a (K-1)-frame, or of a K-frame if a mean component is present; one more if the
-    bias is free and the loss ignores shifts (claim 1.L15).
-    """
-    if mean_component:
-        return K * d - K * (K + 1) // 2
-    return (K - 1) * d - K * (K - 1) // 2 + bool(free_shift)
+    rank = setting["K"] - 1 + (optimum(loss, d=d, **setting).mean_component > 0)
+    shift = setting["lambda_b"] == 0 and not isinstance(loss, losses.MeanSquaredError)
+    return d * rank - rank * (rank + 1) // 2 + shift

@@ -1,110 +1,186 @@
+"""Tables of result 6: small runs against closed forms, by-hand numbers and brute force."""
+
 import math
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from nclib import checks
+from nclib.deep import train
 from nclib.results.convex_duality import experiments as study
-from nclib.results.convex_duality import theory
-from nclib.results.convex_duality import ufm as convex
+from nclib.results.convex_duality import nets, ramps, theory
+from nclib.table import over
 from nclib.ufm import solve
+from tests.results.convex_duality.test_nets import MLP, gaussian, toy
+
+
+def labels_of(counts):
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
 
 
 @pytest.fixture
 def whitened():
-    generator = torch.Generator().manual_seed(0)
-    return study.whitened(generator, 5, 7), study.gaussian(generator, 5, 2)
+    X = torch.linalg.qr(gaussian(0, 7, 5))[0].T
+    return {"inputs": X, "targets": gaussian(1, 5, 2)}
 
 
-def test_inputs_of_the_studies(whitened):
-    X, _ = whitened
-    assert torch.allclose(X @ X.T, torch.eye(5, dtype=torch.float64))
-    labels = study.class_labels([2, 1, 3])
-    assert labels.tolist() == [0, 0, 1, 2, 2, 2]
-    assert study.one_hot(labels).sum(0).tolist() == [2, 1, 3]
+# --- metrics
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_path_norm(seed):
+    first, second = gaussian(seed, 5, 3), gaussian(seed + 1, 2, 5)
+    expected = sum(float(first[j].norm() * second[:, j].norm()) for j in range(5))
+    found = study.path_norm(first, second)
+    half = float(first.square().sum() + second.square().sum()) / 2
+    assert found == pytest.approx(expected) and found <= half
+    balance = (second.norm(dim=0) / first.norm(dim=1)).sqrt()
+    first, second = balance[:, None] * first, second / balance
+    assert study.path_norm(first, second) == pytest.approx(found)
+    assert float(first.square().sum() + second.square().sum()) / 2 == pytest.approx(found)
+
+
+def test_alignment_by_hand():
+    cos, sin = math.cos(0.3), math.sin(0.3)
+    rotation = torch.tensor([[cos, -sin], [sin, cos]])
+    layers = [torch.diag(torch.tensor([3.0, 1.0])), torch.diag(torch.tensor([5.0, 1.0])) @ rotation]
+    assert study.alignment(layers) == pytest.approx(cos, rel=1e-6)
+    assert study.alignment(layers, rank=2) == pytest.approx(1)
+
+
+def test_knots():
+    x, y = np.linspace(-1, 2, 6), np.array([0.0, 1, 0, 2, 2, 1])
+    spline = ramps.fit_spline(x, y, 0.05)
+    positions, masses = study.knots(*spline.network()[:3])
+    assert masses.sum() == pytest.approx(spline.norm)
+    assert study.mass_near(positions, masses, x) == 1
+    assert set(np.round(positions, 9)) == set(np.round(spline.knots, 9))
+    # Two neurons on one knot are one knot; a dead neuron is none.
+    positions, masses = study.knots([2.0, -1.0, 0.0], [-1.0, 0.5, 3.0], [1.0, 3.0, 1.0])
+    assert positions.tolist() == [0.5] and masses.tolist() == [5.0]
+    assert study.mass_near(np.array([1.0, 3.0]), np.array([5.0, 1.0]), [1.0005]) == 5 / 6
+    assert math.isnan(study.mass_near(*study.knots([0.0], [1.0], [1.0]), [0.0]))
+
+
+def test_collapse_error():
+    counts, beta, labels = [5, 3, 1], 1.2, labels_of([5, 3, 1])
+    shape, n = theory.collapse(counts, beta), torch.tensor(counts, dtype=torch.float64)
+    # Class means sqrt((sqrt(n_k) - beta)_+ / n_k) on orthogonal axes.
+    H = torch.diag(((n.sqrt() - beta).clamp(min=0) / n).sqrt())[labels]
+    rotation = torch.linalg.qr(gaussian(3, 3, 3))[0]
+    assert study.collapse_error(H @ rotation, labels, shape) < 1e-14
+    assert study.collapse_error(math.sqrt(2) * H, labels, shape) == pytest.approx(1)
+    assert study.collapse_error(0 * H, labels, shape) == pytest.approx(1)
+
+
+def test_cosine_deviations():
+    labels = labels_of([2, 2, 2])
+    frame = torch.eye(3, dtype=torch.float64)[labels]
+    found = study.cosine_deviations(frame, labels)
+    assert found == pytest.approx(dict(orthogonal=0, simplex=0, nc1=0, dropped=0), abs=1e-14)
+    found = study.cosine_deviations(frame - 1 / 3, labels)
+    assert found["orthogonal"] == pytest.approx(0.5) and found["simplex"] < 1e-14
+    # Brute force on noise; the third class is dropped.
+    H, labels = gaussian(4, 7, 4), labels_of([3, 2, 2])
+    H[labels == 2] = 0
+    found = study.cosine_deviations(H, labels)
+    a, b = H[:3].mean(0), H[3:5].mean(0)
+    assert found["dropped"] == 1
+    assert found["orthogonal"] == pytest.approx(abs(float(a @ b / a.norm() / b.norm())))
+    assert found["simplex"] < 1e-12  # two means: centred cosine is -1
+    zero = study.cosine_deviations(torch.zeros(4, 3), labels_of([2, 2]))
+    assert zero["dropped"] == 2 and math.isnan(zero["orthogonal"]) and math.isnan(zero["nc1"])
+
+
+# --- linear networks
 
 
 def test_linear_tables(whitened):
-    X, Y = whitened
     table = study.convex_linear([(4, 5, 2)], [0.3], seed=1)
     assert table["excess"].abs().max() < 1e-8 and table["gap"].max() < 1e-9
-    measured = study.staircase(X, Y, [2, 3], [0.2], 2)
-    curves, jumps = study.staircase_theory(Y, [2, 3], [0.2])
+    setting = {"depth": [2, 3], "beta": [0.2]}
+    measured = over(study.staircase, **setting, **whitened, starts=2)
+    curves = over(study.staircase_theory, **setting, targets=whitened["targets"])
     np.testing.assert_allclose(measured["singular"], curves["singular"], atol=1e-4)
+    jumps = over(study.jumps, depth=[2, 3], targets=whitened["targets"])
     assert (jumps["spinodal"] >= jumps["critical"]).all()
-    s = torch.linalg.svdvals(Y)
+    s = torch.linalg.svdvals(whitened["targets"])
     assert jumps.query("depth == 2")["critical"].tolist() == pytest.approx(s.tolist())
-    best = study.whitened_linear(X, Y, 0.2, [3, 5], 3)
+    best = over(study.whitened_linear, depth=[3, 5], beta=0.2, **whitened, starts=3)
     assert best["converged"].all() and best["excess"].abs().max() < 1e-9
-    trap = study.zero_trap(X, Y, 3)
-    assert trap["value"] == pytest.approx(float(Y.square().sum()) / 2) and trap["excess"] > 1e-3
-    # Depth 2 has no trap.
-    assert study.zero_trap(X, Y, 2, share=0.5)["excess"] == pytest.approx(0, abs=1e-4)
-    balanced = study.balanced_layers(X, Y, 0.2, [3])
-    assert balanced.loc[0, "balance"] < 1e-5 and balanced.loc[0, "alignment"] > 1 - 1e-6
+    assert study.ranks(*whitened.values(), (0.05, 1.0)) == [2, 0]
+
+
+def test_zero_is_a_trap_from_depth_three_on(whitened):
+    assert study.zero_trap(**whitened, depth=3) > 1e-3
+    assert study.zero_trap(**whitened, depth=2, share=0.5) == pytest.approx(0, abs=1e-4)
+
+
+def test_stationary_layers_are_balanced(whitened):
+    row = study.stationary_layers(3, **whitened, beta=0.2)
+    assert max(row["balance"], row["frobenius_spread"], row["operator_spread"]) < 1e-5
 
 
 def test_imbalance_decays_at_the_predicted_rate(whitened):
     """Gradient flow forgets it like exp(-2 beta t)."""
-    X, Y = whitened
-    flow = study.merging_norms(X, Y, 0.3, 3, [0.5, 1.0, 2.0], lr=0.005, steps=400)
-    one = flow.query("layer == 2 and time > 0")
-    slope = np.polyfit(one["time"], np.log(one["balance"]), 1)[0]
-    assert slope == pytest.approx(-0.6, rel=0.02)
+    X, Y = whitened.values()
+    flow = study.merging_norms(X, Y, 0.3, [0.5, 1.0, 2.0], lr=0.005, steps=400)
+    assert study.imbalance_rate(flow) == pytest.approx(-0.6, rel=0.02)
     assert set(flow["layer"]) == {1, 2, 3} and flow["time"].max() == pytest.approx(2.0)
+    first = flow[flow["step"] == 0]  # the start, by hand
+    start = study.deep_linear(X, Y, 3, 0.3).start(torch.Generator().manual_seed(0))
+    last = 2.0 * start["weight"]
+    assert first["frobenius"].iloc[2] == pytest.approx(float(last.norm()))
+    assert first["operator"].iloc[2] == pytest.approx(float(torch.linalg.matrix_norm(last, 2)))
 
 
-def test_interpolation_problem():
-    """The eliminated last layer interpolates; the fixed norm is kept."""
-    generator = torch.Generator().manual_seed(2)
-    X, Y = study.gaussian(generator, 3, 5), study.gaussian(generator, 3, 3)
-    problem = study.Interpolation(X, Y, 4, norm=1.3)
-    point = problem.start(generator)
-    layers = problem.layers(point)
-    out = X
-    for layer in layers:
-        out = out @ layer.T
-    assert torch.allclose(out, Y, atol=1e-8)
-    assert [float(w.norm()) for w in layers[:2]] == pytest.approx([1.3, 1.3])
-    expected = sum(float(w.square().sum()) for w in layers[-2:]) / 2
-    assert float(problem.objective(**point)) == pytest.approx(expected)
-    free = study.Interpolation(X, Y, 4)
-    expected = sum(float(w.square().sum()) for w in free.layers(point)) / 2
-    assert float(free.objective(**point)) == pytest.approx(expected)
-    table = study.minimum_norms(3, 5, [2, 3])
+def test_interpolation_tables():
+    table = over(study.minimum_norms, depth=[2, 3], rank=3, dimension=5)
     np.testing.assert_allclose(table["value"], table["optimum"], rtol=1e-8)
-    gap = study.depth_gap([2], [3])
-    assert gap.loc[0, "trained"] == pytest.approx(gap.loc[0, "primal"], rel=1e-8)
+    gap = study.depth_gap(2, 3)
+    assert gap["trained"] == pytest.approx(gap["primal"], rel=1e-8)
+    assert gap["ratio"] > 1.1
 
 
-def test_rank_one_table():
-    table = study.rank_one([3], [2], starts=3)
-    assert set(table["activation"]) == {"relu", "linear"}
-    assert table["excess"].abs().max() < 1e-8
-    assert table["second_singular"].max() < 1e-5 and table["alignment"].min() > 1 - 1e-6
+@pytest.mark.parametrize("activation", ["relu", "linear"])
+def test_rank_one(activation):
+    row = study.rank_one(3, 2, activation)
+    assert abs(row["excess"]) < 1e-8 and row["converged"]
+    assert row["second_singular"] < 1e-5 and row["alignment"] > 1 - 1e-6
+
+
+# --- one dimension and the plane
 
 
 def test_splines():
-    x = np.array([-1.0, -0.4, 0.1, 0.8])
-    y = np.array([0.5, -0.5, 0.6, 0.2])
-    grid = np.linspace(-1, 1, 7)
-    curves, knots, summary = study.spline_networks(x, y, 0.1, 12, grid, steps=300, max_iter=100)
+    x, y = np.array([-1.0, -0.4, 0.1, 0.8]), np.array([0.5, -0.5, 0.6, 0.2])
+    curves, knots, summary = study.spline_networks(x, y, 0.1, 12, np.linspace(-1, 1, 7), steps=300)
     assert set(curves["fit"]) == {"exact", "L-BFGS", "Adam"} and len(curves) == 21
     assert (summary["excess"] > -1e-9).all()
     assert summary.query("fit == 'exact'")["knot_share"].item() == 1
     exact = knots.query("fit == 'exact'")["position"].to_numpy()
     assert np.abs(exact[:, None] - x).min(1).max() < 1e-12
-    path = study.spline_path(x, y, [0.01, 0.3])
+    path = over(lambda beta: study.spline_path(beta, x=x, y=y), beta=[0.01, 0.3])
     assert path.groupby("beta")["norm"].first().is_monotonic_decreasing
-    table = study.spline_training(x, y, [0.3], 12, 3)
-    assert -1e-9 < table["excess"].item() < 1e-4
+    row = study.spline_training(0.3, x=x, y=y, width=12, starts=3)
+    assert -1e-9 < row["excess"] < 1e-4
+
+
+def test_interpolation_without_output_bias_is_only_an_infimum():
     programs = study.random_interpolations(3)
     np.testing.assert_allclose(programs["formula"], programs["program"], rtol=1e-9)
     assert programs["worst"].max() <= 1 + 1e-9
-    free = study.without_offset([0, 1, 2], [0, 1, 0], [None, 10.0, 1e3])
-    assert free["cost"].tolist() == pytest.approx([3, 2.09, 2.001], abs=1e-2)
+    hat = {"x": (0, 1, 2), "y": (0, 1, 0)}
+    costs = [study.without_offset(distance, **hat) for distance in (None, 10.0, 1e3)]
+    assert costs == pytest.approx([3, 2.09, 2.001], abs=1e-2)
+    assert ramps.interpolation_norm(**hat) == 2
 
 
+@pytest.mark.slow
 def test_deep_one_dimensional_cases():
     table = study.deep_one_dimensional(5, 0.02, 8, 4, max_iter=250)
     law, everywhere, even, odd = table["excess"]
@@ -113,56 +189,63 @@ def test_deep_one_dimensional_cases():
 
 
 def test_planar():
-    table = study.planar(6, [0.3], 8, 2, max_iter=150)
-    row = table.iloc[0]
+    row = study.planar(0.3, n=6, width=8, starts=2, max_iter=150)
     assert row["gap"] < 1e-9 and row["excess"] > -1e-9
-    assert row["active_low"] == pytest.approx(1, abs=1e-6) and row["supremum"] == pytest.approx(1)
+    assert row["tight"] < 1e-6 and row["supremum"] == pytest.approx(1)
     curve, neurons = study.constraint_curve(6, 0.3)
     assert curve["value"].abs().max() <= 1 + 1e-6
     np.testing.assert_allclose(neurons["value"].abs(), 1, atol=1e-6)
     assert (np.sign(neurons["value"]) == np.sign(neurons["weight"])).all()
 
 
+# --- whitened ReLU and deeper
+
+
 def test_whitened_classes():
+    """Claims 6.C10 and 6.C11: class 1 is dropped at the second beta."""
     fits, outputs = study.whitened_classes([4, 1], [0.5, 1.5], 2, max_iter=300)
-    assert fits["excess"].abs().max() < 1e-7 and fits["features"].max() < 1e-4
+    assert fits["excess"].abs().max() < 1e-7
+    assert fits[["features", "weights"]].max().max() < 1e-4
     expected = [max(0, 1 - b / math.sqrt(n)) for b in (0.5, 1.5) for n in (4, 1)]
     np.testing.assert_allclose(outputs["output"], expected, atol=1e-4)
-    deep, _ = study.whitened_classes([3, 2], [0.3], 3, depth=3, width=6, max_iter=800)
-    assert deep["excess"].item() < 1e-4 and np.isnan(deep["path"].item())
-    assert study.whitened_scalar(5, [0.3], 3)["excess"].abs().max() < 1e-7
+    known = over(study.output_theory, beta=[0.5, 1.5], counts=(4, 1))
+    np.testing.assert_allclose(known["output"], expected)
+    assert abs(study.whitened_scalar(0.3, n=5, starts=3)["excess"]) < 1e-7
 
 
 def test_optimisers():
-    labels = study.class_labels([2, 2])
-    X = study.whitened(torch.Generator().manual_seed(3), 4, 5)
-    runs = {"Adam": dict(steps=400), "L-BFGS": dict(optimizer="lbfgs", steps=50)}
+    labels, X = labels_of([2, 2]), torch.linalg.qr(gaussian(3, 5, 4))[0].T
+    adam = {"optimizer": "adam", "rate": 1e-2, "steps": 400, "cosine": True}
+    runs = {"Adam": adam, "L-BFGS": 50}
     trace, network, ends = study.optimisers(X, labels, 0.3, 6, runs, rows=10)
     assert set(trace["run"]) == set(runs) == set(ends)
     assert (trace["excess"] > -1e-9).all() and (trace["dual"] <= trace["optimum"] + 1e-9).all()
     assert (trace.groupby("run")["excess"].last() < 1e-2).all()
-    final = float(network.objective(**ends["Adam"]))
+    final = float(network(**ends["Adam"]))
     assert trace.query("run == 'Adam'")["objective"].iloc[-1] == pytest.approx(final)
-    lbfgs = trace.query("run == 'L-BFGS'")["objective"]
-    assert lbfgs.is_monotonic_decreasing
+    assert trace.query("run == 'L-BFGS'")["objective"].is_monotonic_decreasing
+    assert trace["simplex"].notna().all()
 
 
 def test_pair_networks_and_descent():
-    values = study.deep_values([4], [3, 5], 0.05)
+    values = over(study.deep_values, points=[4], depth=[3, 5], beta=0.05)
     wide = values.pivot(index="depth", columns="kind", values="value")
     assert wide.loc[5, "pairs"] < wide.loc[5, "collapsed"]
     assert wide.loc[3, "pairs"] > wide.loc[3, "collapsed"]
     found, spectra = study.deep_descents([(4, 5, 0.05)], max_iter=150)
     assert found["excess"].item() < -0.01 and found["value"].item() < found["pairs"].item()
     assert found["ranks"].item().count(",") == 4 and set(spectra["layer"]) == {1, 2, 3, 4, 5}
-
-
-def test_widened_network_is_the_same_function():
-    layers = theory.scaled_pair_network(4, 4, 0.05)
-    wide = study.widened(layers, 9, 0.0, torch.Generator())
-    identity = torch.eye(6, dtype=torch.float64)
-    network = convex.Network(identity, identity, 0.05, (9, 9, 9))
-    assert float(network.objective(**wide)) == pytest.approx(theory.pair_value(4, 4, 0.05))
+    network, point = study.identity_network(theory.pair_network(4, 5, 0.05), 0.05)
+    assert float(network(**point)) == pytest.approx(theory.pair_value(4, 5, 0.05))
+    # Its pre-activations are exactly at the kink: descent needs relu'(0) = 0.
+    one, point = study.identity_network(
+        [torch.zeros(1, 1).double(), torch.ones(1, 1).double()], 1.0
+    )
+    assert float(solve.gradient(one, point)["hidden_1"]) == 0
+    with pytest.raises(checks.InputError, match="depth 3 and a deeper one"):
+        study.require_descents([[4, 4, 0.1]])
+    with pytest.raises(checks.InputError, match="whole numbers"):
+        study.require_descents([[4, 3.5, 0.1]])
 
 
 def test_batch_norm_and_other_losses():
@@ -171,15 +254,74 @@ def test_batch_norm_and_other_losses():
     assert -1e-9 < table["excess"].item() < 1e-5
     low = study.batch_norm_heads([3, 3], [0.5], 2, 1, max_iter=100)
     assert low["excess"].item() > 0 and "closed" not in low
-    entropy = study.cross_entropy(2, 3, [0.4])
-    assert abs(entropy["excess"].item()) < 1e-7 and abs(entropy["gap"].item()) < 1e-9
-    ufm = study.unconstrained(3, 2, 0.02, 0.01)
-    assert abs(ufm["excess"]) < 1e-8
+    entropy = study.cross_entropy(0.4, per_class=2, K=3)
+    assert abs(entropy["excess"]) < 1e-7 and abs(entropy["gap"]) < 1e-9
+    assert abs(study.unconstrained(3, 2, 0.02, 0.01)["excess"]) < 1e-8
+    trained, bound = study.bound_on_any_inputs([6, 4, 2], d=5)
+    assert bound < trained
+    limit = study.vanishing_decay([0.0, 1, 2], [0.0, 1, 0], [1e-2, 1e-3])
+    assert (limit["below"] > 0).all() and (limit["below"] <= limit["bound"] * (1 + 1e-6)).all()
 
 
-def test_gradient_of_relu_at_zero_is_zero():
-    """The pair network has pre-activations exactly at the kink; descent needs relu'(0) = 0."""
-    identity = torch.eye(1, dtype=torch.float64)
-    network = convex.Network(identity, identity, 0.1, (1,))
-    point = {"weight1": torch.zeros(1, 1).double(), "weight2": torch.ones(1, 1).double()}
-    assert float(solve.gradient(network.objective, point)["weight1"]) == 0
+def test_centred_means_are_a_simplex_etf_for_balanced_classes_only():
+    """Claim 6.C12."""
+    even, uneven = (study.explicit_head(c, dimension=40) for c in ([5] * 4, [9, 4, 2, 2]))
+    assert max(even["orthogonal"], even["simplex"], uneven["orthogonal"]) < 1e-10
+    assert uneven["simplex"] > 0.01
+
+
+# --- images
+
+
+RECIPE = train.Recipe(epochs=600, lr=0.02, batch_size=None, optimizer="adam", schedule="cosine")
+
+
+@pytest.mark.slow
+def test_training_closes_the_certified_gap():
+    images, rho = toy(), 0.4
+    net = nets.build("mlp", images, hidden=(32,), width=8, normalise=False)
+    decay = theory.weight_decay_for(3, rho)
+    history = study.train_net(net, images, RECIPE, decay, points=12, test=images)
+    assert (history["dual"] <= history["optimum"] + 1e-6).all()
+    assert (history["objective"] >= history["optimum"] - 1e-6).all()
+    end = history.iloc[-1]
+    assert end["optimum"] == pytest.approx(2 / 3 * (rho - rho**2 / 2), rel=1e-9)
+    assert end["objective"] < 1.02 * end["optimum"]
+    assert end["simplex"] < 0.1 and end["orthogonal"] < 0.1 and end["nc1"] < 1e-2
+    assert end["gamma_over_alpha"] == pytest.approx(math.sqrt(2), rel=0.1)
+    assert end["test_accuracy"] > 0.9
+    means, outputs = study.final_classes(net, images)
+    np.testing.assert_allclose(outputs, 1 - rho, atol=0.02)
+    cosines = study.class_cosines(means)
+    off = cosines.query("kind == 'raw' and row != column")["value"]
+    assert off.abs().max() < 0.1 and len(cosines) == 18
+    table = study.class_outputs(means, outputs, [6] * 3, rho * math.sqrt(6))
+    np.testing.assert_allclose(table["theory"], 1 - rho)
+
+
+def test_certified_batch_checkpoint_and_refusal(tmp_path):
+    images = toy(8)
+    recipe, runs = train.Recipe(2, 0.01, 8, optimizer="adam"), []
+    for _ in range(2):
+        net = nets.build("mlp", images, **MLP)
+        options = {"points": 3, "certify_on": images.per_class(3), "checkpoint": tmp_path / "a.pt"}
+        runs.append(study.train_net(net, images, recipe, 0.05, **options))
+    assert runs[0].equals(runs[1])
+    rho = 0.05 * 3**1.5 / 2
+    assert runs[0]["optimum"].iloc[0] == pytest.approx(2 / 3 * (rho - rho**2 / 2))
+    with pytest.raises(checks.InputError, match="must be 0"):
+        study.train_net(net, images, train.Recipe(2, 0.01, weight_decay=1e-3), 0.05, points=3)
+
+
+def test_whitened_images_and_accuracy():
+    """A point of the curve equals the explicit whitened network on the whitened test inputs."""
+    images, test = toy(2, side=4), toy(6, seed=2, side=4)
+    white, new = study.whitened_images(images, test)
+    np.testing.assert_allclose(white @ white.T, np.eye(6), atol=1e-8)
+    Y = study.one_hot(images.labels)
+    outputs = (new @ white.T @ Y).clamp(min=0)  # equal classes: one factor for all
+    expected = float((outputs.argmax(1) == test.labels).double().mean())
+    found = study.closed_form_accuracy(2, data=images, test=test, rho=0.3)
+    assert found["accuracy"] == pytest.approx(expected) and found["n"] == 6
+    with pytest.raises(checks.InputError, match="at most as many samples"):
+        study.whitened_images(toy(6, side=4), test)

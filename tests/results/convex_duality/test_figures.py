@@ -1,10 +1,10 @@
 import numpy as np
 import pandas as pd
-import pytest
 import torch
 
 from nclib.results.convex_duality import experiments as study
-from nclib.results.convex_duality import figures as plots
+from nclib.results.convex_duality import figures
+from nclib.table import over
 
 
 def ydata(ax):
@@ -13,8 +13,9 @@ def ydata(ax):
 
 def test_staircase(render):
     Y = study.gaussian(torch.Generator().manual_seed(0), 4, 2)
-    curves, jumps = study.staircase_theory(Y, [2, 3], np.geomspace(0.1, 3, 20))
-    figure = render(plots.staircase(curves, jumps, curves.iloc[::7]))
+    curves = over(study.staircase_theory, depth=[2, 3], beta=np.geomspace(0.1, 3, 20), targets=Y)
+    jumps = over(study.jumps, depth=[2, 3], targets=Y)
+    figure = render(figures.staircase(curves, jumps, curves.iloc[::7]))
     assert len(figure.axes) == 2
     first = curves.query("depth == 2 and index == 0")["singular"]
     assert any(np.array_equal(y, first) for y in ydata(figure.axes[0]))
@@ -28,13 +29,13 @@ def test_merging_norms_and_gaps(render):
             for k in (1, 2)
         ]
     )
-    figure = render(plots.merging_norms(trace, 0.5))
+    figure = render(figures.merging_norms(trace, 0.5))
     np.testing.assert_allclose(*ydata(figure.axes[1]))
     gaps = pd.DataFrame(
         dict(outputs=[1, 1, 2, 2], depth=[2, 3, 2, 3], ratio=[1, 1, 1, 2.0])
     ).assign(dual=2.0, trained=lambda t: 2 * t["ratio"])
-    figure = render(plots.depth_gap(gaps))
-    assert np.array_equal(ydata(figure.axes[0])[3], [1, 2])
+    figure = render(figures.depth_gap(gaps))
+    assert any(np.array_equal(y, [1, 2]) for y in ydata(figure.axes[0]))
 
 
 def test_one_dimensional_figures(render):
@@ -44,17 +45,17 @@ def test_one_dimensional_figures(render):
     )
     knots = pd.DataFrame([dict(fit=f, position=1.0, mass=2.0) for f in ("exact", "L-BFGS", "Adam")])
     path = pd.DataFrame(dict(beta=[0.1, 1.0], position=[1.0, 1.0], mass=[2.0, 1.0], norm=[2.0, 1]))
-    assert len(render(plots.splines(curves, knots, path, x, y)).axes) == 4
-    render(plots.spline_freedom(x, y, curves.query("fit != 'Adam'")))
+    assert len(render(figures.splines(curves, knots, path, x, y)).axes) == 4
+    render(figures.spline_freedom(x, y, curves.query("fit != 'Adam'")))
     bars = pd.DataFrame(dict(label=["a", "b", "c"], excess=[1e-9, -0.01, 0.02]))
-    figure = render(plots.deep_one_dimensional(bars))
+    figure = render(figures.deep_one_dimensional(bars))
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts == ["0", "-0.010", "+0.020"]
 
 
 def test_constraint(render):
     curve, neurons = study.constraint_curve(5, 0.3, points=50)
-    figure = render(plots.constraint(curve, neurons))
+    figure = render(figures.constraint(curve, neurons))
     assert np.array_equal(ydata(figure.axes[0])[0], curve["value"])
 
 
@@ -66,7 +67,7 @@ def test_optimisers(render):
             for s in (0, 1, 10)
         ]
     )
-    figure = render(plots.optimisers(trace, np.eye(4)))
+    figure = render(figures.optimisers(trace, np.eye(4)))
     np.testing.assert_allclose(ydata(figure.axes[0])[0], [1 / 2, 1 / 11])
 
 
@@ -74,13 +75,12 @@ def test_minority(render):
     curves = pd.DataFrame(dict(beta=[0.0, 2.0] * 2, label=[0, 0, 1, 1], count=[9, 9, 4, 4]))
     curves["output"] = (1 - curves["beta"] / curves["count"] ** 0.5).clip(lower=0)
     network = pd.DataFrame(dict(label=[0, 1], count=[9, 4], output=[0.5, 0.0], theory=[0.5, 0.0]))
-    figure = render(plots.minority(curves, curves, network))
+    figure = render(figures.minority(curves, curves, network))
     heights = [patch.get_height() for patch in figure.axes[1].patches]
     assert heights == [0.5, 0.0]
 
 
-@pytest.mark.parametrize("ratio", [None, 3.0])
-def test_sandwich(ratio, render):
+def test_sandwich(render):
     history = pd.DataFrame(
         dict(
             epoch=[0, 1, 10],
@@ -93,7 +93,7 @@ def test_sandwich(ratio, render):
             gamma_over_alpha=[np.inf, -4.0, 3.1],
         )
     )
-    figure = render(plots.sandwich(history, ratio))
+    figure = render(figures.sandwich(history, 3.0))
     lines = ydata(figure.axes[0])
     assert np.array_equal(lines[0], [0.2, 0.1]) and np.array_equal(lines[1], [0.05, 0.08])
 
@@ -107,17 +107,16 @@ def test_class_cosines_and_depth(render):
             for j in range(3)
         ]
     )
-    figure = render(plots.class_cosines(cosines, 3))
+    figure = render(figures.class_cosines(cosines, 3))
     assert np.array_equal(figure.axes[0].images[0].get_array(), np.eye(3))
-    values = study.deep_values([4, 5], [3, 4, 5], 0.05)
+    values = over(study.deep_values, points=[4, 5], depth=[3, 4, 5], beta=0.05)
     descents = pd.DataFrame(dict(K=[6, 10], depth=[5, 5], value=[0.7, 1.0], collapsed=[0.74, 1.2]))
     spectra = pd.DataFrame(dict(layer=[1, 1, 2, 2], index=[1, 2, 1, 2], singular=[2.0, 1, 2, 1]))
-    render(plots.depth_breaks(values, descents, spectra))
+    render(figures.depth_breaks(values, descents, spectra))
 
 
 def test_accuracy(render):
     table = pd.DataFrame(dict(n=[10, 20], accuracy=[0.5, 0.6]))
     trained = pd.DataFrame(dict(run=["Adam"], n=[20], accuracy=[0.61]))
-    figure = render(plots.accuracy(table, 64, trained))
+    figure = render(figures.accuracy(table, 64, trained))
     assert np.array_equal(ydata(figure.axes[0])[0], [0.5, 0.6])
-    render(plots.accuracy(table, 64))

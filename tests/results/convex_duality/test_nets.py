@@ -1,13 +1,17 @@
+"""Problems against torch's modules, the search on a known landscape, and the head on images."""
+
 import math
 
-import numpy as np
 import pytest
 import torch
 
-from nclib import checks
-from nclib.deep import data, train
-from nclib.results.convex_duality import nets as bn
-from nclib.results.convex_duality import theory
+from nclib import checks, losses
+from nclib.deep import data
+from nclib.results.convex_duality import nets, ramps
+
+
+def gaussian(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def toy(per_class=6, K=3, seed=0, side=3):
@@ -18,140 +22,150 @@ def toy(per_class=6, K=3, seed=0, side=3):
     return data.Data("toy", centres[labels] + 0.3 * noise, labels, K)
 
 
-RECIPE = train.Recipe(epochs=600, lr=0.02, batch_size=None, optimizer="adam", schedule="cosine")
+MLP = {"hidden": (16,), "width": 7, "normalise": True}
 
 
-@pytest.mark.slow
-def test_training_closes_the_certified_gap():
+@pytest.mark.parametrize("bias", ["none", "last", "all"])
+@pytest.mark.parametrize("activation", ["relu", "linear"])
+def test_network_is_the_torch_module(activation, bias):
+    X, Y, beta = gaussian(0, 5, 3), gaussian(1, 5, 2), 0.3
+    network = nets.Network(X, Y, beta, (4, 6), activation, bias)
+    point = network.start(torch.Generator().manual_seed(0))
+    biases = {"none": [], "last": ["bias_2", "bias"], "all": ["bias_1", "bias_2", "bias"]}[bias]
+    assert [name for name in point if "bias" in name] == biases
+    modules = []
+    for i, (name, sizes) in enumerate(zip(network.names, [(3, 4), (4, 6), (6, 2)], strict=True)):
+        shift = network.biases[name]
+        linear = torch.nn.Linear(*sizes, bias=shift in point).double()
+        with torch.no_grad():
+            linear.weight.copy_(point[name])
+            if shift in point:
+                point[shift] = gaussian(5 + i, sizes[1])
+                linear.bias.copy_(point[shift])
+        modules += [linear, torch.nn.ReLU() if activation == "relu" else torch.nn.Identity()]
+    module = torch.nn.Sequential(*modules[:-1])
+    decay = sum(p.square().sum() for name, p in module.named_parameters() if "weight" in name)
+    expected = (module(X) - Y).square().sum() / 2 + beta / 2 * decay
+    assert network(**point).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert torch.allclose(network.outputs(point, X[:2]), module(X[:2]))
+    assert torch.allclose(network.hidden(point), module[:-1](X))
+
+
+def test_batch_norm_network_is_the_torch_module():
+    A, Y, beta, n = gaussian(2, 9, 4), gaussian(3, 9, 3), 0.7, 9
+    problem = nets.BatchNormNetwork(A, Y, beta, 5)
+    point = problem.start(torch.Generator().manual_seed(1))
+    norm = torch.nn.BatchNorm1d(5, eps=1e-14).double()
+    with torch.no_grad():
+        norm.weight.copy_(point["gamma"] / math.sqrt(n))
+        norm.bias.copy_(point["alpha"] / math.sqrt(n))
+    out = torch.relu(norm(A @ point["hidden_weight"].T)) @ point["weight"].T
+    decay = sum(point[name].square().sum() for name in ("gamma", "alpha", "weight"))
+    expected = (out - Y).square().sum() / 2 + beta / 2 * decay
+    assert problem(**point).item() == pytest.approx(expected.item(), rel=1e-10)
+    scaled = point | {"hidden_weight": 7 * point["hidden_weight"]}
+    assert problem(**scaled).item() == pytest.approx(expected.item(), rel=1e-10)
+
+
+def test_interpolation_eliminates_the_last_layer_and_keeps_the_norm():
+    generator = torch.Generator().manual_seed(2)
+    X, Y = gaussian(1, 3, 5), gaussian(2, 3, 3)
+    for norm in (1.3, None):
+        problem = nets.Interpolation(X, Y, 4, norm=norm)
+        point = problem.start(generator)
+        layers = problem.layers(point)
+        out = X
+        for layer in layers:
+            out = out @ layer.T
+        assert torch.allclose(out, Y, atol=1e-8)
+        if norm:
+            assert [float(w.norm()) for w in layers[:2]] == pytest.approx([1.3, 1.3])
+        paid = layers[-2:] if norm else layers
+        expected = sum(float(w.square().sum()) for w in paid) / 2
+        assert float(problem(**point)) == pytest.approx(expected)
+
+
+class Well:
+    """A double well: the left one, near -1, is lower; the hill is at about 0.04."""
+
+    def __init__(self, *starts):
+        self.starts = iter(starts)
+
+    def start(self, generator, scale):
+        return {"x": torch.tensor([next(self.starts)], dtype=torch.float64)}
+
+    def __call__(self, x):
+        return (x.square() - 1).square().sum() + 0.3 * x.sum()
+
+
+def test_screening_leaves_a_bad_minimum_and_agreement_ends_the_search():
+    left, right = (float(Well()(torch.tensor(x))) for x in (-1.0354, 0.9601))
+    found = nets.lowest(Well(1.2, 0.9, -1.1, 0.8, -0.8, -1.3), 3, pool=2)
+    assert found.value == pytest.approx(left, abs=1e-6) and found.converged
+    # Without screening they come in their order, and agreement above the lowest value is none.
+    found = nets.lowest(Well(1.2, -1.1), 2, pool=1)
+    assert found.value == pytest.approx(left, abs=1e-6) and not found.converged
+    ends = Well(1.2, 0.9, -1.1)
+    found = nets.lowest(ends, 3, pool=1)  # the first two agree: the third never runs
+    assert found.value == pytest.approx(right, abs=1e-6) and found.converged
+    assert not nets.lowest(Well(-1.1), 1, pool=1).converged
+
+
+def test_same_seed_same_result():
+    network = nets.Network(gaussian(5, 4, 6), gaussian(6, 4, 2), 0.3, (5,))
+    found = [nets.lowest(network, 1, seed=seed, max_iter=5) for seed in (3, 3, 4)]
+    assert found[0].value == found[1].value != found[2].value
+
+
+def test_biases_in_every_layer_go_below_the_spline():
+    """Claim 6.C19, the counterexample."""
+    x, y = torch.linspace(0, 3, 6).double(), gaussian(2, 6)
+    deep = nets.Network(x, y, 0.02, (12, 12), bias="all")
+    assert nets.lowest(deep, 2, max_iter=500).value < ramps.deep_spline(x, y, 0.02, 3).value - 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"targets": gaussian(8, 3, 2)}, "targets"),
+        ({"beta": 0.0}, "beta"),
+        ({"widths": ()}, "widths"),
+        ({"widths": (0,)}, "widths"),
+        ({"activation": "tanh"}, "activation"),
+        ({"bias": "first"}, "bias"),
+    ],
+)
+def test_bad_networks(change, match):
+    good = {"inputs": gaussian(7, 4, 3), "targets": gaussian(8, 4, 2), "beta": 0.1, "widths": (5,)}
+    with pytest.raises(checks.InputError, match=match):
+        nets.Network(**good | change)
+
+
+# --- a head on images
+
+
+def test_certificate_is_the_objective_and_leaves_the_network_alone():
     images = toy()
-    decay = bn.weight_decay_for([6] * 3, 0.4)
-    net = bn.build("mlp", images, hidden=(32,), width=8, normalise=False)
-    run = bn.certified_training(net, images, RECIPE, decay, points=12, test=images)
-    history = run.history
-    assert (history["dual"] <= history["optimum"] + 1e-6).all()
-    assert (history["objective"] >= history["optimum"] - 1e-6).all()
-    end = history.iloc[-1]
-    rho = 0.4
-    assert end["optimum"] == pytest.approx(2 / 3 * (rho - rho**2 / 2), rel=1e-9)
-    assert end["objective"] < 1.02 * end["optimum"]
-    assert end["simplex"] < 0.1 and end["orthogonal"] < 0.1 and end["nc1"] < 1e-2
-    assert end["gamma_over_alpha"] == pytest.approx(math.sqrt(2), rel=0.1)
-    assert end["test_accuracy"] > 0.9
-    np.testing.assert_allclose(run.outputs, 1 - rho, atol=0.02)
-    cosines = bn.class_cosines(run)
-    off = cosines.query("kind == 'raw' and row != column")["value"]
-    assert off.abs().max() < 0.1 and len(cosines) == 18
-    beta = theory.pytorch_beta(18, 3, decay)
-    table = bn.class_outputs(run, [6] * 3, beta)
-    np.testing.assert_allclose(table["theory"], 1 - rho)
-
-
-def test_objective_and_certificate_agree():
-    images = toy()
-    net = bn.build("mlp", images, hidden=(16, 16), width=7, seed=3)
-    for loss in bn.LOSSES:
-        net.train()
-        expected = bn.objective(0.05, loss)(net, images.inputs, images.labels)
-        found = net.certificate(images, 0.05, loss=loss)
-        assert found.objective == pytest.approx(expected.item(), rel=1e-5)
-        by_hand = 0.025 * sum(p.square().sum() for p in net.decayed())
-        outputs = net(images.inputs)
-        one_hot = torch.nn.functional.one_hot(images.labels, 3).float()
-        data_term = (
-            (outputs - one_hot).square().mean()
-            if loss == "mse"
-            else torch.nn.functional.cross_entropy(outputs, images.labels)
-        )
-        assert expected.item() == pytest.approx((data_term + by_hand).item(), rel=1e-5)
-
-
-def test_certificate_leaves_the_network_alone():
-    images = toy()
-    net = bn.build("mlp", images, hidden=(16,), width=7)
+    net = nets.build("mlp", images, **MLP, seed=3)
+    net.train()
+    by_hand = 0.025 * sum(p.square().sum() for p in net.decayed())
+    expected = losses.MeanSquaredError(tau=None)(net(images.inputs), images.labels) + by_hand
     net.eval()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    net.certificate(images, 0.05)
+    assert net.certificate(images, 0.05).objective == pytest.approx(expected.item(), rel=1e-5)
     assert not net.training
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
 
 
-def test_same_seed_same_network():
+def test_builds():
     images = toy()
-    one, two = (bn.build("mlp", images, seed=4).state_dict() for _ in range(2))
+    one, two = (nets.build("mlp", images, **MLP, seed=4).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-@pytest.mark.parametrize("rho", [0.99, 1.01])
-def test_weight_decay_threshold(rho):
-    decay = bn.weight_decay_for([5] * 4, rho)
-    assert theory.pytorch_beta(20, 4, decay) == pytest.approx(rho * math.sqrt(5))
-    alive = theory.collapse([5] * 4, theory.pytorch_beta(20, 4, decay)).alive
-    assert bool(alive.all()) == (rho < 1)
-
-
-def test_resnet_backbone():
-    images = data.Data("toy", torch.randn(4, 3, 8, 8), torch.tensor([0, 0, 1, 1]), 2)
-    net = bn.build("resnet18", images, width=5)
-    assert net(images.inputs).shape == (4, 2)
-    assert net.pre_activations(images.inputs).shape == (4, 5)
-    assert net.certificate(images, 0.1).gap > 0
-
-
-def test_certified_subset_and_refusals():
-    images = toy(8)
-    net = bn.build("mlp", images, hidden=(8,), width=5)
-    recipe = train.Recipe(epochs=2, lr=0.01, batch_size=8, optimizer="adam")
-    part = images.per_class(3)
-    run = bn.certified_training(net, images, recipe, 0.05, certify_on=part, dual=False)
-    assert run.history["dual"].isna().all()
-    assert run.history["optimum"].iloc[0] == pytest.approx(
-        theory.pytorch_objective(
-            theory.collapsed_value([3] * 3, theory.pytorch_beta(9, 3, 0.05)), 9, 3
-        )
-    )
-    decayed = train.Recipe(epochs=2, lr=0.01, weight_decay=1e-3)
-    with pytest.raises(checks.InputError, match="must be 0"):
-        bn.certified_training(net, images, decayed, 0.05)
-    with pytest.raises(checks.InputError):
-        bn.objective(0.0)
-    with pytest.raises(checks.InputError):
-        bn.build("vgg", images)
-
-
-def test_checkpoint_gives_the_same_run(tmp_path):
-    images, recipe = toy(4), train.Recipe(epochs=5, lr=0.01, batch_size=None, optimizer="adam")
-    runs = []
-    for _ in range(2):
-        net = bn.build("mlp", images, hidden=(8,), width=4)
-        path = tmp_path / "run.pt"
-        runs.append(bn.certified_training(net, images, recipe, 0.05, checkpoint=path))
-    assert runs[0].history.equals(runs[1].history)
-    assert torch.equal(runs[0].means, runs[1].means)
-
-
-def test_whitened_images():
-    images, test = toy(1, side=4), toy(5, seed=1, side=4)
-    white = bn.whitened_images(images, test)
-    np.testing.assert_allclose(white.inputs @ white.inputs.T, np.eye(3), atol=1e-8)
-    curve = bn.closed_form_accuracy(toy(4, side=4), toy(4, side=4), [1, 2, 4], 0.3)
-    assert curve["n"].tolist() == [3, 6, 12] and curve["accuracy"].iloc[-1] > 0.9
-    with pytest.raises(checks.InputError, match="at most as many samples"):
-        bn.whitened_images(toy(6, side=4), test)
-
-
-def test_accuracy_is_that_of_the_network():
-    """The curve's point equals the explicit whitened network on the whitened test inputs."""
-    images, test = toy(2, side=4), toy(6, seed=2, side=4)
-    part = images.per_class(2)
-    white = bn.whitened_images(part, test)
-    beta = 0.3 * math.sqrt(2)
-    layers = theory.whitened_layers(white.inputs, white.labels, beta)
-    outputs = (white.test_inputs @ layers[0].T).clamp(min=0) @ layers[1].T
-    expected = float((outputs.argmax(1) == white.test_labels).double().mean())
-    found = bn.closed_form_accuracy(images, test, [2], 0.3)["accuracy"].item()
-    assert found == pytest.approx(expected)
-
-
-def test_log_spaced():
-    epochs = bn.log_spaced(1000, 20)
-    assert {0, 1, 1000} <= epochs and len(epochs) <= 21
+    plain = nets.build("mlp", images, **MLP | {"normalise": False})
+    assert sum(isinstance(m, torch.nn.BatchNorm1d) for m in plain.modules()) == 1
+    colours = data.Data("toy", torch.randn(4, 3, 8, 8), torch.tensor([0, 0, 1, 1]), 2)
+    net = nets.build("resnet18", colours, **MLP | {"width": 5})
+    assert net(colours.inputs).shape == (4, 2)
+    assert net.certificate(colours, 0.1).gap > 0
+    with pytest.raises(checks.InputError, match="architecture"):
+        nets.build("vgg", images, **MLP)

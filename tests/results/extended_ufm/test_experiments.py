@@ -1,4 +1,4 @@
-"""Tables of result 5: small runs against the closed forms and against by-hand numbers."""
+"""Tables of result 5: small runs against closed forms, by-hand numbers and independent oracles."""
 
 import math
 
@@ -6,143 +6,271 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.optimize import minimize as scipy_minimize
 
-from nclib.metrics.frames import frame_distances
+from nclib.checks import InputError
+from nclib.deep import collect, nets, train
+from nclib.deep.data import Data
+from nclib.metrics import frame_distances, nc_metrics
 from nclib.results.extended_ufm import experiments as study
 from nclib.results.extended_ufm import theory
-from nclib.results.extended_ufm.ufm import ExtendedUFM
+from nclib.results.extended_ufm.nets import block_features
+from nclib.table import over
 
 
 def gen(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def problem(counts, decays, widths=4, **options):
+    return theory.problem(counts, decays, widths=widths, **options)
+
+
+def nc1_of(features, labels):
+    return nc_metrics(features, labels)["nc1_ratio"]
+
+
 @pytest.mark.parametrize("M", [1, 2, 4])
-def test_equal_decays_invert_kappa(M):
-    lam = study.equal_decays(0.17, M, K=5, n=3)
-    found = theory.kappa(num_classes=5, n=3, lambdas=[lam] * M, lambda_h=lam)
-    assert found == pytest.approx(0.17)
+def test_balanced_inverts_kappa(M):
+    made = study.balanced(M, 0.17, K=5, n=3, widths=6)
+    assert theory.kappa(5, 3, made.decays) == pytest.approx(0.17)
+    assert theory.optimum(made).kappas.tolist() == pytest.approx([0.17] * 5)
 
 
-def test_check_closed_form_sees_agreement_and_disagreement():
-    good = ExtendedUFM([2] * 3, [0.02, 0.03], 0.02, widths=4)
-    row = study.check_closed_form([good], restarts=6).iloc[0]
-    assert row[["gap", "gram", "logits", "of", "nc3", "norm"]].abs().max() < 1e-6
-    trapped = study.check_closed_form([good], restarts=2, init_scale=0.001).iloc[0]
+def test_parameters_that_decide_nothing_are_refused():
+    study.require_nonzero("lambdas", [3, 2], [0.01, 0.01])
+    with pytest.raises(InputError, match="parameter lambdas: so large"):
+        study.require_nonzero("lambdas", [3, 2], [1.0, 1.0])
+    assert study.bias_openings(0.2, [0.1, 9.0])[1] == pytest.approx(0.25)
+    with pytest.raises(InputError, match="lambda_b_grid needs decays on both sides"):
+        study.bias_openings(0.2, [3.0, 9.0])
+
+
+# --- closed forms against the solver -------------------------------------------------------------
+
+
+def test_closed_forms_sees_agreement_and_disagreement():
+    good = problem([2] * 3, [0.02, 0.02, 0.03])
+    assert study.closed_forms([good], starts=6).abs().max() < 1e-6
+    trapped = study.closed_forms([good, problem([2, 2], [0.1, 0.1])], starts=2, scale=0.001)
     assert trapped["gap"] > 0.01
     assert trapped["gram"] > 0.1
 
 
-def test_best_start_goes_on_while_it_is_stuck_and_says_by_how_much(monkeypatch):
-    problem = ExtendedUFM([2] * 3, [0.02, 0.03], 0.02, widths=4)
-    zero = 0.5 - problem.optimum().value  # tiny values end at zero
-    _, above = study.best_start(problem, tries=2, restarts=2, init_scale=0.001)
+def test_search_goes_on_while_it_is_stuck_and_says_by_how_much(monkeypatch):
+    asked = problem([2] * 3, [0.02, 0.02, 0.03])
+    zero = 0.5 - theory.optimum(asked).value  # tiny values end at zero
+    _, above = study.search(asked, tries=2, starts=2, scale=0.001)
     assert above == pytest.approx(zero, abs=1e-9)
-    solve, scales, seeds = study.solve, iter([0.001, 0.5, 0.5]), []
+    best, scales, seeds = study.best, iter([0.001, 0.5, 0.5]), []
 
-    def first_tiny(problem, *, seed, **options):
+    def first_tiny(problem, starts, *, seed, **options):
         seeds.append(seed)
-        return solve(problem, seed=seed, **options | {"init_scale": next(scales)})
+        return best(problem, starts, seed=seed, **options | {"scale": next(scales)})
 
-    monkeypatch.setattr(study, "solve", first_tiny)
-    found, above = study.best_start(problem, restarts=8, seed=3)
+    monkeypatch.setattr(study, "best", first_tiny)
+    found, above = study.search(asked, starts=8, seed=3)
     assert abs(above) < 1e-12
-    assert found.best.value == pytest.approx(problem.optimum().value, abs=1e-12)
+    assert found.value == pytest.approx(theory.optimum(asked).value, abs=1e-12)
     assert len(seeds) == len(set(seeds)) == 2  # other starts, and no more of them than needed
 
 
-def test_joint_descent_follows_the_gradient_of_all_variables():
-    problem = ExtendedUFM([2] * 2, [0.05], 0.05, widths=3)
-    table = study.joint_descent(problem, lr=0.1, steps=4, starts=2, init_scale=0.3, seed=1)
-    assert table.groupby("start")["step"].apply(list).tolist() == [[0, 4], [0, 4]]
-    start = problem.start(0.3, generator=gen(1), batch=(2,))
-    point = {name: tensor[1].clone().requires_grad_() for name, tensor in start.items()}
-    for _ in range(4):
-        slopes = torch.autograd.grad(problem.objective(**point), list(point.values()))
-        with torch.no_grad():
-            for tensor, slope in zip(point.values(), slopes, strict=True):
-                tensor -= 0.1 * slope
-    classes = point["features"].detach().reshape(2, 2, 3)
-    means = classes.mean(1)
-    between = (means - means.mean(0)).square().sum(1).mean()
-    within = (classes - means[:, None]).square().sum(2).mean()
-    found = table.query("start == 1 and step == 4")["nc1"].item()
-    assert found == pytest.approx(float(within / between))
+def test_relu_first_layer_is_obtuse_not_orthogonal():
+    """Claims 5.E7, E8."""
+    asked = problem([2] * 4, [0.02] * 3, (8, 24), relu=True)
+    found, above = study.search(asked, starts=6, seed=2)
+    assert abs(above) < 1e-9
+    first, second = found.point["features"], study.layers(asked, found.point)["H2"]
+    means = [h.reshape(4, 2, -1).mean(1) for h in (first, second)]
+    assert frame_distances(means[0])["of"] > 0.02
+    assert frame_distances(means[1])["of"] < 1e-3
+
+
+def test_layers_and_balance_by_hand():
+    asked = problem([1, 1], [5.0, 2.0, 3.0], widths=1, relu=True)
+    point = {"features": [[2.0], [-1.0]], "hidden_1": [[3.0]], "weight": [[0.5], [-1.0]]}
+    point = {name: torch.tensor(value).double() for name, value in point.items()}
+    found = study.layers(asked, point)
+    assert list(found) == ["H1", "W1H1", "H2"]
+    assert found["W1H1"].flatten().tolist() == [6, -3]
+    assert found["H2"].flatten().tolist() == [6, 0]
+    # |λ_1 W_1ᵀW_1 − λ_H HᵀH| = |2·9 − 5·5|, |λ_2 W_2ᵀW_2 − λ_1 W_1W_1ᵀ| = |3·1.25 − 18|
+    assert study.balance(asked, point) == pytest.approx(14.25)
 
 
 def test_layer_duality_pairs_every_level_with_the_rest_of_the_net():
-    problem = ExtendedUFM([2] * 3, [0.02, 0.03], 0.02, widths=4)
-    made = theory.realise(problem.optimum(), widths=4, generator=gen())
-    assert max(study.layer_duality(problem, made).values()) < 1e-12
-    made["weight_1"] = (
-        made["weight_1"] @ torch.linalg.qr(torch.randn(4, 4, generator=gen())).Q.double()
-    )
-    found = study.layer_duality(problem, made)
+    asked = problem([2] * 3, [0.02, 0.02, 0.03])
+    made = theory.realise(theory.optimum(asked), gen())
+    assert max(study.layer_duality(asked, made).values()) < 1e-12
+    turned = made["hidden_1"] @ torch.linalg.qr(torch.randn(4, 4, generator=gen())).Q.double()
+    found = study.layer_duality(asked, made | {"hidden_1": turned})
     assert found["H1"] > 0.1  # H_1 no longer matches W_2 W_1
-    relu = ExtendedUFM([2] * 3, [0.02, 0.03], 0.02, relu=True, widths=6)
-    point = theory.relu_point(torch.eye(3), n=2, lambdas=[0.02, 0.03], lambda_h=0.02, widths=6)
-    assert list(study.layer_duality(relu, point)) == ["H2"]
+    relu = problem([2] * 3, [0.02, 0.02, 0.03], widths=6, relu=True)
+    assert list(study.layer_duality(relu, theory.relu_point(relu, torch.eye(3)))) == ["H2"]
 
 
-def test_dynamics_records_every_seed_and_layer():
-    problem = ExtendedUFM([3] * 3, [0.02, 0.02], 0.02, relu=True, widths=12)
-    table, final = study.dynamics(problem, lr=0.5, steps=60, seeds=2, record=5)
+# --- gradient descent and flows ------------------------------------------------------------------
+
+
+def test_descents_record_every_seed_and_layer():
+    asked = problem([3] * 3, [0.02] * 3, widths=12, relu=True)
+    table, final = study.descents(asked, lr=0.5, steps=60, seeds=2, record=5)
     assert set(table["seed"]) == {0, 1}
     assert set(table["layer"]) == {"H1", "W1H1", "H2"}
     last = table[(table["step"] == 60) & (table["seed"] == 1)].set_index("layer")
-    value = float(problem.objective(**final[1])) - problem.optimum().value
+    value = float(asked.value(final[1])) - theory.optimum(asked).value
     assert last.loc["H2", "excess"] == pytest.approx(value)
-    hidden = problem.layers(final[1])["H2"]
-    expected = frame_distances(study.class_means(problem, hidden))["of"]
-    assert last.loc["H2", "of"] == pytest.approx(expected)
+    hidden = study.layers(asked, final[1])["H2"].reshape(3, 3, 12).mean(1)
+    assert last.loc["H2", "of"] == pytest.approx(frame_distances(hidden)["of"])
     assert last["nc3"].isna().tolist() == [True, True, False]
+    biased = study.descents(problem([2, 1], [0.1, 0.1], bias=0.0), lr=0.1, steps=2)[1]
+    assert biased[0]["bias"].abs().max() < 0.2  # it starts at zero
+    with pytest.raises(InputError, match="diverged"):
+        study.descents(asked, lr=1e4, steps=200)
 
 
-def test_slopes_and_falls_by_hand():
+def test_joint_descents_follow_the_gradient_of_all_variables():
+    asked = problem([2] * 2, [0.05] * 2, widths=3)
+    table = study.joint_descents(asked, lr=0.1, steps=4, starts=2, init_scale=0.3, seed=1)
+    assert table.groupby("start")["step"].apply(list).tolist() == [[0, 4], [0, 4]]
+    first = asked.start(gen(1), 0.3, (2,))
+    point = {name: tensor[1].clone().requires_grad_() for name, tensor in first.items()}
+    for _ in range(4):
+        slopes = torch.autograd.grad(asked.value(point), list(point.values()))
+        with torch.no_grad():
+            for tensor, slope in zip(point.values(), slopes, strict=True):
+                tensor -= 0.1 * slope
+    found = table.query("start == 1 and step == 4")["nc1"].item()
+    assert found == pytest.approx(nc1_of(point["features"].detach(), asked.targets))
+
+
+def test_late_phase_slopes():
+    """Claim 5.E10, unequal decays and three layers: log NC1~ falls at the theory's rate."""
+    decays, lr = [0.003, 0.004, 0.002, 0.003], 0.5
+    assert theory.late_phase_rates([0.1, 0.01, 0.02]) == pytest.approx([-0.2, -0.22])
+    asked = problem([3] * 3, decays, widths=8)
+    table, _ = study.descents(asked, lr=lr, steps=3000, init_scale=0.3, record=40)
+    slopes = study.slopes(table, "nc1", start=1500, end=3000)
+    assert list(slopes.values()) == pytest.approx(
+        [lr * r for r in theory.late_phase_rates(decays)], rel=0.03
+    )
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_balance_decays_like_a_clock(relu):
+    """Claim 5.X5."""
+    asked = problem([3] * 3, [0.01] * 3, widths=8, relu=relu)
+    table, _ = study.descents(asked, lr=0.05, steps=2000, init_scale=0.3, record=3)
+    before, *_, after = table.drop_duplicates("step")["balance"]
+    assert math.log(after / before) == pytest.approx(-2 * 0.01 * 0.05 * 2000, rel=0.03)
+
+
+def test_slopes_and_levels_by_hand():
     steps = np.arange(0, 50, 5)
     table = pd.DataFrame({"step": steps, "seed": 0, "layer": "H1", "of": 3 * np.exp(-0.2 * steps)})
     assert study.slopes(table, "of", start=10, end=40)["H1"] == pytest.approx(-0.2)
-    fall = study.fall_factors(table, "of", start=25)
-    assert fall.loc[0, "H1"] == pytest.approx(math.exp(0.2 * 20))
     two = pd.concat([table, table.assign(seed=1, of=2.0)])
-    assert study.spread_of(two, "of", "H1") == pytest.approx(2 - 3 * math.exp(-9))
+    both = pd.concat([two, two.assign(layer="H2", of=0.5)])
+    assert study.levels_reached(table, both) == {
+        "linear": pytest.approx(3 * math.exp(-9)),
+        "last_level": 0.5,
+        "first_level": 1.0,  # seed 1 does not fall
+        "h1_shape": pytest.approx(2 - 3 * math.exp(-9)),
+    }
 
 
-def test_gram_table_holds_cosines():
-    table = study.gram_table({"a": torch.tensor([[2.0, 0.0], [1.0, 1.0]])})
-    cosines = table.pivot(index="row", columns="column", values="cosine").to_numpy()
-    np.testing.assert_allclose(cosines, [[1, math.sqrt(0.5)], [math.sqrt(0.5), 1]], rtol=1e-6)
+def test_cosines():
+    table = study.cosines({"a": torch.tensor([[2.0, 0.0], [1.0, 1.0]])})
+    found = table.pivot(index="row", columns="column", values="cosine").to_numpy()
+    np.testing.assert_allclose(found, [[1, math.sqrt(0.5)], [math.sqrt(0.5), 1]], rtol=1e-6)
 
 
-def test_phase_tables_agree_with_each_other():
-    curves = study.phase_curves([1, 2], points=7)
+def test_flows_are_monotone_and_measure_the_path():
+    """Claim 5.E11."""
+    table = study.flows([(0.05, 0.0), (0.02, 0.01)], K=3, n=4, d=5, time=4.0, points=30, seed=2)
+    seen = table[table["nc1"] > 1e-9].groupby("setting")
+    assert len(seen) == 2
+    joint = pd.DataFrame({"start": [0, 0, 1, 1], "step": [0, 1, 0, 1], "nc1": [2.0, 3.0, 4.0, 1.0]})
+    found = study.rises(table, joint)
+    assert found["joint"] == 1.5
+    assert found["nc1"] < 0 and found["within"] <= 1e-9 and found["between"] > 0
+    back = study.rises(table.assign(nc1=table["nc1"].iloc[::-1].to_numpy()), joint)
+    assert back["nc1"] > 0
+    first = torch.randn(12, 5, generator=gen(2), dtype=torch.float64)
+    assert table["nc1"][0] == pytest.approx(nc1_of(first, torch.arange(3).repeat_interleave(4)))
+
+
+def test_central_path_velocity_is_the_total_gradient():
+    """Envelope theorem, by finite differences of min_W f, W found by an optimiser."""
+    K, lambda_w, lambda_h, labels = 2, 0.1, 0.05, torch.tensor([0, 1, 0, 1])
+    first, step, targets = np.random.default_rng(0).standard_normal((4, 3)), 1e-5, np.eye(K)[labels]
+    path = study.central_path(
+        torch.from_numpy(first), labels, lambda_w=lambda_w, lambda_h=lambda_h, times=[0, step]
+    )
+
+    def reduced(H):
+        def f(w):
+            W = w.reshape(K, 3)
+            decay = lambda_w / 2 * (W**2).sum() + lambda_h / 2 * (H**2).sum()
+            return ((H @ W.T - targets) ** 2).sum() / 8 + decay
+
+        return scipy_minimize(f, np.zeros(K * 3), tol=1e-12).fun
+
+    for index in ((0, 0), (3, 2)):
+        bump = np.zeros_like(first)
+        bump[index] = 1e-3
+        slope = (reduced(first + bump) - reduced(first - bump)) / 2e-3
+        assert (path[1] - path[0])[index] / step == pytest.approx(-4 * slope, abs=2e-4)
+
+
+def test_tied_features_are_pulled_towards_the_anchor():
+    table = over(study.tied, beta=[0.01, 1.0, 1e6], K=2, n=3, d=3, lam=0.02)
+    assert table["nc1"].is_monotonic_increasing
+    assert (table["nc1"] < table["anchor"]).all()
+    assert table["nc1"][2] == pytest.approx(table["anchor"][0], rel=1e-3)
+
+
+# --- phases and landscape ------------------------------------------------------------------------
+
+
+def test_sweeps_up_and_down_take_different_branches():
+    """Claim 5.E14 (hysteresis) for M = 2; M = 1 has one branch."""
+    curves = over(study.phase, M=[1, 2], kappa=[0.0, 0.2, 0.43, 1.05])
     assert (curves["value"] <= 0.5 + 1e-12).all()
-    sweeps = study.phase_sweeps([2], K=2, n=1, width=3, points=12)
-    up = sweeps[sweeps["direction"] == "up"]
-    expected = [theory.local_scale(k, 2) for k in up["kappa"]]
-    expected = [0.0 if math.isnan(u) else u for u in expected]
-    np.testing.assert_allclose(up["scale"], expected, atol=1e-4)
-    assert sweeps[sweeps["direction"] == "down"]["scale"].abs().max() < 1e-6
+    assert curves["u"][:4].tolist() == pytest.approx([1, 0.8, 0.57, 0])
+    sweeps = study.phase_sweeps([1, 2], K=2, n=1, width=3, points=12)
+    for M, part in sweeps.groupby("M"):
+        local = over(study.phase, M=[M], kappa=part["kappa"])["local"].fillna(0).to_numpy()
+        up = (part["direction"] == "up").to_numpy()
+        np.testing.assert_allclose(part["scale"][up], local[up], atol=1e-4)
+        np.testing.assert_allclose(part["scale"][~up], local[~up] * (M == 1), atol=1e-4)
+    found = study.hysteresis(sweeps)
+    assert found["two_branches"] > 0.3
+    assert found["only_local"] > 0.5
+    one = sweeps[sweeps["M"] == 1].assign(M=2)  # without the effect
+    assert abs(study.hysteresis(one)["two_branches"]) < 1e-4
 
 
-def test_threshold_table_changes_sign():
-    table = study.threshold_table([1, 2], [0.98, 1.02], K=2, n=2, width=3)
-    assert ((table["value"] < 0.5 - 1e-6) == (table["factor"] < 1)).all()
+def test_around_threshold_changes_sign():
+    table = over(study.around_threshold, M=[1, 2], K=2, n=2, width=3)
+    assert (table["below"] < -1e-6).all()
+    assert (table["above"] > -1e-9).all()
+    assert table["above"][1] > 1e-3  # a local minimum only
 
 
-def test_ladder_counts_ranks():
-    table = study.ladder_table([1, 2], [0.01, 0.6], kappa=0.2, K=2, n=2, width=3, runs=5)
+def test_ladders_count_ranks():
+    table = study.ladders([1, 2], [0.01, 0.6], kappa=0.2, K=2, n=2, width=3, runs=5)
     assert len(table) == 20
     assert table["gap"].max() < 1e-9
     assert (table.query("M == 1")["rank"] == 2).all()
     assert (table.query("M == 2 and init_scale < 0.1")["rank"] == 0).all()
-    levels = study.ladder_levels([1, 2], kappa=0.2, K=2, n=2)
-    assert levels[2][0] == pytest.approx(0.5)
-    assert levels[1] == sorted(levels[1], reverse=True)
+    levels = study.levels(study.balanced(2, 0.2, K=2, n=2, widths=3))
+    assert levels[0] == pytest.approx(0.5)
+    assert levels == sorted(levels, reverse=True)
 
 
-def test_landscape_table_matches_its_theory():
-    table = study.landscape_table([1, 2], kappa=0.2, K=2, n=2, width=3)
+def test_critical_points_match_their_theory():
+    table = over(study.critical, M=[1, 2], rank=[0, 1, 2], kappa=0.2, K=2, n=2, width=3)
     assert (table["index"] == table["index_theory"]).all()
     assert (table["nullity"] == table["nullity_theory"]).all()
     saddles = table.query("M == 1 and rank < 2")
@@ -151,73 +279,145 @@ def test_landscape_table_matches_its_theory():
     assert table.query("M == 2")["returned"].abs().max() < 1e-9
 
 
-def test_bias_table_measured_equals_theory():
-    setting = {"kappa": 0.2, "K": 3, "n": 2, "width": 4}
-    closed = study.bias_table([0.1, 1.0], [1], **setting, measure=False)
-    found = study.bias_table([0.1, 1.0], [1], **setting, measure=True)
+# --- bias, imbalance, bottleneck -----------------------------------------------------------------
+
+
+def test_bias_geometry_measured_equals_theory():
+    setting = {"lambda_b": [0.1, 1.0], "kappa": 0.2, "K": 3, "n": 2, "width": 4}
+    closed, found = (over(study.bias_geometry, M=[1], **setting, measured=m) for m in (False, True))
     columns = ["bias", "common", "mean", "of", "etf"]
     np.testing.assert_allclose(found[columns], closed[columns], atol=1e-6)
     assert closed["mean"][0] < 1e-15
     assert closed["mean"][1] > 0.1
     assert closed["bias"][0] == pytest.approx(1 / (1.1 * 3))
-    maps = study.bias_maps([0.1, 1e6], **setting)
+    maps = study.bias_maps([0.1, 1e6], kappa=0.2, K=3, n=2, width=4)
     off = maps[maps["row"] != maps["column"]].groupby("name", sort=False)["cosine"].mean().tolist()
     assert off == pytest.approx([-0.5, 0.0], abs=1e-5)
 
 
-def test_imbalance_table_measured_equals_theory():
-    counts = [6, 3, 1]
-    closed = study.imbalance_table(counts, [1], lam=0.01, width=5, measure=False)
-    found = study.imbalance_table(counts, [1], lam=0.01, width=5, measure=True)
+def test_class_norms_measured_equal_theory():
+    setting = {"bias": study.BIASES, "counts": (6, 3, 1), "lam": 0.01, "width": 5}
+    closed, found = (over(study.class_norms, M=[1], **setting, measured=m) for m in (False, True))
     columns = ["feature", "weight", "logit"]
     np.testing.assert_allclose(found[columns], closed[columns], atol=1e-6)
-    assert closed["n_k"].tolist() == counts * 2
+    assert closed["n_k"].tolist() == [6, 3, 1] * 2
 
 
 def test_bottleneck_value_is_unique_and_geometry_is_not():
-    problem = ExtendedUFM([2] * 3, [0.05], 0.05, widths=2)
-    table = study.value_and_geometry(problem, starts=3)
+    table = study.geometry_spread(problem([2] * 3, [0.05] * 2, widths=2), starts=3)
     assert np.ptp(table["value"]) < 1e-12
     assert np.ptp(table["etf"]) > 1e-4
 
 
 def test_surviving_sizes():
-    problem = ExtendedUFM([40, 20, 4, 1], [0.012] * 2, 0.012, widths=6)
-    sizes, above = study.surviving_sizes(problem, restarts=12)
+    asked = problem([40, 20, 4, 1], [0.012] * 3, widths=6)
+    sizes, above = study.surviving_sizes(asked, starts=12)
     assert sizes == [40, 20, 4]
     assert abs(above) < 1e-12
 
 
-def test_flow_and_perturbation_tables():
-    paths = study.flow_table([(0.05, 0.01)], K=2, n=2, d=3, time=1.0, points=6)
-    assert (paths["nc1"].diff().dropna() < 0).all()
-    assert (paths["within"].diff().dropna() < 0).all()
-    assert (paths["between"].diff().dropna() > 0).all()
-    tied = study.perturbation_table([0.1, 10.0], K=2, n=3, d=3, lam=0.02)
-    assert (tied["nc1"] < tied["anchor"]).all()
-    assert tied["nc1"].is_monotonic_increasing
+# --- ReLU and low rank ---------------------------------------------------------------------------
 
 
 def test_relu_shapes_and_scale_free_minima():
     shapes = {"frame": torch.eye(3).double(), "acute": 0.7 * torch.eye(3).double() + 0.3}
-    table = study.relu_shapes(shapes, n=2, lambdas=[0.01, 0.02], lambda_h=0.01, widths=6)
+    table = over(study.relu_shape, shape=shapes, n=2, decays=(0.01, 0.01, 0.02), widths=6)
+    assert table["shape"].tolist() == ["frame", "acute"]
     assert abs(table["excess"][0]) < 1e-13
+    assert table["slope"][0] < 1e-13
     assert table["excess"][1] > 1e-3
     assert table["of"][0] < 1e-12
-    ratios = study.scale_free_minima([2, 4], restarts=1, max_iter=150)["ratio"]
-    assert ratios.between(1 - 1e-9, 1.05).all()
+    for K in (2, 4):
+        ratio = study.scale_free(K, restarts=1, max_iter=150)["ratio"]
+        assert 1 - 1e-9 < ratio < 1.05
 
 
 def test_low_rank_tables():
-    ratios = study.chain_ratios([4], [3, 4], kappa_share=0.2)
+    ratios = over(study.chain_ratio, r=[4], L=[3, 4], kappa_share=0.2)
     assert ratios["ratio"].tolist() == pytest.approx(ratios["cost"].tolist(), rel=2e-3)
     assert (ratios["ratio"] < 1).tolist() == [False, True]
-    assert study.chain_gap(4, [0.01, 0.02, 0.01], 0.01) < 1e-13
-    refined = study.refined_table(
-        [theory.segment_chain(4)], width=6, kappa_share=0.25, max_iter=120
-    )
+    assert study.chain_gap(4, [0.01, 0.01, 0.02, 0.01]) < 1e-13
+    refined = study.refined([theory.segment_chain(4)], width=6, kappa_share=0.25, max_iter=120)
     assert refined["ratio"][0] < refined["explicit"][0] < 0.99
-    found, spectra = study.depth_race(2, 3, width=6, kappa_share=0.3, restarts=3, max_iter=150)
+    found, spectra = study.depth_race(2, 3, width=6, kappa_share=0.3, starts=3, max_iter=150)
     assert found.min() >= 1 - 1e-9  # claim 5.E19
     assert set(spectra["layer"]) == {"H1", "H2", "H3"}
     assert spectra["value"].max() == 1
+
+
+# --- networks ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def blobs():
+    labels = torch.arange(3).repeat(8)
+    centres = 3 * torch.randn(3, 6, generator=gen())
+    inputs = centres[labels] + torch.randn(24, 6, generator=gen(1))
+    return Data("blobs", inputs.reshape(24, 1, 2, 3), labels, 3)
+
+
+def test_heads_stay_above_their_floor(blobs):
+    heads = {"plain": ([0.003, 0.02], None), "free bias": ([0.003, 0.02, 0.01], 0.0)}
+    recipe = train.Recipe(400, 1e-2, None, optimizer="adam", schedule="cosine")
+    table = study.train_heads(blobs, heads, recipe, widths=[16, 5], points=5)
+    assert list(table["head"].unique()) == ["plain", "free bias"]
+    assert (table["loss"] >= table["floor"] - 1e-6).all()
+    last = table.groupby("head").last()
+    assert (last["excess"] < 0.2).all()
+    assert (last["loss"] / last["floor"] - 1 - last["excess"]).abs().max() < 1e-12
+    assert (last["norm_sq"] / last["norm_sq_theory"] - 1).abs().max() < 0.1
+    found = study.floor_errors(table)
+    assert found["frame"] == last.loc["plain", "of"]
+    assert found["not_orthogonal"] == last.loc["free bias", "of"]
+    below = study.floor_errors(table.assign(loss=table["floor"] - 1))  # a wrong world
+    assert below["never_below"] == -1
+
+
+def test_train_nets_measures_what_the_net_does(blobs):
+    recipe = train.Recipe(4, 0.05, 8, weight_decay=1e-3)
+    asked = {"a": ("mse", False), "b": ("ce", True)}
+    shape = {"architecture": "mlp", "width": 5, "points": 4, "seed": 3}
+    deep, overall = study.train_nets(blobs, blobs, asked, recipe, **shape)
+    assert list(deep["block"].unique()) == [1, 2, 3]
+    assert set(overall["epoch"]) == {0, 1, 2, 4}
+    net = nets.seeded(3, nets.mlp, [6, 5, 5, 5], 3, bias=False)  # before training
+    row = deep[(deep["net"] == "a") & (deep["epoch"] == 0) & (deep["block"] == 3)].iloc[0]
+    features = collect.features(net, blobs.inputs)
+    assert row["nc1"] == pytest.approx(nc1_of(features, blobs.labels))
+    first = deep[(deep["net"] == "a") & (deep["epoch"] == 0) & (deep["block"] == 1)].iloc[0]
+    shallow = block_features(net, blobs.inputs, [first["layer"]])[first["layer"]]
+    means = torch.stack([shallow[blobs.labels == k].mean(0) for k in range(3)])
+    assert first["of"] == pytest.approx(frame_distances(means)["of"])
+    start = overall[(overall["net"] == "a") & (overall["epoch"] == 0)].iloc[0]
+    error = (collect.logits(net, blobs.inputs) - torch.eye(3)[blobs.labels]).square().sum() / 48
+    decay = 1e-3 / 2 * sum(float(p.detach().square().sum()) for p in net.parameters())
+    assert start["objective"] == pytest.approx(float(error) + decay, rel=1e-5)
+    assert start["of_w"] == pytest.approx(frame_distances(net.weight)["of"])
+    named = {"a": "MSE, no bias", "b": "MSE, bias"}
+    found = study.depth_and_bias(*(t.assign(net=t["net"].map(named)) for t in (deep, overall)))
+    end = overall[overall["epoch"] == 4].set_index("net")["of_w"]
+    assert found["of_w"] == pytest.approx(end["b"] - end["a"])
+    assert found["through_training"] > 0
+    curves = study.last_two_blocks(deep, overall, "a")
+    assert set(curves["layer"]) == {"H1", "H2"}
+    last = curves[(curves["layer"] == "H2") & (curves["epoch"] == 0)].iloc[0]
+    assert last["nc1"] == pytest.approx(row["nc1"])
+    assert last["excess"] == pytest.approx(start["objective"])
+
+
+@pytest.mark.parametrize(("architecture", "width"), [("cnn", 2), ("resnet18", 1 / 32)])
+def test_convolutional_nets(architecture, width):
+    inputs = torch.randn(8, 1, 8, 8, generator=gen())
+    data = Data("noise", inputs, torch.arange(2).repeat(4), 2)
+    shape = {"architecture": architecture, "width": width, "points": 2}
+    deep, _ = study.train_nets(data, data, {"a": ("mse", True)}, train.Recipe(1, 0.01, 4), **shape)
+    assert deep["block"].max() == {"cnn": 3, "resnet18": 4}[architecture]
+
+
+def test_layers_that_a_net_does_not_have_are_refused():
+    study.require_layers("mlp", "layers_to_probe", None)
+    study.require_layers("resnet18", "layers_to_probe", ["backbone.layer1", "backbone.layer2"])
+    with pytest.raises(InputError, match="parameter layers_to_probe must be one of"):
+        study.require_layers("mlp", "layers_to_probe", ["nowhere"])
+    with pytest.raises(InputError, match="architecture"):
+        study.require_layers("tree", "layers_to_probe", None)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from nclib import checks
+from nclib import checks, frames
+from nclib.metrics import known_margins
 from nclib.results.large_class import codes
 
 
@@ -59,15 +60,12 @@ def test_leech_vectors():
     assert tuple(codes.sharp_code(4600, 23).shape) == (4600, 23)
 
 
-def test_polygon_simplex_and_cross_polytope():
-    gram = (codes.polygon(7) @ codes.polygon(7).T).numpy()
+def test_polygon_and_cross_polytope():
+    gram = (frames.polygon(7) @ frames.polygon(7).T).numpy()
     j = np.arange(7)
     np.testing.assert_allclose(gram, np.cos(2 * np.pi * (j[:, None] - j) / 7), atol=1e-15)
-    code = codes.simplex(5, 9)
-    assert code.shape == (5, 9)
-    np.testing.assert_allclose(code @ code.T, (5 * np.eye(5) - 1) / 4, atol=1e-15)
-    assert spectrum(codes.cross_polytope(4)) == {-1.0: 8, 0.0: 48}
-    assert codes.cross_polytope(4, 6).shape == (6, 4)
+    assert spectrum(frames.cross_polytope(4)) == {-1.0: 8, 0.0: 48}
+    assert frames.cross_polytope(4, 6).shape == (6, 4)
 
 
 def test_orthogonal_simplices():
@@ -79,13 +77,24 @@ def test_orthogonal_simplices():
     np.testing.assert_allclose(code @ code.T, expected, atol=1e-15)
 
 
-def test_bipyramid_and_pyramid():
+def test_bipyramid():
     bipyramid = codes.pentagonal_bipyramid()
     assert bipyramid.shape == (7, 3)
     assert spectrum(bipyramid)[-1.0] == 2  # the poles
-    pyramid = codes.tilted_square_pyramid(0.25)
-    np.testing.assert_allclose(pyramid[:4, 2], -0.25)
-    np.testing.assert_allclose(pyramid @ pyramid[4], [-0.25] * 4 + [1.0])
+
+
+@pytest.mark.parametrize("singles", [1, 2, 3, 5])
+def test_tilted_cross_polytope(singles):
+    flat = codes.tilted_cross_polytope(singles, 0.0)
+    assert flat.shape == (singles + 4, singles + 2)
+    assert set(spectrum(flat)) == {-1.0, 0.0}  # vertices of the cross-polytope
+    assert list(spectrum(flat).values())[0] == 4  # two pairs of opposite ones
+    height = min(1.0, singles**-0.5 + 0.02)
+    code = codes.tilted_cross_polytope(singles, 0.25, height)
+    torch.testing.assert_close(code.norm(dim=1), torch.ones(len(code), dtype=torch.float64))
+    np.testing.assert_allclose(code[:4, 2], -0.25)
+    np.testing.assert_allclose(code[:4] @ code[4:].T, -0.25 * height, atol=1e-15)
+    np.testing.assert_allclose(code[[0, 2]] @ code[[1, 3]].T, [[-0.875, 0.0625], [0.0625, -0.875]])
 
 
 @pytest.mark.parametrize(("K", "d", "m"), [(60, 7, 3), (1000, 40, 5), (700, 130, 7)])
@@ -96,12 +105,12 @@ def test_gold_cosines(K, d, m):
     cosines = {round(c * length) for c in spectrum(code)}
     assert cosines <= {-1, -1 + 2 ** ((m + 1) // 2), -1 - 2 ** ((m + 1) // 2)}
     best = max(spectrum(code))
-    assert codes.gold_margin(K, d) == pytest.approx(1 - (2 ** ((m + 1) // 2) - 1) / length)
-    assert 1 - best >= codes.gold_margin(K, d) - 1e-9
+    assert known_margins.gold_margin(K, d) == pytest.approx(1 - (2 ** ((m + 1) // 2) - 1) / length)
+    assert 1 - best >= known_margins.gold_margin(K, d) - 1e-9
 
 
 def test_gold_code_of_the_face_experiment():
-    assert codes.gold_margin(10_000, 512) == pytest.approx(1 - 31 / 511, abs=1e-15)
+    assert known_margins.gold_margin(10_000, 512) == pytest.approx(1 - 31 / 511, abs=1e-15)
     code = codes.gold_code(10_000, 512)
     sample = code[:: 10_000 // 50]
     gram = (sample @ code.T * 511).round()
@@ -110,17 +119,17 @@ def test_gold_code_of_the_face_experiment():
 
 
 def test_even_degrees_and_too_many_words_are_left_alone():
-    assert codes.gold_margin(5000, 64) is None  # 4^5 = 1024 words only
-    assert codes.gold_margin(65, 6) is None
+    assert known_margins.gold_margin(5000, 64) is None  # 4^5 = 1024 words only
+    assert known_margins.gold_margin(65, 6) is None
     with pytest.raises(checks.InputError, match="no Gold code"):
         codes.gold_code(5000, 64)
 
 
 def test_bad_input():
     with pytest.raises(checks.InputError, match="needs d >= 4"):
-        codes.simplex(5, 3)
+        codes.orthogonal_simplices([5], 3)
     with pytest.raises(checks.InputError, match="8 vertices"):
-        codes.cross_polytope(4, 9)
+        frames.cross_polytope(4, 9)
     with pytest.raises(checks.InputError, match="no word"):
-        codes.derived(codes.icosahedron(), 0.3)
+        codes.derived(frames.icosahedron(), 0.3)
     assert codes.sharp_code(11, 5) is None

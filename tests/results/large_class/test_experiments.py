@@ -1,92 +1,201 @@
-"""Tables behind the figures of result 4."""
+"""Tables behind the figures of result 4: oracles, small cases, tiny trainings."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from nclib.results.large_class import codes, theory
-from nclib.results.large_class import energies as code_energies
-from nclib.results.large_class import experiments as code_tables
+from nclib import checks, frames
+from nclib.deep.data import Data
+from nclib.metrics import known_margins, margins
+from nclib.results.large_class import codes, experiments, theory
+from nclib.table import over
+
+
+def test_two_distances_of_three_points_by_hand():
+    table = experiments.two_distances(frames.polygon(4)[:3])
+    np.testing.assert_allclose(table["one_vs_one"], np.sqrt(2))
+    np.testing.assert_allclose(table["one_vs_rest"], [np.sqrt(2), 1, np.sqrt(2)])
+    np.testing.assert_allclose(table.loc[1, ["hull_x", "hull_y"]].astype(float), 0, atol=1e-9)
 
 
 def test_vertices_mark_rattlers():
-    table = code_tables.vertices({"square": codes.polygon(4), "ico": codes.icosahedron()})
-    assert table.groupby("code").size().to_dict() == {"ico": 12, "square": 4}
+    table = over(experiments.vertices, code={"square": frames.polygon(4), "7": frames.polygon(7)})
+    assert table.groupby("code").size().to_dict() == {"7": 7, "square": 4}
     assert not table["rattler"].any()
     np.testing.assert_allclose(table[["x", "y", "z"]].pow(2).sum(axis=1), 1)
-    lopsided = code_tables.vertices({"c": codes.polygon(8)[[0, 1, 2, 5]]})
+    lopsided = experiments.vertices(frames.polygon(8)[[0, 1, 2, 5]])
     assert lopsided["rattler"].tolist() == [True, False, True, True]
 
 
-def test_known_margins():
-    table = code_tables.known_margins([2, 3], largest=12)
-    assert len(table) == 22
-    row = table.query("d == 3 and K == 12").iloc[0]
-    assert row["margin"] == pytest.approx(1 - 5**-0.5) and row["status"] == "tabulated"
-    assert row["lower"] == theory.lower_bound(12, 3) and row["upper"] == theory.upper_bound(12, 3)
-
-
-def test_solved_finds_the_icosahedron_from_random_starts():
-    row = code_tables.solved([(12, 3)], starts=8).iloc[0]
+def test_search_finds_the_icosahedron_from_random_starts():
+    row = experiments.searched(12, 3, starts=8)
     assert row["margin"] == pytest.approx(1 - 5**-0.5, abs=1e-9)
     assert row["angle_margin"] == pytest.approx(row["margin"], abs=1e-9)
     assert row["duality_gap"] < 1e-9 and row["rattlers"] == 0
-    assert row["hard_margin"] == pytest.approx(row["margin"], abs=1e-9)
 
 
-def test_cold_limit_of_the_icosahedron():
-    table = code_tables.cold_limit({"ico": codes.icosahedron()}, [0.05, 0.02])
-    np.testing.assert_allclose(table["margin_ratio"], 1, atol=1e-9)
-    np.testing.assert_allclose(table["slack"], 0, atol=1e-6)
-    np.testing.assert_allclose(table["value_limit"], np.log(5), atol=1e-9)
-    assert (table["scaled_low"] <= table["scaled"]).all()
-    assert (table["scaled"] <= table["scaled_high"]).all()
-
-
-def test_global_minima_of_a_simplex():
-    row = code_tables.global_minima([(4, 3)], [0.5], starts=4, samples=2).iloc[0]
-    assert row["log_ce"] == pytest.approx(code_energies.simplex(4).log_energy(0.5), abs=1e-10)
-    assert row["margin_ratio"] == pytest.approx(1, abs=1e-6)
-    assert row["bracket_violation"] < 1e-9 and row["within_class"] < 1e-12
-
-
-def test_family_energies():
-    families = [code_energies.simplex(3), code_energies.polygon(4)]
-    table = code_tables.family_energies(families, [0.1, 0.2])
-    assert len(table) == 4
-    assert table["scaled"].iloc[1] == pytest.approx(0.2 * families[0].log_energy(0.2))
+def test_largest_hard_margin_of_scipy_is_the_margin_of_projections():
+    for seed in range(3):
+        weight = experiments.random_classifier(15, 4, seed=seed)
+        found = experiments.largest_hard_margin(weight)
+        assert found == pytest.approx(margins.margin(weight).value, abs=1e-7)
 
 
 def test_moving_a_rattler_costs_nothing():
-    lopsided = codes.polygon(8)[[0, 1, 2, 5]]
-    moved = code_tables.random_against_rattlers(lopsided)
+    moved = experiments.moved_features(frames.polygon(8)[[0, 1, 2, 5]])
     assert moved["rattler"] == 0 and moved["tight"] > 1e-4
-    assert np.isnan(code_tables.random_against_rattlers(codes.polygon(5))["rattler"])
+    assert np.isnan(experiments.moved_features(frames.polygon(5))["rattler"])
 
 
-def test_two_orthogonal_families():
-    random, explicit = code_tables.two_orthogonal_families(20)
-    assert random <= 1 + 1e-9
-    np.testing.assert_allclose(explicit, 1, atol=1e-12)
+def test_minimum_of_a_simplex_with_samples():
+    found = experiments.minimum(4, 3, 0.5, starts=4, samples=2)
+    assert found["log_ce"] == pytest.approx(
+        theory.log_energy(frames.simplex_etf(4), 0.5), abs=1e-10
+    )
+    assert found["features"].shape == (8, 3) and found["within_class"] < 1e-12
+    assert found["margin"] == pytest.approx(4 / 3, abs=1e-6) and found["duality_gap"] < 1e-10
+
+
+def test_started_from_a_code_it_stays_there():
+    code = frames.icosahedron()
+    found = experiments.minimum(12, 3, 0.05, start=code)
+    torch.testing.assert_close(found["weight"], code, atol=1e-9, rtol=0)
+    row = experiments.cold_limit(code, 0.05)
+    assert row["scaled_low"] <= row["scaled"] <= row["scaled_high"]
+    assert row["hard_margin"] >= row["floor"] and row["slack"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("d", "temperature", "family"),
+    [(4, 0.6, "balanced simplices"), (4, 0.3, "segment + simplex"), (4, 0.06, "tilted vertices")],
+)
+def test_each_phase_is_the_minimum_from_random_starts(d, temperature, family):
+    row = experiments.phase(d, temperature, starts=8)
+    assert row["family"] == family and abs(row["gap"]) < 1e-9
+
+
+def test_warm_minimum_leaves_the_bipyramid_outside_of_its_range():
+    inside, outside = (experiments.warm_minimum(T, starts=8) for T in (0.4, 0.15))
+    assert abs(inside["excess"]) < 1e-9 and inside["curvature"] > 0
+    assert outside["excess"] > 1e-3 and outside["curvature"] < 0
 
 
 def test_large_tables():
-    heads = {"random": code_tables.random_classifier(50, 5), "E8": codes.e8_roots()}
-    samples = code_tables.distances(heads, sample=20)
+    heads = {"random": experiments.random_classifier(50, 5), "E8": codes.e8_roots()}
+    samples = experiments.distances(heads, sample=20)
     assert samples.groupby("classifier").size().to_dict() == {"E8": 20, "random": 20}
-    table = code_tables.certificates(heads).set_index("classifier")
+    table = over(experiments.certificate, classifier=heads).set_index("classifier")
     assert table.loc["E8", "lower"] == pytest.approx(0.5, abs=1e-6)
-    exact = theory.hull_projections(heads["random"]).distance.min()
+    exact = margins.hull_projections(heads["random"]).distance.min()
     assert table.loc["random", "lower"] <= exact <= table.loc["random", "upper"] + 1e-12
-    assert torch.equal(code_tables.random_classifier(50, 5), heads["random"])
+
+
+def test_lone_rows_leave_twins_out():
+    head = torch.cat([frames.icosahedron(), frames.icosahedron()[:2]])
+    found = experiments.lone_rows(head)
+    assert found["twins"] == 4  # two pairs
+    expected = margins.margin(frames.icosahedron()[2:]).value
+    assert found["margin"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_reference():
-    assert code_tables.reference(12, 3) == theory.known_margin(12, 3)
-    assert code_tables.reference(100, 10) == theory.LOWER_BOUNDS[100, 10]
-    found = code_tables.reference(30, 6)  # not in any table
-    assert 0.6 < found < theory.margin_range(30, 6)[1]
+    assert experiments.reference(12, 3) == known_margins.known_margin(12, 3)
+    assert experiments.reference(100, 10) == known_margins.LOWER_BOUNDS[100, 10]
+    assert 0.6 < experiments.reference(30, 6) < 1  # not in any table
 
 
 def test_gold_cosines():
-    assert code_tables.largest_cosine_of_gold(900, 40, sample=50) == pytest.approx(7 / 31)
+    assert experiments.largest_cosine_of_gold(900, 40, sample=50) == pytest.approx(7 / 31)
+
+
+def tiny(classes=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(10 * classes) % classes
+    means = torch.randn(classes, 5, generator=generator)
+    noise = 0.2 * torch.randn(2, len(labels), 5, generator=generator)
+    return [Data("points", means[labels] + part, labels, classes) for part in noise]
+
+
+def test_nets_collapse_on_easy_data():
+    points, test = tiny()
+    table = experiments.train_nets(
+        experiments.builder("mlp", points, 3, hidden=(32,)), points, test,
+        experiments.recipe(epochs=30, batch_size=20), temperatures=[0.5, 0.2], seeds=[0, 1],
+        measure_at=[0], reference=1.0,
+    )  # fmt: skip
+    assert sorted(set(table["epoch"])) == [0, 30] and len(table) == 8
+    found = experiments.collapse(table[table["temperature"] == 0.2], twice=2.0)
+    assert found["gnc1"] < 0.3 and found["train_accuracy"] > 0.95
+    last = table.query("temperature == 0.2 and epoch == 30")["gnc2"].min()
+    assert found["twice"] == pytest.approx(last / 2)
+
+
+def test_measure_uses_the_normalised_rows_of_a_cosine_head_only():
+    points, test = tiny()
+    net = experiments.builder("mlp", points, 3, hidden=(8,))()
+    before = experiments.measure(net, points, test)
+    with torch.no_grad():
+        net.head.weight.mul_(torch.tensor([[1.0], [9.0], [1.0], [1.0], [3.0], [1.0]]))
+    after = experiments.measure(net, points, test)
+    for name, value in before.items():
+        assert after[name] == pytest.approx(value, abs=1e-5, nan_ok=True), name
+
+
+def test_other_last_layers():
+    points, test = tiny()
+    found = experiments.classifiers(
+        "mlp", points, test, experiments.recipe(epochs=8, batch_size=20), dim=3, hidden=(16,),
+        temperature=0.2, seeds=[0], reference=1.0, momenta=[0.9],
+    )  # fmt: skip
+    assert list(found["classifier"]) == ["plain", "hard max", "CMF 0.9"]
+    plain, hard, means = found["parameters"]
+    assert plain == hard == means + 6 * 3
+    assert found["gnc3"].iloc[2] < 0.05
+
+
+def test_assignments_and_learned_opposites():
+    four, test = tiny(4)
+    settings = experiments.recipe(epochs=3, batch_size=20)
+    found = experiments.assignments(
+        four, test, frames.polygon(4), settings, temperature=0.2, seeds=[0], hidden=(16,)
+    )
+    assert list(found["opposite"]) == [1, 2, 3]
+    learned = experiments.learned_opposites(
+        four, test, settings, temperature=0.5, seeds=[0, 1], hidden=(16,)
+    )
+    assert len(learned) == 2 and set(learned["opposite"]) <= {1, 2, 3}
+    pairs = Data("pairs", torch.tensor([[0.0, 1], [0, 2], [9, 1], [9, 2]]), torch.arange(4), 4)
+    assert experiments.chosen_opposite(pairs, frames.polygon(4)) != 1
+
+
+def test_fine_tunings():
+    settings = experiments.recipe(epochs=1)
+    found = experiments.fine_tunings(
+        "digits", settings, seeds=[0], per_class=5, pretrain_per_class=5, hidden=(16,)
+    )
+    assert list(found["tuning"]) == list(experiments.TUNINGS)
+    assert found[["test_accuracy", "shifted_accuracy"]].to_numpy().min() > 0.05
+
+
+def test_head_parameters():
+    found = experiments.head_parameters(100, 16)
+    assert found["learned"] - found["class means"] == 1600
+
+
+def test_order_of_the_phases():
+    rows = [(3, 0.1, "tilted vertices"), (3, 0.2, "segment + simplex")]
+    table = pd.DataFrame(rows, columns=["d", "temperature", "family"])
+    assert experiments.in_order(table)
+    assert not experiments.in_order(table.assign(temperature=[0.2, 0.1]))
+
+
+def test_loading():
+    digits, _ = experiments.load("digits", per_class=20)
+    assert len(digits) == 200
+    moved, _ = experiments.load("digits x 12", per_class=2)
+    assert moved.num_classes == 120
+    with pytest.raises(checks.InputError, match="dataset"):
+        experiments.load("nothing")
+    with pytest.raises(checks.InputError, match="architecture"):
+        experiments.builder("vgg", digits, 3)

@@ -5,11 +5,12 @@ import pytest
 import torch
 from scipy.optimize import OptimizeResult
 
-from nclib import checks
-from nclib.results.large_class import codes, theory
+from nclib import checks, frames
+from nclib.metrics import known_margins, margins
+from nclib.results.large_class import codes
 from nclib.results.large_class import search as solver
 
-FOUND = [(K, d) for K, d in sorted(theory.TABLE) if solver.construction(K, d) is None]
+FOUND = [(K, d) for K, d in sorted(known_margins.TABLE) if solver.construction(K, d) is None]
 
 
 def unit(*shape, seed=0):
@@ -49,28 +50,28 @@ def test_tiles_give_the_same_gradient(monkeypatch):
     monkeypatch.setattr(solver, "LOGITS", 100)  # two rows per tile, the last one alone
     torch.testing.assert_close(solver._pair_gradient(W, 0.02)[0], expected, atol=1e-13, rtol=0)
     weight, estimate = solver.descend("pair", W, steps=60)
-    assert float(estimate) == pytest.approx(1 - theory.max_cosine(weight[0]))
+    assert float(estimate) == pytest.approx(1 - margins.max_cosine(weight[0]))
 
 
 def test_estimates_are_hard_margins():
     W, H = unit(4, 7, 3), unit(4, 7, 3, seed=2)
     for i in range(4):
-        assert float(solver._estimates(W, H)[i]) == pytest.approx(theory.hard_margin(W[i], H[i]))
-        assert float(solver._estimates(W)[i]) == pytest.approx(1 - theory.max_cosine(W[i]))
+        assert float(solver._estimates(W, H)[i]) == pytest.approx(margins.hard_margin(W[i], H[i]))
+        assert float(solver._estimates(W)[i]) == pytest.approx(1 - margins.max_cosine(W[i]))
 
 
 @pytest.mark.parametrize("name", ["icosahedron", "half_cube", "pentagonal_bipyramid"])
 def test_polish_repairs_a_perturbed_optimum(name):
-    code = getattr(codes, name)()
+    code = getattr(frames if name == "icosahedron" else codes, name)()
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(code.shape, generator=generator, dtype=torch.float64)
     polished = solver.polish(code + 0.02 * noise)
-    margin = theory.margin(polished, tol=1e-12).value
+    margin = margins.margin(polished, tol=1e-12).value
     K, d = code.shape
-    assert margin <= theory.known_margin(K, d) + 1e-12
+    assert margin <= known_margins.known_margin(K, d) + 1e-12
     if name != "pentagonal_bipyramid":  # which is no optimum: the polish may leave it
-        assert margin == pytest.approx(theory.known_margin(K, d), abs=1e-12)
-    assert margin >= theory.margin(code + 0.02 * noise).value
+        assert margin == pytest.approx(known_margins.known_margin(K, d), abs=1e-12)
+    assert margin >= margins.margin(code + 0.02 * noise).value
 
 
 @pytest.mark.slow
@@ -78,12 +79,14 @@ def test_polish_of_the_angle_reaches_the_tammes_angle():
     """Published optimal angles (degrees): the pairwise problem, from perturbed margin codes."""
     for (K, d), angle in {(7, 3): 77.869542, (8, 3): 74.858492, (10, 3): 66.146821}.items():
         code = solver.polish(solver.search(K, d, starts=16)[0], goal="angle")
-        assert np.degrees(theory.min_angle(code)) == pytest.approx(angle, abs=1e-6)
-        assert 1 - theory.max_cosine(code) == pytest.approx(theory.known_margin(K, d), abs=1e-11)
+        assert np.degrees(margins.min_angle(code)) == pytest.approx(angle, abs=1e-6)
+        assert 1 - margins.max_cosine(code) == pytest.approx(
+            known_margins.known_margin(K, d), abs=1e-11
+        )
 
 
 def test_polish_leaves_optima_and_duplicates_alone():
-    code = codes.icosahedron()
+    code = frames.icosahedron()
     torch.testing.assert_close(solver.polish(code), code, atol=1e-9, rtol=0)
     code[1] = code[0]
     torch.testing.assert_close(solver.polish(code), code)
@@ -100,16 +103,16 @@ def test_polish_goes_on_where_a_linear_programme_is_not_solved(monkeypatch):
 
     monkeypatch.setattr(solver, "linprog", unreliable)
     noise = 0.02 * unit(12, 3, seed=4)
-    polished = solver.polish(codes.icosahedron() + noise)
+    polished = solver.polish(frames.icosahedron() + noise)
     assert len(calls) > 5
-    assert theory.margin(polished, tol=1e-12).value == pytest.approx(1 - 5**-0.5, abs=1e-11)
+    assert margins.margin(polished, tol=1e-12).value == pytest.approx(1 - 5**-0.5, abs=1e-11)
 
 
 @pytest.mark.parametrize("size", [(7, 3), (13, 3)])
 @pytest.mark.slow
 def test_default_starts_reach_the_table(size):
     code = solver.solve(*size, seed=3)
-    assert theory.margin(code).value == pytest.approx(theory.known_margin(*size), abs=1e-9)
+    assert margins.margin(code).value == pytest.approx(known_margins.known_margin(*size), abs=1e-9)
     again = solver.solve(*size, seed=3)
     assert torch.equal(code, again)
 
@@ -119,15 +122,17 @@ def test_default_starts_reach_the_table(size):
 def test_default_starts_reach_every_tabulated_margin(size):
     code = solver.solve(*size)
     accuracy = 1e-5 if size == (21, 3) else 1e-9  # dozens of local optima that close together
-    assert theory.margin(code).value == pytest.approx(theory.known_margin(*size), abs=accuracy)
+    assert margins.margin(code).value == pytest.approx(
+        known_margins.known_margin(*size), abs=accuracy
+    )
 
 
 def test_the_best_candidate_wins_and_is_polished():
     generator = torch.Generator().manual_seed(0)
     noise = 0.02 * torch.randn(12, 3, generator=generator, dtype=torch.float64)
-    double = codes.icosahedron()[[0, 0, *range(2, 12)]]  # duplicate rows: no polish can help
-    chosen = solver.best([double, codes.icosahedron() + noise, double])
-    assert theory.margin(chosen).value == pytest.approx(1 - 5**-0.5, abs=1e-8)
+    double = frames.icosahedron()[[0, 0, *range(2, 12)]]  # duplicate rows: no polish can help
+    chosen = solver.best([double, frames.icosahedron() + noise, double])
+    assert margins.margin(chosen).value == pytest.approx(1 - 5**-0.5, abs=1e-8)
 
 
 def test_each_start_has_its_own_schedule():
@@ -143,20 +148,20 @@ def test_each_start_has_its_own_schedule():
 @pytest.mark.parametrize("size", [(12, 3), (16, 5), (9, 5), (24, 4)])
 def test_the_search_itself_reaches_codes_that_solve_would_construct(size):
     best = solver.best(solver.search(*size, starts=32))
-    found = theory.margin(best, tol=1e-12).value
-    assert found == pytest.approx(theory.known_margin(*size), abs=1e-10)
+    found = margins.margin(best, tol=1e-12).value
+    assert found == pytest.approx(known_margins.known_margin(*size), abs=1e-10)
 
 
 def test_larger_codes_beat_random_by_far():
     code = solver.solve(100, 10, starts=2)
-    assert theory.margin(code).value > 0.655
-    assert theory.margin(unit(100, 10)).value < 0.35
+    assert margins.margin(code).value > 0.655
+    assert margins.margin(unit(100, 10)).value < 0.35
 
 
 def test_gold_codes_are_taken_without_search_only_when_large():
     assert torch.equal(solver.solve(10_000, 512)[:5], codes.gold_code(10_000, 512)[:5])
     small = solver.solve(60, 7, starts=2)  # a Gold code fits, with margin 1 - 3/7
-    assert theory.margin(small).value >= codes.gold_margin(60, 7) - 1e-12
+    assert margins.margin(small).value >= known_margins.gold_margin(60, 7) - 1e-12
 
 
 def test_no_construction_where_none_is_known():
@@ -164,7 +169,9 @@ def test_no_construction_where_none_is_known():
     for size in ((5, 9), (9, 2), (7, 4), (11, 3), (15, 5), (240, 8)):
         code = solver.construction(*size)
         assert code.shape == size
-        assert theory.margin(code).value == pytest.approx(theory.known_margin(*size), abs=1e-9)
+        assert margins.margin(code).value == pytest.approx(
+            known_margins.known_margin(*size), abs=1e-9
+        )
 
 
 def test_bad_input():

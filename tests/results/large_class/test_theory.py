@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import gamma
 
-from nclib import checks
-from nclib.metrics import margins
-from nclib.results.large_class import codes, theory
+from nclib import checks, frames
+from nclib.metrics import known_margins, margins
+from nclib.results.large_class import codes, experiments, search, theory
 
 # (K, d): margin, angle in degrees, as published (three-dimensional angles) or found elsewhere.
 PUBLISHED = {
@@ -45,51 +45,55 @@ PUBLISHED = {
 @pytest.mark.parametrize(("size", "values"), PUBLISHED.items())
 def test_table(size, values):
     margin, angle = values
-    assert theory.known_margin(*size) == pytest.approx(margin, abs=1.1e-9)
-    degrees = math.degrees(theory.tammes_angle(theory.known_margin(*size)))
+    assert known_margins.known_margin(*size) == pytest.approx(margin, abs=1.1e-9)
+    degrees = math.degrees(math.acos(1 - known_margins.known_margin(*size)))
     assert degrees == pytest.approx(angle, abs=6e-5)
-    assert theory.best_known(*size).status == "tabulated"
+    assert known_margins.best_known(*size).status == "tabulated"
 
 
-@pytest.mark.parametrize("size", sorted(theory.TABLE))
+@pytest.mark.parametrize("size", sorted(known_margins.TABLE))
 def test_table_matches_the_explicit_codes(size):
     code = codes.sharp_code(*size) if size[0] < 1000 else None
     if size in ((11, 3), (14, 5), (15, 5)):
-        code = (codes.icosahedron() if size[1] == 3 else codes.half_cube())[: size[0]]
+        code = (frames.icosahedron() if size[1] == 3 else codes.half_cube())[: size[0]]
     if code is None:
         pytest.skip("found by optimisation")
     found = margins.hull_projections(code, classes=range(0, size[0], 1 + size[0] // 40))
-    assert float(found.distance.min()) == pytest.approx(theory.known_margin(*size), abs=1e-12)
+    assert float(found.distance.min()) == pytest.approx(
+        known_margins.known_margin(*size), abs=1e-12
+    )
 
 
 def test_closed_forms_agree_with_explicit_codes():
-    simplices = [codes.simplex(2), codes.simplex(6), codes.simplex(4, 9)]
-    polytopes = [codes.cross_polytope(5), codes.cross_polytope(5, 8)]
-    for code in (*simplices, *polytopes, codes.polygon(3), codes.polygon(11)):
-        assert theory.known_margin(*code.shape) == pytest.approx(
+    simplices = [frames.simplex_etf(2), frames.simplex_etf(6), frames.simplex_etf(4, 9)]
+    polytopes = [frames.cross_polytope(5), frames.cross_polytope(5, 8)]
+    for code in (*simplices, *polytopes, frames.polygon(3), frames.polygon(11)):
+        assert known_margins.known_margin(*code.shape) == pytest.approx(
             margins.margin(code).value, abs=1e-9
         )
-        assert theory.best_known(*code.shape).status == "proven"
+        assert known_margins.best_known(*code.shape).status == "proven"
 
 
 def test_unknown_and_degenerate_sizes():
-    assert theory.known_margin(2, 1) == 2.0
-    assert theory.known_margin(3, 1) == 0.0
-    assert theory.known_margin(100, 10) is None
-    assert theory.known_margin(10_000, 512) is None
-    assert theory.best_known(10_000, 512) == theory.KnownMargin(1 - 31 / 511, "lower bound")
-    assert theory.best_known(100, 10).value >= 0.66547
-    assert theory.best_known(37, 6) is None
-    assert theory.known_margin(np.int64(7), np.int64(3)) == theory.known_margin(7, 3)
+    assert known_margins.known_margin(2, 1) == 2.0
+    assert known_margins.known_margin(3, 1) == 0.0
+    assert known_margins.known_margin(100, 10) is None
+    assert known_margins.known_margin(10_000, 512) is None
+    assert known_margins.best_known(10_000, 512) == known_margins.KnownMargin(
+        1 - 31 / 511, "lower bound"
+    )
+    assert known_margins.best_known(100, 10).value >= 0.66547
+    assert known_margins.best_known(37, 6) is None
+    assert known_margins.known_margin(np.int64(7), np.int64(3)) == known_margins.known_margin(7, 3)
 
 
 def test_known_margins_fall_with_the_number_of_classes_and_grow_with_dimension():
     for d in (2, 3, 4, 5, 6):
-        known = [theory.known_margin(K, d) for K in range(2, 30)]
+        known = [known_margins.known_margin(K, d) for K in range(2, 30)]
         known = [value for value in known if value is not None]
         assert all(a >= b - 1e-12 for a, b in zip(known, known[1:], strict=False))
     for K in range(5, 25):
-        known = [theory.known_margin(K, d) for d in range(2, 8)]
+        known = [known_margins.known_margin(K, d) for d in range(2, 8)]
         known = [value for value in known if value is not None]
         assert all(a <= b + 1e-12 for a, b in zip(known, known[1:], strict=False))
 
@@ -107,29 +111,19 @@ def test_bounds_hold_and_published_values():
     assert theory.upper_bound(100, 10) == pytest.approx(1.505, abs=5e-4)
     assert math.isfinite(theory.upper_bound(10_000, 512))  # no overflow of the Gamma function
     for K, d in [
-        *theory.TABLE,
+        *known_margins.TABLE,
         *((K, 2) for K in range(4, 60)),
         *((2 * d, d) for d in range(3, 9)),
     ]:
         if theory.bound_threshold(d) <= K:
             low, high = theory.lower_bound(K, d), theory.upper_bound(K, d)
-            assert low <= theory.known_margin(K, d) <= high
+            assert low <= known_margins.known_margin(K, d) <= high
     assert theory.bound_threshold(10) == pytest.approx(
         math.sqrt(2 * math.pi * math.sqrt(math.e * 10))
     )
     # the true scaling on the circle is that of the lower bound
-    ratio = [theory.known_margin(K, 2) / theory.lower_bound(K, 2) for K in (100, 1000)]
+    ratio = [known_margins.known_margin(K, 2) / theory.lower_bound(K, 2) for K in (100, 1000)]
     assert ratio[0] == pytest.approx(ratio[1], rel=1e-3)
-
-
-def test_margin_range():
-    assert theory.margin_range(7, 8) == (7 / 6, 7 / 6)
-    low, high = theory.margin_range(100, 10)
-    assert 0.66 < low < high == 1.0
-    low, high = theory.margin_range(37, 6)
-    assert low == theory.lower_bound(37, 6) and high == 1
-    low, high = theory.margin_range(10**6, 3)
-    assert high == theory.upper_bound(10**6, 3) < 1
 
 
 @settings(max_examples=30, deadline=None)
@@ -137,26 +131,10 @@ def test_margin_range():
 def test_bounds_for_any_classifier(K, d, seed):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(K, d, generator=generator, dtype=torch.float64)
-    rho, cosine = margins.margin(weight).value, margins.max_cosine(weight)
-    low, high = theory.angle_to_margin_range(cosine)
-    assert low - 1e-9 <= rho <= high + 1e-9
-    best = theory.known_margin(K, d)
+    rho, c = margins.margin(weight).value, margins.max_cosine(weight)
+    assert 1 - c - 1e-9 <= rho <= math.sqrt(2 - 2 * c) + 1e-9
+    best = known_margins.known_margin(K, d)
     assert best is None or rho <= best + 1e-9
-    W = margins.unit_rows("weight", weight)
-    gram = W @ W.T
-    off = gram[~torch.eye(K, dtype=torch.bool)]
-    assert float(off.square().mean().sqrt()) >= theory.welch_bound(K, d) - 1e-12
-
-
-def test_welch_bound_is_reached_by_tight_frames():
-    for code in (codes.icosahedron(), codes.cross_polytope(4), codes.e8_roots()):
-        gram = code @ code.T
-        off = gram[~torch.eye(len(code), dtype=torch.bool)]
-        assert float(off.square().mean().sqrt()) == pytest.approx(
-            theory.welch_bound(*code.shape), abs=1e-12
-        )
-        assert float(off.mean()) == pytest.approx(-1 / (len(code) - 1), abs=1e-12)  # the trap
-    assert theory.welch_bound(3, 5) == 0
 
 
 def direct_ce(weight, features, labels, temperature):
@@ -168,31 +146,12 @@ def direct_ce(weight, features, labels, temperature):
     return float(np.mean(losses))
 
 
-def test_log_ce():
-    generator = torch.Generator().manual_seed(0)
-    W, H = (
-        margins.unit_rows("x", torch.randn(n, 3, generator=generator, dtype=torch.float64))
-        for n in (5, 15)
-    )
-    labels = (torch.arange(15) * 2) % 5
-    for T in (3.0, 0.5, 0.07):
-        expected = math.log(direct_ce(W, H, labels.tolist(), T))
-        assert theory.log_ce(3 * W, H, T, labels) == pytest.approx(expected, abs=1e-12)
-    code = codes.cross_polytope(3)
-    assert 1e-3 * theory.log_ce(code, code, 1e-3) == pytest.approx(
-        -1 + 1e-3 * math.log(4), abs=1e-9
-    )
-    assert theory.log_ce(code, code, 0.03) == pytest.approx(
-        math.log(direct_ce(code, code, range(6), 0.03)), abs=1e-9
-    )
-
-
 @pytest.mark.parametrize("temperature", [2.0, 0.3, 0.05])
 def test_sandwich_around_the_global_minimum(temperature):
     """Simplices and cross-polytopes are global minima, so CE_min is known exactly."""
-    for code in (codes.simplex(5), codes.cross_polytope(3), codes.polygon(7)):
+    for code in (frames.simplex_etf(5), frames.cross_polytope(3), frames.polygon(7)):
         K, d = code.shape
-        rho = theory.known_margin(K, d)
+        rho = known_margins.known_margin(K, d)
         low, high = theory.log_ce_range(K, K, rho, temperature)
         energy = direct_ce(code, code, range(K), temperature)
         assert low <= math.log(energy) <= high + 1e-12
@@ -215,65 +174,139 @@ def test_sandwich_evaluated_directly():
     )
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(1, 5), st.integers(2, 6), st.integers(0, 10**6))
-def test_radon_point_proves_the_orthoplex_bound(d, extra, seed):
-    generator = torch.Generator().manual_seed(seed)
-    weight = margins.unit_rows(
-        "weight", torch.randn(d + extra, d, generator=generator, dtype=torch.float64)
+@pytest.mark.parametrize("temperature", [2.0, 0.3, 0.1])
+def test_model_is_the_log_of_the_cross_entropy_of_cosines(temperature):
+    generator = torch.Generator().manual_seed(0)
+    W, H = (
+        margins.unit_rows("x", torch.randn(n, 3, generator=generator, dtype=torch.float64))
+        for n in (5, 15)
     )
-    part, other, point = theory.radon_point(weight)
-    assert not set(part) & set(other) and part and other
-    for side in (part, other):  # the point lies in the hull of each part
-        system = np.vstack([weight[side].T.numpy(), np.ones(len(side))])
-        share = np.linalg.lstsq(system, np.append(point.numpy(), 1.0), rcond=None)[0]
-        if len(side) <= d + 1:
-            np.testing.assert_allclose(system @ share, np.append(point, 1.0), atol=1e-6)
-    height = (weight[part] @ point).max()
-    assert float(height) >= float(point @ point) - 1e-9
-    assert margins.margin(weight).lower <= math.sqrt(max(0, 1 - float(point @ point))) + 1e-9
+    problem = theory.model(5, 3, temperature, samples=3)
+    labels = torch.arange(5).repeat_interleave(3).tolist()
+    expected = math.log(direct_ce(W, H, labels, temperature))
+    assert float(problem(weight=3 * W, features=H / 2)) == pytest.approx(expected, abs=1e-12)
 
 
-def test_orthogonal_groups():
-    code = codes.orthogonal_simplices([3, 2, 4])[[3, 0, 5, 1, 6, 2, 7, 4, 8]]
-    assert sorted(map(len, theory.orthogonal_groups(code))) == [2, 3, 4]
-    assert theory.orthogonal_groups(codes.icosahedron()) == [list(range(12))]
+def test_model_and_gradient_do_not_underflow():
+    code = frames.cross_polytope(3)
+    T = 1e-4
+    assert T * theory.log_energy(code, T) == pytest.approx(-1 + T * math.log(4), abs=1e-12)
+    tilted = code + 0.01 * torch.randn(6, 3, dtype=torch.float64)
+    gradient = theory.model(6, 3, T).gradient({"features": code, "weight": tilted})["weight"]
+    assert bool(torch.isfinite(gradient).all()) and T * float(gradient.abs().max()) > 1e-3
 
 
-def test_cmf_saving():
-    assert theory.cmf_saving(16_550_000, 10_000, 512) == pytest.approx(0.309, abs=5e-4)
-    assert theory.cmf_saving(10, 2, 5) == 1.0
+CLOSED = {
+    "simplex": (frames.simplex_etf(5), lambda T: 4 * math.exp(-5 / (4 * T))),
+    "cross-polytope": (frames.cross_polytope(4), lambda T: 6 * math.exp(-1 / T) + math.exp(-2 / T)),
+    "square": (frames.polygon(4), lambda T: 2 * math.exp(-1 / T) + math.exp(-2 / T)),
+}
 
 
-def test_solve_returns_unit_rows_of_the_right_size():
-    for K, d in ((3, 7), (6, 2), (8, 5), (12, 3), (9, 3)):
-        code = theory.solve(K, d, starts=8)
-        assert code.shape == (K, d) and code.dtype == torch.float64
-        np.testing.assert_allclose(code.norm(dim=1), 1, atol=1e-14)
-        assert margins.margin(code).value == pytest.approx(theory.known_margin(K, d), abs=1e-9)
+@pytest.mark.parametrize("temperature", [3.0, 1.0, 0.1])
+@pytest.mark.parametrize("name", CLOSED)
+def test_energies_of_symmetric_codes(name, temperature):
+    code, rivals = CLOSED[name]
+    expected = math.log(math.log1p(rivals(temperature)))
+    assert theory.log_energy(code, temperature) == pytest.approx(expected, abs=1e-12)
+
+
+def test_splits():
+    assert theory.splits(6, 4) == [(2, 4), (3, 3)]
+    assert theory.splits(8, 6) == [(2, 6), (3, 5), (4, 4)]
+    assert theory.splits(6, 3) == [(2, 2, 2)]
+    assert theory.splits(5, 4) == [(5,)]
+    assert theory.splits(7, 3) == [] and theory.splits(3, 3) == []
+    for K, d in ((9, 6), (12, 7)):
+        for sizes in theory.splits(K, d):
+            assert sum(sizes) == K and sum(m - 1 for m in sizes) == d
+
+
+@pytest.mark.parametrize(("d", "expected"), [(4, 0.507598), (5, 0.490832), (6, 0.475676)])
+def test_exchange_of_segment_and_balanced_simplices(d, expected):
+    temperature = theory.segment_phase(d)[1]
+    assert temperature == pytest.approx(expected, abs=5e-7)
+    half = (d + 2) // 2
+    cold = codes.orthogonal_simplices([2, d])
+    hot = codes.orthogonal_simplices([half, d + 2 - half])
+    energy = lambda code, T: direct_ce(code, code, range(len(code)), T)
+    for factor, sign in ((1.01, 1), (0.99, -1)):
+        T = factor * temperature
+        assert (energy(cold, T) - energy(hot, T)) * sign > 0
+
+
+def test_tilt_by_brute_force():
+    low, high = theory.segment_phase(3)
+    assert low == pytest.approx(0.145242, abs=5e-7) and high == math.inf
+    tilts = np.linspace(0, 0.5, 2001)
+    for T in (0.05, 0.12):
+        made = (codes.tilted_cross_polytope(1, tilt) for tilt in tilts)
+        brute = tilts[np.argmin([direct_ce(code, code, range(5), T) for code in made])]
+        assert -float(theory.best_tilt(1, T)[0, 2]) == pytest.approx(brute, abs=5e-4)
+
+
+def test_no_exchange_gives_none():
+    pair = codes.orthogonal_simplices([2, 4]), codes.orthogonal_simplices([3, 3])
+    assert theory.exchange_temperature(*pair, 0.6, 1.0) is None
+
+
+def test_curvature_of_the_bipyramid_against_finite_differences():
+    """Below its range a move of the poles' ring lowers the energy; inside no small move does."""
+    code = codes.pentagonal_bipyramid()
+    assert theory.lowest_curvature(code, 0.18) < -1e-2 < 1e-3 < theory.lowest_curvature(code, 0.4)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        moved = code + 1e-3 * torch.randn(7, 3, generator=generator, dtype=torch.float64)
+        moved = torch.nn.functional.normalize(moved, dim=1)
+        assert theory.log_energy(moved, 0.4) >= theory.log_energy(code, 0.4)
+
+
+@pytest.mark.parametrize("size", [(7, 3), (8, 3), (12, 3), (10, 4)])
+def test_approach_rate_predicts_the_finite_temperature_minima(size):
+    """The max-entropy multipliers against the minimiser itself, extrapolated to T = 0."""
+    code = search.solve(*size, starts=16)
+    rho = known_margins.known_margin(*size)
+    rates = []
+    for T in (0.004, 0.002):
+        found = experiments.minimum(*size, T, start=code)
+        rates.append([(rho - found["hard_margin"]) / T, (T * found["log_ce"] + rho) / T])
+    limit = 2 * np.array(rates[1]) - np.array(rates[0])
+    np.testing.assert_allclose(theory.approach_rate(code), limit, atol=2e-4)
+
+
+def test_approach_rate_of_symmetric_codes():
+    """All active pairs alike: entropy log(#active), so both rates are closed forms."""
+    for code, neighbours in (
+        (frames.icosahedron(), 5),
+        (codes.half_cube(), 10),
+        (frames.polygon(9), 2),
+    ):
+        margin_rate, value_rate = theory.approach_rate(code)
+        assert margin_rate == pytest.approx(0, abs=1e-9)
+        assert value_rate == pytest.approx(math.log(neighbours), abs=1e-9)
 
 
 def test_bad_input():
     for K, d in ((1, 3), (0, 3), (5, 0), (5.0, 3), (True, 3), ("7", 3)):
-        for call in (theory.known_margin, theory.best_known, theory.lower_bound, theory.solve):
+        for call in (
+            known_margins.known_margin,
+            known_margins.best_known,
+            theory.lower_bound,
+            search.solve,
+        ):
             with pytest.raises(checks.InputError):
                 call(K, d)
     for call in (theory.lower_bound, theory.upper_bound):
         with pytest.raises(checks.InputError, match="d >= 2"):
             call(5, 1)
     with pytest.raises(checks.InputError, match="line"):
-        theory.solve(3, 1)
-    with pytest.raises(checks.InputError, match="temperature"):
-        theory.log_ce_range(3, 3, 1.5, 0)
+        search.solve(3, 1)
+    for temperature in (0, -1, float("inf"), "1"):
+        with pytest.raises(checks.InputError, match="temperature"):
+            theory.model(3, 3, temperature)
     with pytest.raises(checks.InputError, match="samples"):
         theory.log_ce_range(3, 2, 1.5, 1.0)
-    with pytest.raises(checks.InputError, match="cosine"):
-        theory.angle_to_margin_range(1.5)
-    with pytest.raises(checks.InputError, match="K >= d"):
-        theory.radon_point(codes.simplex(4))
     with pytest.raises(checks.InputError, match="seed"):
-        theory.solve(7, 3, seed=-1)
+        search.solve(7, 3, seed=-1)
     with pytest.raises(checks.InputError, match="starts"):
-        theory.solve(7, 3, starts=0)
-    with pytest.raises(checks.InputError, match="parameters"):
-        theory.cmf_saving(5, 2, 5)
+        search.solve(7, 3, starts=0)

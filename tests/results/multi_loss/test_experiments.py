@@ -1,169 +1,253 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from scipy.stats import f_oneway
 
-from nclib import frames, losses
+from nclib import frames, losses, table
+from nclib.deep import data, train
 from nclib.metrics import nc_metrics
-from nclib.results.multi_loss import experiments as ufm
+from nclib.results.multi_loss import experiments as study
 from nclib.results.multi_loss import theory
-from nclib.ufm import solve as solver
+from nclib.ufm import landscape, solve
+
+CE, LS, FL, MSE = (losses.get(name) for name in ("ce", "ls", "fl", "mse"))
+BASE = {"K": 4, "n": 3, "d": 6, "lambda_w": 0.01, "lambda_h": 0.004, "lambda_b": 0.0}
+RESCALED = losses.get("mse", tau=0.4, scale=2.0, kappa=5.0)
+CASES = [
+    (CE, {}),
+    (LS, {"d": 3}),
+    (FL, {"lambda_b": 0.05}),
+    (losses.get("fl", gamma=0.5), {"K": 3, "d": 2}),
+    (MSE, {}),
+    (MSE, {"lambda_b": 0.05}),
+    (MSE, {"lambda_b": None}),
+    (MSE, {"lambda_b": None, "d": 3}),
+    (RESCALED, {"lambda_b": 0.3}),
+    (RESCALED, {"lambda_b": None}),
+    (CE, {"K": 2, "n": 1, "d": 1, "lambda_b": None}),
+    (CE, {"lambda_w": 0.3, "lambda_h": 0.3}),  # beyond the threshold: zero
+]
+NAMES = [f"{loss} {changes}" for loss, changes in CASES]
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def problem(name="ce", *, K=4, n=3, d=6, w=0.01, h=0.004, b=0.0, **params):
-    return ufm.Problem(losses.get(name, **params), K, n, d, w, h, b)
+# The unconstrained-features model -----------------------------------------------------------------
 
 
-CASES = [
-    problem(),
-    problem("ls", alpha=0.1, d=3),
-    problem("fl", gamma=3.0, b=0.05),
-    problem("fl", gamma=0.5, K=3, d=2),
-    problem("mse"),
-    problem("mse", b=0.05),
-    problem("mse", b=None),
-    problem("mse", b=None, d=3),
-    problem("mse", tau=0.4, scale=2.0, kappa=5.0, b=0.3),
-    problem("mse", tau=0.4, scale=2.0, kappa=5.0, b=None),
-    problem("ce", K=2, n=1, d=1, b=None),
-    problem("ce", w=0.3, h=0.3),  # beyond the threshold: zero
-]
+@pytest.mark.parametrize(("loss", "changes"), CASES, ids=NAMES)
+def test_optimiser_reaches_the_closed_form_and_never_goes_below(loss, changes):
+    setting = BASE | changes
+    exact, ufm = theory.optimum(loss, **setting), study.problem(loss, **setting)
+    found = solve.best(ufm, 4, refine=True)
+    assert found.value == pytest.approx(exact.value, abs=1e-13)
+    assert float(found.point["weight"].norm()) == pytest.approx(exact.weight_norm, abs=1e-6)
+    assert float(found.point["features"].norm()) == pytest.approx(exact.feature_norm, abs=1e-6)
+    if np.isnan(exact.mean_component):
+        return  # d = K-1 without bias: any subspace is as good
+    want = exact.margin * frames.centring(setting["K"])
+    np.testing.assert_allclose(study.class_logits(ufm, found.point), want, atol=1e-6)
+    if isinstance(loss, losses.MeanSquaredError):
+        mean = ufm.logits(found.point).mean(1)
+        np.testing.assert_allclose(mean, exact.bias + exact.mean_component, atol=1e-6)
+        if "bias" in found.point:
+            np.testing.assert_allclose(found.point["bias"], exact.bias, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda p: f"{p.loss}-K{p.K}-d{p.d}-b{p.lambda_b}")
-def test_the_stacked_objective_is_the_objective_of_each(case):
-    starts = [case.start(generator(seed), 1.0) for seed in range(3)]
-    stacked = {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
-    want = torch.stack([case(**start) for start in starts])
-    torch.testing.assert_close(case.many(**stacked), want)
+def test_the_row_against_the_closed_form_sees_a_wrong_one(monkeypatch):
+    right = study.against_closed_form(FL, BASE)
+    assert max(map(abs, right.values())) < 1e-6
+    wrong = theory.optimum(FL, **BASE | {"lambda_w": 0.02})
+    monkeypatch.setattr(theory, "optimum", lambda *_, **__: wrong)
+    off = study.against_closed_form(FL, BASE)
+    assert all(abs(off[name]) > 1e-2 for name in ("value_gap", "logit_error", "norm_error"))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda p: f"{p.loss}-K{p.K}-d{p.d}-b{p.lambda_b}")
-def test_optimiser_reaches_the_closed_form_and_never_goes_below(case):
-    best = case.optimum()
-    found = [ufm.solve(case, generator=generator(s), scale=0.5) for s in range(3)]
-    values = [f.value for f in found]
-    assert min(values) == pytest.approx(best.value, abs=1e-11)
-    at = found[int(np.argmin(values))].variables
-    assert float(at["weight"].norm()) == pytest.approx(best.weight_norm, abs=2e-5)
-    assert float(at["features"].norm()) == pytest.approx(best.feature_norm, abs=2e-5)
-    logits = case.logits(**at)
-    centred = logits - logits.mean(1, keepdim=True)
-    if case.lambda_b is not None or case.d >= case.K:
-        want = best.margin * frames.centring(case.K)[case.labels]
-        np.testing.assert_allclose(centred, want, atol=1e-5)
-    if not np.isnan(best.mean_component) and isinstance(case.loss, losses.MeanSquaredError):
-        np.testing.assert_allclose(logits.mean(1), best.mean_logit, atol=1e-5)
-        if "bias" in at:
-            np.testing.assert_allclose(at["bias"], best.bias, atol=1e-5)
-
-
-@pytest.mark.parametrize("case", CASES[:7] + CASES[8:10], ids=lambda p: str(p.loss))
-def test_the_explicit_minimiser_is_critical_optimal_and_collapsed(case):
-    point = ufm.optimal_point(case, generator=generator())
-    assert float(case(**point)) == pytest.approx(case.optimum().value, abs=1e-13)
-    for part in solver.gradient(case, point).values():
+@pytest.mark.parametrize(("loss", "changes"), CASES[:7] + CASES[8:10])
+def test_the_explicit_minimiser_is_critical_optimal_and_collapsed(loss, changes):
+    setting = BASE | changes
+    ufm = study.problem(loss, **setting)
+    point = study.optimal_point(loss, generator=generator(), **setting)
+    assert float(ufm.value(point)) == pytest.approx(
+        theory.optimum(loss, **setting).value, abs=1e-13
+    )
+    for part in solve.gradient(ufm, point).values():
         assert part.abs().max() < 1e-14
-    assert ufm.certificate(case, point) == pytest.approx(0, abs=1e-13)
-    got = nc_metrics(point["features"], case.labels, point["weight"], point.get("bias"))
+    labels = torch.arange(setting["K"]).repeat_interleave(setting["n"])
+    got = nc_metrics(point["features"], labels, point["weight"], point.get("bias"))
     assert got["nc1"] < 1e-20
     assert got["nc2_centered"] < 1e-7
     assert got["nc3_centered"] < 1e-7
 
 
 @pytest.mark.parametrize(
-    ("case", "mean"),
-    [
-        (problem(b=0.01), False),
-        (problem(b=0.0), False),
-        (problem("ls", alpha=0.1, K=3, n=2, d=2), False),
-        (problem("fl", gamma=2.0, b=0.02), False),
-        (problem("mse", d=5), False),
-        (problem("mse", d=5, b=None), True),
-    ],
+    ("loss", "changes"), [*CASES[:4], *CASES[4:7], (CE, {"lambda_b": 0.01}), (MSE, {"d": 3})]
 )
-def test_the_minimum_is_nondegenerate_up_to_symmetry(case, mean):
-    eigenvalues = solver.hessian_eigenvalues(case, ufm.optimal_point(case, generator=generator()))
-    shift = case.lambda_b == 0 and not isinstance(case.loss, losses.MeanSquaredError)
-    want = theory.hessian_nullity(case.K, case.d, mean_component=mean, free_shift=shift)
-    assert int((eigenvalues.abs() < 1e-7).sum()) == want
-    assert float(eigenvalues[0]) > -1e-12
+def test_the_minimum_is_nondegenerate_up_to_symmetry(loss, changes):
+    setting = BASE | changes
+    assert (row := study.zero_modes(loss, **setting))["found"] == row["known"]
+    point = study.optimal_point(loss, **setting)
+    assert float(landscape.spectrum(study.problem(loss, **setting), point)[0]) > -1e-12
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
-@pytest.mark.parametrize("case", [problem(), problem("fl", gamma=3.0), problem("mse", b=0.1)])
-def test_saddles_have_the_predicted_negative_curvature(case, rank):
-    point = ufm.saddle(case, rank, generator=generator(rank)).variables
-    assert max(float(g.abs().max()) for g in solver.gradient(case, point).values()) < 1e-7
-    direction, predicted = ufm.negative_curvature(case, point)
-    assert predicted < -1e-3
-    assert solver.curvature(case, point, direction) == pytest.approx(predicted, rel=1e-6)
-    # an oracle that shares no code with autograd's second derivative
-    step = 1e-3
-    moved = [{k: v + t * direction[k] for k, v in point.items()} for t in (step, 0.0, -step)]
-    up, here, down = (float(case(**m)) for m in moved)
-    assert (up - 2 * here + down) / step**2 == pytest.approx(predicted, rel=1e-3)
-    assert ufm.certificate(case, point) == pytest.approx(-predicted / 2, rel=1e-9)
-    assert float(case(**point)) > case.optimum().value + 1e-4
-
-
-@pytest.mark.parametrize(
-    ("name", "params"), [("ce", {}), ("ls", {"alpha": 0.2}), ("fl", {"gamma": 3.0}), ("mse", {})]
-)
-@pytest.mark.parametrize("n", [1, 5])
-def test_gradient_norm_at_zero(name, params, n):
-    case = problem(name, n=n, K=5, **params)
-    point = ufm.saddle(case, 0, generator=generator()).variables
-    gradient = ufm.data_gradient(case, point)
-    want = theory.gradient_norm_at_zero(name, K=5, n=n, **params)
-    assert float(torch.linalg.matrix_norm(gradient, 2)) == pytest.approx(want, rel=1e-9)
+@pytest.mark.parametrize("loss", [CE, FL, MSE])
+def test_saddles_have_the_predicted_negative_curvature(loss, rank):
+    setting = BASE | {"lambda_b": 0.1}
+    row = study.saddle(loss, rank, **setting)
+    assert row["predicted"] < -1e-3
+    assert row["measured"] == pytest.approx(row["predicted"], rel=1e-6)
+    assert row["certificate"] == pytest.approx(-row["predicted"] / 2, rel=1e-9)
+    assert row["height"] > 1e-4
+    # An oracle without autograd: the value falls as the parabola does, up to the fourth order.
+    way = study.way_down(rank, loss=loss, **setting).set_index("t")["value"]
+    one, two = (way[way.index[30 + i]] + way[way.index[30 - i]] for i in (1, 2))
+    second = (16 * one - two) / 12 / way.index[31] ** 2
+    assert second == pytest.approx(row["predicted"], rel=1e-4)
 
 
 def test_focal_loss_has_a_spurious_minimum_between_its_thresholds():
     K, n = 30, 2
-    local, glob, _ = theory.focal_thresholds(K, 3.0)
-    c = 1.006 * local
-    assert c < glob
-    lam = c / n**0.5
-    case = ufm.Problem(losses.get("fl", gamma=3.0), K, n, 32, lam, lam, 0.01)
-    zero = ufm.saddle(case, 0, generator=generator()).variables
-    assert float(case(**zero)) - case.optimum().value == pytest.approx(7.16e-3, abs=1e-5)
-    # smallest eigenvalue of the Hessian at zero: lambda - |psi(1/K)|/(K sqrt n)
-    assert -ufm.negative_curvature(case, zero)[1] / 2 < 0
-    returned = solver.minimize(
-        case, {k: v + 1e-4 * torch.randn(v.shape, generator=generator()) for k, v in zero.items()}
-    )
-    assert returned.value == pytest.approx(float(case(**zero)), abs=1e-9)
+    local, globally, _ = theory.focal_thresholds(K, 3.0)
+    assert 1.006 * local < globally
+    lam = 1.006 * local / n**0.5
+    setting = {"K": K, "n": n, "d": 32, "lambda_w": lam, "lambda_h": lam, "lambda_b": 0.01}
+    ufm, zero = study.problem(FL, **setting), theory.value_at_zero(FL, K=K)
+    height = zero - theory.optimum(FL, **setting).value
+    assert height == pytest.approx(7.16e-3, abs=1e-5)
+    # From nearby the optimiser returns to zero; below c_loc it does not.
+    near = solve.best(ufm, 1, scale=1e-4)
+    assert near.value == pytest.approx(zero, abs=1e-9)
+    lam = 0.9 * local / n**0.5
+    below = study.problem(FL, **setting | {"lambda_w": lam, "lambda_h": lam})
+    assert solve.best(below, 1, scale=1e-4).value < zero - 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_window_of_spurious_minima_is_seen_at_any_seed(seed):
+    window = table.over(study.focal_window, ratio=[0.99, 1.006], seed=seed).set_index("ratio")
+    assert window.loc[0.99, "fraction"] == 1
+    assert 0 < window.loc[1.006, "fraction"] < 1
+    assert window.loc[1.006, "highest_gap"] > 1e-3
 
 
 def test_contrastive_property():
-    for name, params in (("ce", {}), ("ls", {"alpha": 0.1}), ("fl", {"gamma": 3.0})):
-        loss = losses.get(name, **params)
-        lower, shift = ufm.contrastive_violation(loss, 6)
-        assert lower < 1e-12
-        assert shift < 1e-9
-    assert ufm.contrastive_violation(losses.get("mse"), 6)[1] > 1
+    for loss in (CE, LS, FL):
+        found = study.contrastive_violation(loss, K=6)
+        assert found["lower"] < 1e-12
+        assert found["shift"] < 1e-9
+    assert study.contrastive_violation(MSE, K=6)["shift"] > 1
+
+    class Concave:  # a loss that prefers unequal wrong logits
+        def per_sample(self, logits, labels):
+            return -CE.per_sample(-logits, labels)
+
+    assert study.contrastive_violation(Concave(), K=6)["lower"] > 1
 
 
-def test_newton_polish_brings_the_variables_to_machine_precision():
-    case = problem(b=0.01)
-    found = ufm.solve(case, generator=generator(), newton=3)
-    assert found.gradient_norm < 1e-15
+def test_thresholds_and_equivalents_are_what_the_optimiser_finds():
+    near = {"loss": {"ce": CE, "fl": FL, "mse": MSE}, "factor": [0.98, 1.02], "K": 4, "d": 6}
+    gain = table.over(study.gain_near_threshold, **near)
+    assert (gain.query("factor < 1")["value"] > 1e-6).all()
+    assert (gain.query("factor > 1")["value"].abs() < 1e-9).all()
+    setting = {"K": 4, "n": 3, "d": 6, "lambda_w": 0.01, "lambda_h": 0.004}
+    assert abs(study.smoothing_gap(0.1, **setting)) < 1e-12
+    plain = theory.optimum("ce", **setting).value
+    assert theory.optimum("ls", alpha=0.1, **setting).value - plain > 0.1  # the shift is needed
+
+
+def test_the_focal_hessian_changes_sign_at_the_threshold(monkeypatch):
+    assert study.focal_convexity_mismatches(samples=60) == 0
+    monkeypatch.setattr(theory, "focal_convexity_threshold", lambda _: 0.21)  # the paper's
+    assert study.focal_convexity_mismatches(samples=60) > 0
+
+
+def test_the_geometry_of_the_mse_follows_the_bias_penalty():
+    setting = {name: BASE[name] for name in ("K", "n", "d", "lambda_w", "lambda_h")}
+    penalties = [0.01, 0.2, np.inf]
+    found = table.over(study.bias_geometry, lambda_b=penalties, **setting)
+    known = table.over(study.known_bias_geometry, lambda_b=penalties, **setting)
+    assert (found[known.columns] - known).abs().max().max() < 1e-6
+    assert (found["nc2_centered"] < 1e-6).all()
+    assert found["nc2"].tolist() == pytest.approx(
+        [0, found["nc2"][1], (2 - 3**0.5) ** 0.5], abs=1e-6
+    )
+    assert 0.1 < found["nc2"][1] < 0.5
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("changes", "message"),
     [
-        (lambda: problem(d=0), "d must be at least 1"),
-        (lambda: problem(w=0.0), "lambda_w must be greater than 0"),
-        (lambda: problem(b=-0.1), "lambda_b must be at least 0"),
-        (lambda: ufm.saddle(problem(), 3, generator=generator()), r"rank must be in 0\.\.2, got 3"),
-        (lambda: problem(d=2).optimum(), "no closed form for d=2"),
+        ({"d": 0}, "d must be at least 1"),
+        ({"lambda_w": 0.0}, "lambda_w must be greater than 0"),
+        ({"d": 2}, "no closed form for d=2"),
     ],
 )
-def test_bad_input_is_named(call, message):
+def test_bad_input_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        call()
+        study.against_closed_form(CE, BASE | changes)
+
+
+# Networks -----------------------------------------------------------------------------------------
+
+
+def runs():
+    accuracies = {
+        ("ce", 0): 90.0, ("ce", 1): 92.0, ("ls", 0): 91.0,
+        ("ls", 1): 93.0, ("mse", 0): 80.0, ("mse", 1): 86.0,
+    }  # fmt: skip
+    return pd.DataFrame(
+        {"loss": loss, "seed": seed, "width": 4, "epochs": 10, "test_accuracy": value}
+        for (loss, seed), value in accuracies.items()
+    )
+
+
+def test_equivalence_by_hand():
+    one = study.equivalences(runs()).iloc[0]
+    assert one["variance"] == pytest.approx(np.var([90, 92, 91, 93, 80, 86]))
+    assert one["largest_gap"] == pytest.approx(91 - 83)
+    want = f_oneway([90, 92], [91, 93], [80, 86]).statistic
+    assert one["f_statistic"] == pytest.approx(want)
+
+
+def test_gaps_by_hand():
+    gaps = study.accuracy_gaps(runs()).set_index("loss")["gap"]
+    assert gaps.to_dict() == pytest.approx({"ce": 0.0, "ls": 1.0, "mse": 8.0})
+
+
+@pytest.fixture(scope="module")
+def trained():
+    train_data, test_data = data.load("digits", train_per_class=20)
+    recipe = train.Recipe(epochs=0, lr=0.1, batch_size=50, schedule="steps", weight_decay=5e-3)
+    named = {"ce": CE, "mse": losses.get("mse", tau=None, scale=15.0)}
+    return study.train_nets(
+        named, train_data, test_data, recipe, architecture="mlp", widths=[4, 16],
+        epochs=[2, 8], seeds=[0, 1], validation=0.1,
+    )  # fmt: skip
+
+
+def test_there_is_one_row_per_net_and_a_curve_of_the_widest_longest(trained):
+    assert len(trained.table) == len(trained.nets) == 2 * 2 * 2 * 2
+    assert not trained.table[["nc1", "test_accuracy", "agreement"]].isna().any().any()
+    assert (trained.table.query("loss == 'ce'")["agreement"] == 0).all()
+    assert (trained.table.query("loss == 'mse'")["agreement"] > 0).all()
+    assert set(trained.curves["width"]) == {16}
+    assert set(trained.curves["epochs"]) == {8}
+    assert trained.curves.groupby(["loss", "seed"])["epoch"].max().eq(8).all()
+
+
+def test_the_accuracy_kept_is_that_of_the_best_validation_epoch(trained):
+    row = trained.table.query("loss == 'ce' and width == 16 and epochs == 8 and seed == 0").iloc[0]
+    curve = trained.curves.query("loss == 'ce' and seed == 0")
+    best = curve.loc[curve["validation_accuracy"].idxmax()]  # the first of the best
+    assert row["test_accuracy"] == best["test_accuracy"]
+
+
+def test_unknown_architectures_are_named():
+    train_data, _ = data.load("digits", train_per_class=5)
+    with pytest.raises(ValueError, match="architecture must be one of mlp, cnn"):
+        study.builder("transformer", 4, train_data)

@@ -1,0 +1,136 @@
+"""From a row of a claim table to the cells that check and compute it, and the functions called."""
+
+import ast
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from nclib import paths
+
+SKIPPED = ("nclib.notebook", "nclib.claims", "nclib.losses")  # what every cell calls
+
+
+@dataclass(frozen=True)
+class Place:
+    """A cell that checks a row, by its execution count, and what its numbers come from.
+
+    ``computed``: the cells that compute them, the nearest first; ``calls``: the functions of nclib
+    that these call, by full name.
+    """
+
+    cell: int
+    computed: list
+    calls: list
+
+
+@cache
+def _statements(path, changed):
+    """(cell, statement) of a notebook in order; the names that come from nclib."""
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    found, imported = [], {}
+    codes = ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == "code"]
+    for cell, source in enumerate(codes, 1):
+        setup = "notebook.start(" in source
+        lines = ("" if line.startswith(("%", "!")) else line for line in source.splitlines())
+        try:
+            nodes = ast.parse("\n".join(lines)).body
+        except SyntaxError:  # more magic, or a cell that never ran
+            nodes = []
+        for node in nodes:
+            if not setup:
+                found.append((cell, node))
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "nclib":
+                for alias in node.names:
+                    imported[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    return found, imported
+
+
+def places(notebook, row):
+    """The cells of ``notebook`` that check ``row``, as :class:`Place` objects."""
+    path = paths.NOTEBOOKS / f"{notebook}.ipynb"
+    statements, imported = _statements(path, path.stat().st_mtime_ns)
+    found = {}
+    for index, (cell, node) in enumerate(statements):
+        for call in ast.walk(node):
+            if isinstance(call, ast.Call) and _row(call) == row:
+                steps = _origins(statements[: index + 1], call)
+                computed, calls = found.setdefault(cell, ({}, {}))
+                computed.update(dict.fromkeys(at for at, _ in steps))
+                calls.update(dict.fromkeys(name for _, n in steps for name in _calls(n, imported)))
+    return [Place(cell, list(computed), list(calls)) for cell, (computed, calls) in found.items()]
+
+
+def _row(call):
+    """The row that a call checks: of ``run.claim("L1", …)``, or of one literal kind."""
+    kinds = ("claim", "below", "above", "close", "equal")
+    if not (isinstance(call.func, ast.Attribute) and call.func.attr in kinds and call.args):
+        return None
+    first = call.args[0].values[0] if isinstance(call.args[0], ast.JoinedStr) else call.args[0]
+    text = getattr(first, "value", None)
+    return text.split(".")[0] if isinstance(text, str) else None
+
+
+def _origins(statements, call):
+    """(cell, node) of ``call`` and of the statements that its numbers come from, nearest first."""
+    wanted, steps = _loaded(call), [(statements[-1][0], call)]
+    for cell, node in reversed(statements):
+        made = _stored(node) & wanted
+        if made and not isinstance(node, ast.Import | ast.ImportFrom | ast.AnnAssign):
+            steps.append((cell, node))
+            wanted = (wanted - made) | _loaded(node)
+    return steps
+
+
+def _loaded(node):
+    """Names that ``node`` needs from outside: not those of its loops and functions."""
+    inner = set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.For | ast.comprehension):
+            inner |= _stored(part.target)
+        if isinstance(part, ast.arg):
+            inner.add(part.arg)
+    names = (n for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
+    return {n.id for n in names} - inner
+
+
+def _stored(node):
+    """Names that ``node`` leaves behind."""
+    hidden = (ast.comprehension, ast.Lambda, ast.FunctionDef)
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    names = {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else set()
+    parts = (n for n in ast.iter_child_nodes(node) if not isinstance(n, hidden))
+    return names.union(*map(_stored, parts))
+
+
+def _calls(node, imported):
+    """What ``node`` calls, or hands on to be called, of the modules imported from nclib."""
+    for part in ast.walk(node):
+        name = ""
+        if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
+            name = f"{imported.get(part.value.id, '')}.{part.attr}"
+        elif isinstance(part, ast.Name):
+            name = imported.get(part.id, "")
+        if name.startswith("nclib.") and not name.startswith(SKIPPED) and source(name):
+            yield name
+
+
+@cache
+def source(name):
+    """``(file, line)`` of the function or class of nclib called ``name``; ``None`` for others.
+
+    Nothing is imported for it: a module may need seconds.
+    """
+    module, _, attribute = name.rpartition(".")
+    stem = Path(__file__).parents[1].joinpath(*module.split("."))
+    home = next(filter(Path.is_file, (stem.with_suffix(".py"), stem / "__init__.py")), None)
+    # A package offers what its modules define.
+    for file in [home, *sorted(stem.glob("[!_]*.py"))] if home else []:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == attribute:
+                return file, node.lineno
+            for alias in node.names if isinstance(node, ast.ImportFrom) and file == home else []:
+                if (alias.asname or alias.name) == attribute:
+                    return source(f"{node.module}.{alias.name}")
+    return None

@@ -1,0 +1,207 @@
+"""Class means, Gram and frame distances, both NC1 and ranks against hand-made oracles."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nclib.checks import InputError
+from nclib.metrics import frame_distances, nc_metrics
+from nclib.metrics.geometry import (
+    angles_between,
+    class_means,
+    etf_error,
+    gram_distance,
+    nc1,
+    rank,
+    trace_ratio,
+)
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def rotation(d, seed=0):
+    return torch.linalg.qr(torch.randn(d, d, generator=gen(seed), dtype=torch.float64)).Q
+
+
+def brute_force(means, centre):
+    M = np.array(means, dtype=float)
+    K = len(M)
+    target = np.eye(K) - 1 / K
+    C = M - M.mean(0) if centre else M
+    of, etf = M @ M.T, C @ C.T
+    return (
+        np.linalg.norm(of / np.linalg.norm(of) - np.eye(K) / np.sqrt(K)),
+        np.linalg.norm(etf / np.linalg.norm(etf) - target / np.sqrt(K - 1)),
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(K=st.integers(2, 7), d=st.integers(1, 9), seed=st.integers(0, 10**6), centre=st.booleans())
+def test_frame_distances_by_brute_force_and_invariance(K, d, seed, centre):
+    means = torch.randn(K, d, generator=gen(seed), dtype=torch.float64)
+    of, etf = brute_force(means, centre)
+    found = frame_distances(means, centre=centre)
+    assert found["of"] == pytest.approx(of, abs=1e-12)
+    assert found["etf"] == pytest.approx(etf, abs=1e-9)
+    moved = 1e-7 * means[torch.randperm(K, generator=gen(seed))] @ rotation(d, seed)
+    again = frame_distances(moved, centre=centre)
+    assert again["of"] == pytest.approx(found["of"], abs=1e-9)
+    assert again["etf"] == pytest.approx(found["etf"], abs=1e-8)
+
+
+@pytest.mark.parametrize(("K", "cross"), [(4, 0.5176), (10, 0.3204)])
+def test_fixed_points(K, cross):
+    frame = 3 * rotation(K + 2)[:K]
+    simplex = (torch.eye(K) - 1 / K).double() @ frame
+    assert frame_distances(frame)["of"] < 1e-12
+    assert frame_distances(frame)["etf"] < 1e-12  # centring makes an ETF of it
+    assert frame_distances(frame, centre=False)["etf"] == pytest.approx(cross, abs=5e-5)
+    assert frame_distances(simplex)["etf"] < 1e-12
+    assert frame_distances(simplex)["of"] == pytest.approx(cross, abs=5e-5)
+    assert frame_distances(simplex)["of"] == pytest.approx(
+        math.sqrt(2 - 2 * math.sqrt((K - 1) / K))
+    )
+    assert frame_distances(simplex, centre=False)["etf"] < 1e-12
+
+
+def test_antipodal_pairs_and_two_classes():
+    pairs = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
+    assert frame_distances(pairs)["of"] == pytest.approx(0.765, abs=5e-4)
+    two = torch.randn(2, 5, generator=gen())
+    assert frame_distances(two)["etf"] < 1e-6  # blind for K = 2
+
+
+def test_zero_and_equal_means_are_nan():
+    zero = frame_distances(torch.zeros(3, 4))
+    assert math.isnan(zero["of"])
+    assert math.isnan(zero["etf"])
+    equal = frame_distances(torch.full((3, 4), 0.1, dtype=torch.float64))
+    assert equal["of"] > 0.5
+    assert math.isnan(equal["etf"])
+    assert math.isnan(trace_ratio(torch.ones(4, 2), [0, 0, 1, 1]))
+    assert frame_distances(1e-200 * torch.eye(3).double())["of"] < 1e-12  # no underflow
+
+
+def test_trace_ratio_by_hand_imbalanced():
+    # class 0: -1, 1 (mean 0), class 1: 3 (mean 3); global mean of class means 1.5
+    features = torch.tensor([[-1.0], [3.0], [1.0]])
+    labels = torch.tensor([0, 1, 0])
+    assert trace_ratio(features, labels) == pytest.approx((2 / 3) / (2.25))
+
+
+@settings(max_examples=20, deadline=None)
+@given(K=st.integers(2, 5), n=st.integers(1, 6), seed=st.integers(0, 10**6))
+def test_trace_ratio_equals_the_general_metric_when_balanced(K, n, seed):
+    features = torch.randn(K * n, 4, generator=gen(seed), dtype=torch.float64)
+    labels = torch.arange(K).repeat(n)
+    expected = nc_metrics(features, labels)["nc1_ratio"]
+    assert trace_ratio(features, labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_rank_relative_and_absolute():
+    matrix = torch.diag(torch.tensor([5.0, 1.0, 0.01, 0.001]))
+    assert rank(matrix, cut=1e-3) == 3
+    assert rank(matrix[:3, :3], cut=0.1) == 2
+    assert rank(matrix, cut=5e-4, relative=False) == 4
+    assert rank(torch.zeros(2, 2), cut=1e-3) == 0
+    assert rank(torch.zeros(2, 2), cut=1e-3, relative=False) == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(K=st.integers(2, 6), seed=st.integers(0, 10**6))
+def test_class_means_by_brute_force(K, seed):
+    features = torch.randn(20, 3, generator=gen(seed))
+    labels = torch.randint(K, (20,), generator=gen(seed + 1))
+    means, counts = class_means(features, labels, K + 1)
+    assert counts.tolist() == [int((labels == k).sum()) for k in range(K + 1)]
+    for k in range(K):
+        own = features[labels == k].double().numpy()
+        np.testing.assert_allclose(means[k], own.mean(0) if len(own) else np.nan, rtol=1e-12)
+    assert means[K].isnan().all()  # no sample
+
+
+@pytest.mark.parametrize(("K", "d"), [(3, 5), (6, 5), (7, 5), (40, 5)])
+def test_etf_error_is_the_gram_distance_at_any_size(K, d):
+    left, right = torch.randn(2, K, d, generator=gen(K), dtype=torch.float64)
+    target = (np.eye(K) - 1 / K) / np.sqrt(K - 1)
+    for a, b in ((left, left), (left, right)):
+        G = (a @ b.T).numpy()
+        want = np.linalg.norm(G / np.linalg.norm(G) - target)
+        assert etf_error(a, b) == pytest.approx(want, rel=1e-12)
+        assert gram_distance(1e-200 * (a @ b.T)) == pytest.approx(want, rel=1e-12)
+    assert etf_error(left) == pytest.approx(etf_error(left, left))
+    assert math.isnan(etf_error(0 * left))
+    assert math.isnan(gram_distance(torch.zeros(3, 3)))
+
+
+def scatter(features, labels, K):
+    """Σ_W, Σ_B by their definitions, the centre being the mean over samples."""
+    F, y = features.double().numpy(), labels.numpy()
+    means = np.stack([F[y == k].mean(0) for k in range(K)])
+    within = sum(np.outer(r, r) for r in F - means[y]) / len(F)
+    return within, sum(np.outer(r, r) for r in means - F.mean(0)) / K
+
+
+@settings(max_examples=20, deadline=None)
+@given(K=st.integers(2, 6), d=st.integers(2, 8), seed=st.integers(0, 10**6))
+def test_nc1_is_a_trace_with_a_pseudo_inverse(K, d, seed):
+    labels = torch.cat([torch.arange(K), torch.randint(K, (30,), generator=gen(seed))])
+    at = torch.linalg.qr(torch.randn(d, d, generator=gen(seed), dtype=torch.float64)).Q
+    sizes = torch.linspace(1, 2, d, dtype=torch.float64)
+    means = 3 * torch.randn(K, d, generator=gen(seed + 1), dtype=torch.float64) * sizes @ at
+    features = means[labels] + torch.randn(len(labels), d, generator=gen(seed + 2))
+    within, between = scatter(features, labels, K)
+    values = np.sort(np.linalg.eigvalsh(between))[::-1]
+    r = min(K - 1, d)
+    inverse = np.linalg.pinv(between, rcond=0.5 * values[r - 1] / values[0], hermitian=True)
+    want = np.trace(within @ inverse) / K
+    assert nc1(features, labels, cut=1e-7) == pytest.approx(want, rel=1e-8)
+    assert nc1(features, labels, cut=1e-7, K=K + 3) == pytest.approx(want, rel=1e-8)  # empty ones
+    # A larger cut leaves the weaker directions out.
+    cut = 0.999 * (values[1] / values[0]) ** 0.5 if r > 1 else 0.5
+    two = np.linalg.pinv(between, rcond=cut**2 * 0.999, hermitian=True)
+    assert nc1(features, labels, cut=cut) == pytest.approx(np.trace(within @ two) / K, rel=1e-8)
+
+
+def test_nc1_does_not_invert_the_rounding_of_stored_features():
+    line = torch.outer(torch.tensor([1, 1.2, 3, 3.2, 6, 6.2]), torch.tensor([1, 0.6, 0.25]))
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    within, between = scatter(line.bfloat16(), labels, 3)
+    top = np.linalg.eigh(between)
+    want = top[1][:, -1] @ within @ top[1][:, -1] / top[0][-1] / 3
+    assert nc1(line.bfloat16(), labels, cut=1e-7) == pytest.approx(want)
+    same = line.bfloat16().float()
+    assert nc1(same, labels, cut=1e-7, precision="bfloat16") == pytest.approx(want)
+    assert nc1(same, labels, cut=1e-7) > 10 * want
+    assert math.isnan(nc1(torch.full((6, 3), 0.1), labels, cut=1e-7))
+
+
+@settings(max_examples=30, deadline=None)
+@given(exponent=st.floats(-14, 0), seed=st.integers(0, 10**6), flip=st.booleans())
+def test_angles_keep_their_digits(exponent, seed, flip):
+    angle = 10.0**exponent
+    axes = rotation(4, seed)[:2]
+    u, v = axes[0], math.cos(angle) * axes[0] + math.sin(angle) * axes[1]
+    found = float(angles_between(3 * u, -7 * v if flip else 7 * v))
+    small = 180 - found if flip else found
+    assert small == pytest.approx(math.degrees(angle), rel=1e-12, abs=2e-13)
+
+
+def test_bad_input():
+    for call, message in (
+        (lambda: frame_distances(torch.ones(3)), "matrix"),
+        (lambda: frame_distances(torch.ones(1, 3)), "at least 2 rows"),
+        (lambda: frame_distances(torch.tensor([[1.0, math.nan]] * 2)), "NaN"),
+        (lambda: trace_ratio(torch.ones(3, 2), [0, 1]), "labels has 2 entries"),
+        (lambda: trace_ratio(torch.ones(3, 2), [0, 0, 2]), "class 1 has no sample"),
+        (lambda: nc1(torch.ones(3, 2), [1, 1, 1], cut=0.0), "two classes"),
+        (lambda: rank(torch.ones(3), cut=0.1), "matrix"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()

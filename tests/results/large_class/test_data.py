@@ -1,0 +1,104 @@
+"""Real classes in numbers, similar images, folders, words."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from nclib import checks
+from nclib.deep import data as images
+from nclib.results.large_class import data, experiments, nets
+
+
+def test_moved_classes_are_what_they_say():
+    train, test = data.moved("digits", per_class=3, test_per_class=2)
+    assert len(train) == 360 and len(test) == 240 and train.num_classes == 120
+    assert torch.bincount(train.labels).tolist() == [3] * 120
+    plain = train.inputs[train.labels == 7]
+    image = plain[0, 0]
+    rolled = train.inputs[train.labels == 17][0, 0]
+    assert torch.equal(rolled, torch.cat([image[4:], image[:4]]))  # half the image down
+    negative = train.inputs[train.labels == 37][0, 0]
+    assert torch.equal(negative, -image)
+    turned = train.inputs[train.labels == 67][0, 0]
+    assert torch.equal(turned, image.flip(1).T)  # a quarter turn
+    seen = {tuple(row.tolist()) for row in train.inputs[train.labels < 10].flatten(1)}
+    assert not seen & {tuple(row.tolist()) for row in test.inputs[test.labels < 10].flatten(1)}
+
+
+def test_similar_images():
+    train, test, names = data.similar_images("digits", per_class=5)
+    assert len(train) == 20 and names == ("1", "8", "0", "6") and train.inputs.shape[1] == 64
+    whole, _ = images.load("digits", train_per_class=5)
+    eights = whole.inputs[whole.labels == 8].flatten(1)
+    own = train.inputs[train.labels == 1]
+    assert torch.equal(own.sort(0).values, eights.sort(0).values)
+    with pytest.raises(checks.InputError, match="dataset"):
+        data.similar_images("mnist")
+
+
+TEXT = list("abcabdabcabcxyzxyz")
+
+
+def test_next_words_of_a_small_text():
+    found = data.next_words(TEXT, vocabulary=3, context=2)
+    words = [word for word, _ in Counter(TEXT).most_common()]
+    assert found.num_classes == 3 and int(found.labels.max()) == 2
+    first = [words[i] for i in (*found.inputs[0], found.labels[0])]
+    assert first == ["a", "b", "c"]
+    with pytest.raises(checks.InputError, match="different words"):
+        data.next_words(TEXT, vocabulary=100, context=2)
+    with pytest.raises(checks.InputError, match="too short"):
+        data.next_words(TEXT[:3], vocabulary=2, context=2)
+
+
+def test_balanced_words_have_one_follower_and_equal_counts():
+    tokens = data.words()[:6000]
+    found = data.balanced_words(tokens, vocabulary=40, per_word=3, context=4)
+    assert torch.bincount(found.labels).tolist() == [3] * 40
+    followers = {}
+    ids = {word: i for i, (word, _) in enumerate(Counter(tokens).most_common())}
+    for i in range(len(tokens) - 4):
+        context = tuple(ids[word] for word in tokens[i : i + 4])
+        followers.setdefault(context, set()).add(ids[tokens[i + 4]])
+    per_class = {}
+    for context, label in zip(found.inputs.tolist(), found.labels.tolist(), strict=True):
+        (word,) = followers[tuple(context)]  # exactly one
+        per_class.setdefault(label, set()).add(word)
+    assert all(len(words) == 1 for words in per_class.values())
+    assert len(set(map(tuple, found.inputs.tolist()))) == 120
+    with pytest.raises(checks.InputError, match="unambiguous contexts"):
+        data.balanced_words(tokens, vocabulary=2000, per_word=3)
+
+
+def test_spoiled_images_are_blurred_and_noisy():
+    _, test = images.load("digits")
+    blurred = data.spoiled(test, noise=0.0).inputs
+    assert float(blurred[0, 0, 3, 3]) == pytest.approx(float(test.inputs[0, 0, 2:5, 2:5].mean()))
+    noisy = data.spoiled(test, noise=0.5).inputs - blurred
+    assert float(noisy.std()) == pytest.approx(0.5, rel=0.02)
+
+
+def test_image_folder(tmp_path):
+    from PIL import Image
+
+    for k, name in enumerate(("ann", "bob")):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            Image.new("RGB", (20, 14), (40 * k, 10 * i, 0)).save(tmp_path / name / f"{i}.png")
+    faces, test = data.image_folder(tmp_path, size=8, test_share=0.2)
+    assert faces.inputs.shape == (8, 3, 8, 8) and faces.inputs.dtype == torch.uint8
+    assert len(test) == 2 and faces.num_classes == 2
+    layer = nets.Standardize(faces.inputs)
+    assert abs(float(layer(faces.inputs)[:, 0].mean())) < 1e-5
+    build = experiments.builder("resnet18", faces, 3)
+    assert build()(faces.inputs[:2]).shape == (2, 2)
+    with pytest.raises(checks.InputError, match="one sub-folder of images per class"):
+        data.image_folder(tmp_path / "missing")
+    with pytest.raises(checks.InputError, match="resnet18"):
+        experiments.require("folder", {}, folder=str(tmp_path), architecture="mlp")
+    with pytest.raises(checks.InputError, match="say many_dataset=folder"):
+        experiments.require("digits", {}, folder=str(tmp_path))
+    for count in (None, 131):
+        with pytest.raises(checks.InputError, match="parameter many_per_class must be a number"):
+            experiments.require("digits x 12", {"many_per_class": count})
