@@ -81,10 +81,11 @@ class Ledger:
     """Claims of one notebook, in the order of its claim table.
 
     ``ledger = Ledger("01_multi_loss_equivalence")``; then :meth:`claim`, once per row or in parts.
+    ``again``: a check may be measured again, as a cell run twice by hand does; the last one counts.
     """
 
-    def __init__(self, notebook, catalogue=None):
-        self.notebook = notebook
+    def __init__(self, notebook, catalogue=None, *, again=False):
+        self.notebook, self.again = notebook, again
         self.number = notebook.split("_")[0].lstrip("0") or "0"
         self.catalogue = catalogue or tables.load(notebook)
         self._claims = {}
@@ -125,6 +126,9 @@ class Ledger:
         for word, value in (("converged", converged), ("applies", applies)):
             for path, found in measure.options(f"claim {row}: {word}", value, planned).items():
                 planned[path][1][word] = found
+        if self.again:
+            for name in named:
+                self._forget(_id(row, name))
         found = [self._add(*numbers, **options) for numbers, options in planned.values()]
         self._measured[row].update(named)
         return Checked(found)
@@ -145,8 +149,12 @@ class Ledger:
         for name in named:
             if name not in declared:
                 raise checks.InputError(f"claim {row} has no check {name}; the row has {names}")
-            if name in self._measured[row]:
+            if name in self._measured[row] and not self.again:
                 raise checks.InputError(f"claim {_id(row, name)} was measured twice")
+
+    def _forget(self, check):
+        for old in [old for old in self._claims if f"{old}.".startswith(f"{check}.")]:
+            del self._claims[old]
 
     def verdict(self, row):
         """The verdict of ``row`` so far: that of its worst check, ``not run`` without any."""
@@ -192,7 +200,7 @@ class Ledger:
         applies=True,
     ):
         self._require_row(row_of(check))
-        if check in self._claims:
+        if check in self._claims and not self.again:
             raise checks.InputError(f"claim {check} was checked twice; give each check a suffix")
         entry = self.catalogue[row_of(check)]
         if not applies:
@@ -306,9 +314,13 @@ class Ledger:
 
 @dataclass(frozen=True, repr=False)
 class Checked:
-    """Some checks as a small table; its text form has verdicts only, alike on every machine."""
+    """Some checks as a small table; its text form has verdicts only, alike on every machine.
+
+    ``before``: checks of earlier calls in the same cell, of which a notebook shows the last only.
+    """
 
     claims: list
+    before: tuple = ()
 
     @property
     def verdict(self):
@@ -316,10 +328,10 @@ class Checked:
         return worst(claim.verdict for claim in self.claims)
 
     def __repr__(self):
-        return "\n".join(map(repr, self.claims))
+        return "\n".join(map(repr, [*self.before, *self.claims]))
 
     def _repr_html_(self):
-        return _html(_numbered(self.claims), classes="numbers")
+        return _html(_numbered([*self.before, *self.claims]), classes="numbers")
 
 
 def _numbered(found):

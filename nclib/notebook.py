@@ -76,8 +76,10 @@ class Run:
         if seed is not None:  # for libraries that offer no generator argument
             random.seed(seed)
             torch.manual_seed(seed)
-        self.ledger = claims.Ledger(name)
-        self.claim, self.verdict = self.ledger.claim, self.ledger.verdict
+        by_hand = not {FOLDER, REPRODUCE} & os.environ.keys()
+        self.ledger = claims.Ledger(name, again=by_hand)
+        self.verdict = self.ledger.verdict
+        self._cell = (None, ())  # execution count, claims made in that cell
         self.tables = {}  # name -> columns that vary
         style.use()
 
@@ -99,6 +101,17 @@ class Run:
         _show(f"{stem}.png", name, width=round(80 * figure.get_figwidth()))
         plt.close(figure)
         self._reproduce(name)
+
+    def claim(self, row, *single, **measured):
+        """Check numbers against a row of the catalogue: :meth:`nclib.claims.Ledger.claim`.
+
+        As the last expression of a cell it shows what all calls in that cell found.
+        """
+        found = self.ledger.claim(row, *single, **measured)
+        cell = _execution_count()
+        before = self._cell[1] if cell == self._cell[0] else ()
+        self._cell = cell, (*before, *found.claims)
+        return claims.Checked(found.claims, before)
 
     def table(self, data, name, *, varies=()):
         """Save the DataFrame ``data`` as ``name.csv`` beside the figures.
@@ -151,6 +164,14 @@ class Run:
             found = reproduction.compare(self.figures, self._stored(), self.tables)
             if found.differences:
                 raise reproduction.NotReproduced("; ".join(found.lines()))
+
+
+def _execution_count():
+    """The number of the cell that runs; outside of notebooks a new one for each call."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    return shell.execution_count if shell else object()
 
 
 def _calling_cell():

@@ -385,6 +385,19 @@ def test_a_row_may_be_claimed_in_parts_but_no_check_twice():
         one.claim("L1", value=0.0)
 
 
+def test_by_hand_a_cell_may_be_run_again_and_the_last_numbers_count():
+    one = claims.Ledger("01_some_result", DECLARED, again=True)
+    one.claim("L1", value=2.0, count=3)
+    one.claim("L10", {"ce": 0.1, "ls": 0.2})
+    one.claim("L1", value=0.0)
+    one.claim("L10", {"ce": 0.7})
+    assert [repr(claim) for claim in one.claims][:3] == [
+        "1.L1.count: counterexample",
+        "1.L1.value: holds",
+        "1.L10.ce: fails",
+    ]
+
+
 def test_a_declared_check_that_is_missed_is_an_error(tmp_path):
     one = declared()
     one.claim("L1", value=0.0)

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from nclib import checks, notebook, parameters
+from nclib import checks, claims, notebook, parameters
 
 
 def namespace(cells=(), **changes):
@@ -79,3 +79,31 @@ def test_a_checkpoint_belongs_to_its_configuration(started):
     assert path == run.checkpoint("net", width=3, lr=0.1)
     assert path != run.checkpoint("net", lr=0.2, width=3)
     assert path.parent == run.folder / "checkpoints"
+
+
+def test_a_cell_shows_what_all_its_claims_found(started, monkeypatch):
+    run, cell = started(namespace()), iter([1, 1, 2])
+    rows = {
+        row: {"statement": "s", "source": "s", "check": {"below": 1}} for row in ("L1", "L2", "L3")
+    }
+    run.ledger = claims.Ledger("90_tiny", rows)
+    monkeypatch.setattr(notebook, "_execution_count", lambda: next(cell))
+    found = [run.claim(row, value) for row, value in (("L1", 2.0), ("L2", 0.0), ("L3", 0.0))]
+    assert repr(found[1]) == "90.L1: fails\n90.L2: holds"
+    assert found[1]._repr_html_().count("<tr>") == 2
+    assert found[1].verdict == "holds"  # its own
+    assert repr(found[2]) == "90.L3: holds"
+
+
+def test_only_by_hand_a_check_may_be_measured_again(started, monkeypatch):
+    with pytest.raises(checks.InputError, match="claim A1 was checked twice"):
+        run = started(namespace())
+        run.ledger.below("A1", 0.0, 1.0)
+        run.ledger.below("A1", 2.0, 1.0)
+    monkeypatch.delenv(notebook.FOLDER)
+    run = started(namespace())
+    run.ledger.below("A1", 0.0, 1.0)
+    assert run.ledger.below("A1", 2.0, 1.0).verdict == "fails"
+    assert run.verdict("A1") == "fails"
+    monkeypatch.setenv(notebook.REPRODUCE, "1")
+    assert not started(namespace()).ledger.again
