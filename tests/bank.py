@@ -17,7 +17,6 @@ from scipy.optimize import minimize
 
 from nclib import frames, losses
 from nclib.losses import ExactCrossEntropy, PickAllLabels
-from nclib.results.extended_ufm import theory as depth
 from nclib.results.multi_label import theory as sets
 from nclib.results.multi_loss import theory as multi_loss
 from nclib.results.normalized import theory as sphere
@@ -197,21 +196,31 @@ def one_layer():
     yield row("decay too strong", LOSSES["ce"], 3, 2, 4, 0.31, 0.29, 0.0)
 
 
+def deep_value(counts, decays, bias):
+    """The sum over the singular directions of the target, as far as the bias leaves them over."""
+    N, L = sum(counts), len(decays)
+    Y = torch.eye(len(counts), dtype=torch.float64).repeat_interleave(torch.tensor(counts), 0)
+    s = torch.linalg.svdvals(Y - Y.mean(0) if bias == 0.0 else Y)[: len(counts) - (bias == 0.0)]
+    kappas = N * math.prod(decays) ** (1 / L) * s ** (2 / L - 2)
+    shares = s**2 / N
+    if bias:  # equal classes: a decayed bias takes its part of one direction, the mean
+        shares[0], kappas[0] = shares[0] * bias / (1 + bias), kappas[0] * (1 + 1 / bias)
+    return float(shares @ shrink(1.0, kappas, L)[0])
+
+
 def deep():
     """Squared error behind M layers, any class sizes: claims 5.E1, E3-E6, E15-E17."""
     sources = "Tirer & Bruna 2022; Dang et al. 2023; Súkeník et al. 2023; 5.E5, E7, E15, E16"
 
     def row(name, counts, decays, bias, *, widths=6, relu=False, **options):
-        problem = depth.problem(counts, decays, widths=widths, bias=bias, relu=relu)
-        value = depth.optimum(problem).value
+        problem = UFM.classes(counts, losses.get("mse"), widths=widths, decays=decays, bias=bias,
+                              relu=relu)  # fmt: skip
         options = {"starts": 12, "few": 4, "scale": (0.6, 0.6)} | options
-        return Row(name, problem, value, sources, **options)
+        return Row(name, problem, deep_value(counts, decays, bias), sources, **options)
 
     for M in (2, 3, 4):
         lam = 0.12 / (3 * 3 ** (1 / (M + 1)))
-        yield row(
-            f"{M} layers", [3] * 3, (lam,) * (M + 1), None, widths=(5,) * M, scale=(0.7, 0.7)
-        )
+        yield row(f"{M} layers", [3] * 3, (lam,) * (M + 1), None, widths=(5,) * M, scale=(0.7, 0.7))
     for counts, M, bias in (
         ([6, 3, 1], 1, None), ([6, 3, 1], 2, None), ([5, 4, 2, 1], 1, 0.0),
         ([8, 2, 2], 2, 0.0), ([7, 2, 4], 3, 0.0),
@@ -231,18 +240,17 @@ def deep():
 def decoupled():
     """One row per class, and features without negative entries: claims 6.C11, 6.C21."""
 
-    def value(counts, lambda_h, lambda_w):
-        N = sum(counts)
-        beta = N * math.sqrt(lambda_h * lambda_w)
-        return sum(shrink(math.sqrt(n), beta, 2)[0] for n in counts) / N
-
     source = "Ergen & Pilanci 2021, Theorem 3.1; 6.C11, 6.C21"
     for counts, lam in (([6, 3, 1], (0.012, 0.012)), ([5, 7, 2, 2], (0.0091, 0.023))):
         problem = UFM.classes(counts, losses.get("mse"), widths=6, decays=lam, shared=True)
-        yield Row(f"shared rows of {counts}", problem, value(counts, *lam), source, convex=True)
+        yield Row(
+            f"shared rows of {counts}", problem, deep_value(counts, lam, None), source, convex=True
+        )
     for counts, lam in (([2, 2, 2], (0.02, 0.03)), ([3, 1], (0.041, 0.029))):
         problem = UFM.classes(counts, losses.get("mse"), widths=4, decays=lam, nonnegative=True)
-        yield Row(f"non-negative, {counts}", problem, value(counts, *lam), source, **SQUARES)
+        yield Row(
+            f"non-negative, {counts}", problem, deep_value(counts, lam, None), source, **SQUARES
+        )
 
 
 def spheres():

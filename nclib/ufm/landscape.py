@@ -93,6 +93,10 @@ def balancedness(layers, decays=None, *, relu=False):
         raise checks.InputError(f"{len(layers)} layers need as many decays, got {len(decays)}")
     residuals = []
     for (left, below), (right, above) in pairwise(zip(layers, decays, strict=True)):
+        if left.shape[0] != right.shape[1]:
+            raise checks.InputError(
+                f"a layer (out, in) {tuple(right.shape)} cannot follow {tuple(left.shape)}"
+            )
         gap = above * right.mT @ right - below * left @ left.mT
         residuals.append(float((gap.diagonal() if relu else gap).abs().max()))
     return residuals

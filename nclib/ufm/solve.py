@@ -8,7 +8,7 @@ steps with the pseudo-inverse Hessian then bring the variables themselves, not o
 machine precision.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log10, prod
 
 import numpy as np
@@ -38,28 +38,25 @@ class _Flat:
     def pack(self, variables):
         return torch.cat([variables[name].detach().double().reshape(-1) for name in self.shapes])
 
-    def unpack(self, vector):
-        parts = torch.split(vector, self.sizes)
-        return {n: p.reshape(s) for (n, s), p in zip(self.shapes.items(), parts, strict=True)}
+    def unpack(self, vectors):
+        """Named tensors of a vector ``(P,)``, or of a stack ``(B, P)``."""
+        parts, lead = torch.split(vectors, self.sizes, -1), vectors.shape[:-1]
+        named = zip(self.shapes.items(), parts, strict=True)
+        return {name: part.reshape(*lead, *shape) for (name, shape), part in named}
 
     def objective(self, objective):
         return lambda vector: objective(**self.unpack(vector))
 
-    def unpack_many(self, vectors):
-        parts = torch.split(vectors, self.sizes, 1)
-        shapes = self.shapes.items()
-        return {n: p.reshape(-1, *s) for (n, s), p in zip(shapes, parts, strict=True)}
-
     def many(self, objective):
         """``(B, P) -> ((B,), (B, P))``: values and gradients of a stack of vectors."""
-        one = torch.vmap(self.objective(objective))
+        if hasattr(objective, "many"):
+            values_of = self.objective(objective.many)
+        else:
+            values_of = torch.vmap(self.objective(objective))
 
         def value_and_gradient(vectors):
             vectors = vectors.detach().requires_grad_()
-            if hasattr(objective, "many"):
-                values = objective.many(**self.unpack_many(vectors))
-            else:
-                values = one(vectors)
+            values = values_of(vectors)
             (gradients,) = torch.autograd.grad(values.sum(), vectors)
             return values.detach(), gradients
 
@@ -72,7 +69,7 @@ def _start(start):
     return _Flat(start), _Flat(start).pack(start)
 
 
-def minimize(objective, start, *, gtol=1e-13, max_iter=20_000, memory=50, restarts=2, newton=0):
+def minimize(objective, start, *, gtol=1e-13, max_iter=20_000, restarts=2, newton=0):
     """Local minimum of ``objective`` from ``start`` by L-BFGS, then ``newton`` polishing steps.
 
     ``start``: mapping name -> tensor (any float dtype; the work is float64).  L-BFGS is restarted
@@ -88,8 +85,8 @@ def minimize(objective, start, *, gtol=1e-13, max_iter=20_000, memory=50, restar
         (gradient,) = torch.autograd.grad(value, point)
         return float(value.detach()), gradient.cpu().numpy()
 
-    options = {"maxiter": max_iter, "maxfun": 4 * max_iter, "maxcor": memory}
-    options |= {"ftol": 0.0, "gtol": gtol}
+    limits = {"maxiter": max_iter, "maxfun": 4 * max_iter}
+    options = limits | {"maxcor": 50, "ftol": 0.0, "gtol": gtol}
     device, x, iterations, best = x.device, x.cpu().numpy(), 0, np.inf
     for _ in range(restarts + 1):
         found = scipy_minimize(value_and_gradient, x, jac=True, method="L-BFGS-B", options=options)
@@ -100,7 +97,7 @@ def minimize(objective, start, *, gtol=1e-13, max_iter=20_000, memory=50, restar
         if stalled or np.abs(found.jac).max() <= gtol:
             break
     variables = flat.unpack(torch.from_numpy(x.copy()).to(device))
-    return newton_polish(objective, variables, steps=newton, iterations=iterations)
+    return replace(newton_polish(objective, variables, steps=newton), iterations=iterations)
 
 
 @dataclass(frozen=True)
@@ -167,7 +164,7 @@ def minimize_many(objective, starts, *, gtol=1e-9, max_iter=3000, memory=10):
         going[stuck] = False
     store()
     x, f, g = result
-    return Solutions(flat.unpack_many(x), f, g.abs().amax(1), iteration)
+    return Solutions(flat.unpack(x), f, g.abs().amax(1), iteration)
 
 
 _PATIENCE = 100  # steps without progress after which a start has no way down (a kink, say)
@@ -272,8 +269,8 @@ def _line_search(value_and_gradient, x, f, d, slope, t, going):
     return new_x, new_f, new_g, waiting
 
 
-def newton_polish(objective, variables, *, steps=2, cut=1e-8, iterations=0):
-    """Newton steps with the pseudo-inverse Hessian (eigenvalues below ``cut`` * max are dropped).
+def newton_polish(objective, variables, *, steps=2):
+    """Newton steps with the pseudo-inverse Hessian (eigenvalues below 1e-8 * max are dropped).
 
     Kept only while the gradient shrinks, so a polish never spoils a point.  Returns a
     :class:`Solution`; ``steps=0`` just evaluates the point.
@@ -284,14 +281,14 @@ def newton_polish(objective, variables, *, steps=2, cut=1e-8, iterations=0):
     gradient = gradient_of(x)
     for _ in range(steps):
         eigenvalues, vectors = torch.linalg.eigh(_hessian(fun, x))
-        keep = eigenvalues.abs() > cut * eigenvalues.abs().max()
+        keep = eigenvalues.abs() > 1e-8 * eigenvalues.abs().max()
         inverse = torch.where(keep, 1 / eigenvalues, 0.0)
         candidate = x - vectors @ (inverse * (vectors.T @ gradient))
         new = gradient_of(candidate)
         if not new.abs().max() < gradient.abs().max():
             break
         x, gradient = candidate, new
-    return Solution(flat.unpack(x), float(fun(x)), float(gradient.abs().max()), iterations)
+    return Solution(flat.unpack(x), float(fun(x)), float(gradient.abs().max()), 0)
 
 
 def _hessian(fun, x):

@@ -167,3 +167,5 @@ def test_what_has_no_such_saddle_is_refused():
         landscape.orbit(3, 4)
     with pytest.raises(InputError, match="2 layers need as many decays, got 3"):
         landscape.balancedness([torch.eye(2)] * 2, (1, 1, 1))
+    with pytest.raises(InputError, match=r"\(2, 3\) cannot follow \(2, 3\)"):
+        landscape.balancedness([torch.ones(2, 3)] * 2)

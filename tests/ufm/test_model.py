@@ -13,7 +13,6 @@ from nclib.checks import InputError
 from nclib.losses import ExactCrossEntropy, PickAllLabels
 from nclib.ufm.model import UFM
 from tests import bank
-from tests.device_guard import GPU, Accelerator
 
 LOSSES = [losses.get("ce"), losses.get("ls", alpha=0.2), losses.get("fl", gamma=1.7)]
 LOSSES += [losses.get("mse", tau=0.6, scale=1.4, kappa=2.2), losses.get("mse", tau=None)]
@@ -260,26 +259,3 @@ def test_points_and_coordinates_with_other_names_are_refused():
     ):  # fmt: skip
         with pytest.raises(InputError, match="certificate exists for one layer"):
             other.certificate(point)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"loss": CE, "bias": 0.0},
-        {"loss": MSE, "decays": (0.1, 0.2, 0.3), "relu": True, "bias": [0.1, 0.2]},
-        {"loss": MSE, "counts": [1, 2, 3], "nonnegative": True},
-        {"loss": CE, "sphere": ("features",), "fixed": {"weight": torch.ones(2, 3)}},
-        {"loss": ExactCrossEntropy(), "decays": (0, 0), "log": True, "counts": [1, 2, 1]},
-        {"loss": PickAllLabels(), "targets": [[1, 0], [1, 1], [0, 1]], "counts": [1, 2, 1]},
-    ],
-)
-def test_everything_runs_where_the_coordinates_are(options):
-    problem = UFM(**GOOD | options)
-    with Accelerator():
-        x = problem.start(generator(), 0.5, batch=(2,))
-        x = {name: t.to(GPU) for name, t in x.items()}
-        point = problem.place(x)
-        found = [problem(**x), problem.value(point), problem.logits(point), *point.values()]
-        found += [*problem.gradient(x).values(), *problem.coordinates(point).values()]
-        found += [problem.logit_gradient(point)] * (not problem.log)
-        assert all(t.device == GPU for t in found)

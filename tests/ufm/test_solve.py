@@ -7,7 +7,6 @@ from nclib.checks import InputError
 from nclib.ufm import solve
 from nclib.ufm.model import UFM
 from nclib.ufm.solve import best
-from tests.device_guard import GPU, Accelerator
 
 
 def generator(seed=0):
@@ -270,15 +269,3 @@ def test_bad_arguments_of_best(change, message):
     problem = UFM.classes([1, 1], losses.get("ce"), widths=3, decays=(0.1, 0.1))
     with pytest.raises(InputError, match=message):
         best(problem, **change)
-
-
-@pytest.mark.parametrize("together", [True, False])
-def test_best_works_where_its_starts_are(together):
-    problem = UFM.classes([2, 1], losses.get("ce"), widths=3, decays=(0.1, 0.1), shared=True)
-    x = problem.start(torch.Generator().manual_seed(0), 0.5, batch=(2,))
-    want = best(problem, x, together=together, newton=1)
-    with Accelerator():
-        there = {name: t.to(GPU) for name, t in x.items()}
-        found = best(problem, there, together=together, newton=1)
-        assert {t.device for t in (*found.point.values(), *found.points.values())} == {GPU}
-    assert found.value == pytest.approx(want.value, abs=1e-14)
