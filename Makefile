@@ -25,7 +25,7 @@ soak: $(BIN)/.installed  ## kill -9 at random moments, 25 times on local process
 	NCLIB_SOAK_KILLS=25 $(BIN)/python -m pytest -s tests/test_soak.py
 
 bench: $(BIN)/.installed  ## speed and memory against plain code; best on a quiet machine
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m tests.benchmarks
 
 env: $(BIN)/.installed
 

@@ -338,6 +338,12 @@ def grid(
     return trained
 
 
+def history(trained):
+    """The histories of :class:`Trained` cells as one table, with their ``seed`` and ``tags``."""
+    tables = [one.history.assign(seed=one.cell.seed, **one.cell.tags) for one in trained]
+    return pd.concat(tables, ignore_index=True)
+
+
 def _with_epochs(recipe, epochs):
     return Recipe(**(vars(recipe) | {"epochs": epochs}))
 

@@ -21,7 +21,7 @@ import torch
 
 from nclib import checks, frames
 from nclib.metrics import margins
-from nclib.metrics.collapse import cdnv_by_class, squared_distances
+from nclib.metrics._classes import cdnv_by_class, squared_distances
 from nclib.metrics.geometry import class_means, etf_error, nc1
 from nclib.metrics.known_margins import best_known
 from nclib.metrics.precision import Storage, exact

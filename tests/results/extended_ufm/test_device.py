@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nclib.deep import augmentation
+from nclib.deep import data
 from nclib.deep import nets as kernel
 from nclib.results.extended_ufm import metrics, nets, training
 from tests.device_cases import ADAM, RECIPE, D, K, forgotten, named, works
@@ -31,7 +31,7 @@ CASES = {
             RECIPE,
             architecture=kind,
             width=width,
-            augment=augmentation.crop_and_flip,
+            augment=data.crop_and_flip,
         )
         for kind, width in (("mlp", 6), ("cnn", 2))
     ],

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nclib.deep import augmentation
+from nclib.deep import data
 from nclib.results.multi_loss import nets
 from tests.device_cases import CE, MSE, RECIPE, forgotten, named, works
 
@@ -12,7 +12,7 @@ MODULES = (nets,)
 def losses_compared(t, architecture):
     return nets.study(
         {"ce": CE, "mse": MSE}, t.data, t.data, RECIPE, architecture=architecture, widths=[4],
-        epochs=[2], seeds=[0], validation=0.2, curve_points=2, augment=augmentation.crop_and_flip,
+        epochs=[2], seeds=[0], validation=0.2, curve_points=2, augment=data.crop_and_flip,
     )  # fmt: skip
 
 

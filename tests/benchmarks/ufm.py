@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from benchmarks.harness import Row, Task
+from tests.benchmarks.harness import Row, Task
 from nclib import losses
 from nclib.results.multi_loss import experiments as multi_loss
 from nclib.ufm import solve

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness import Row, Task
+from tests.benchmarks.harness import Row, Task
 from nclib import losses
 from nclib.deep import nets, train
 from nclib.deep.data import Data

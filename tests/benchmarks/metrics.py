@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.harness import Row, Task
+from tests.benchmarks.harness import Row, Task
 from nclib.metrics import ClassStatistics, nc_metrics
 
 BATCH = 1024

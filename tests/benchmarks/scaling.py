@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from benchmarks import harness, metrics, nets
+from tests.benchmarks import harness, metrics, nets
 from nclib.metrics import ClassStatistics, nc_metrics
 
 BASE = {"N": 15_000, "d": 256, "K": 10}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks import notebooks, scaling
+from tests.benchmarks import notebooks, scaling
 from nclib import files
 
 FOLDER = Path(__file__).resolve().parent
