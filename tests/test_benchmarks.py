@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
+from nclib.deep import train
 from tests.benchmarks import harness, notebooks, report, scaling
 from tests.benchmarks.rows import ROWS
-from nclib.deep import train
 
 
 @pytest.mark.parametrize("name", ROWS)

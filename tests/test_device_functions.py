@@ -90,6 +90,7 @@ CASES = {
     "collect.logits": lambda t: collect.logits(t.net, t.data.inputs),
     "collect.accuracy": lambda t: collect.accuracy(t.net, t.data, batch_size=9),
     "collect.statistics": lambda t: [collected(t, f) for f in (None, "head", t.net.features)],
+    "nets.build": lambda t: nets.build("cnn", t.data, [4, 6]).to(t.there)(t.data.inputs),
     "data.Data": lambda t: [
         str(t.data.flat().take(torch.tensor([3, 1]))),
         t.data.per_class(2),
@@ -169,12 +170,13 @@ CASES = {
 
 # Functions and classes that take no tensor.
 HOST = """
-data: load fetch check require smallest_class
+data: note used load fetch check require smallest_class
 nets: mlp cnn resnet seeded require_widths
 precision: exact
 margins: OneVsRest MarginBracket
 certified: Certificate cross_entropy_margin cross_entropy_value
 known_margins: known_margin best_known closed_form gold_margin gold_degree
+train: history
 """
 METRICS, DEEP = (
     [importlib.import_module(f"{package.__name__}.{module.name}")

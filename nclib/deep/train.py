@@ -175,7 +175,9 @@ def fit(
         saved = time.monotonic()
         _save(checkpoint, content(*where))
 
-    due = lambda: checkpoint is not None and time.monotonic() - saved > SAVE_EVERY
+    def due():
+        return checkpoint is not None and time.monotonic() - saved > SAVE_EVERY
+
     if not resumed:
         record(0, lr=math.nan, train_loss=math.nan)
     for epoch in _progress(range(first, recipe.epochs), label):
@@ -461,7 +463,10 @@ def _name(cell, label):
 def _same_grid(state, fresh, net):
     """Whether a checkpoint fits the grid whose fresh content and whose net's state are given."""
     rows, cells = len(state["alive"]), len(fresh["done"])
-    shapes = lambda tensors, skip=0: {name: t.shape[skip:] for name, t in tensors.items()}
+
+    def shapes(tensors, skip=0):
+        return {name: t.shape[skip:] for name, t in tensors.items()}
+
     nets = [shapes(values) == shapes(net) for values in state["done"] if values is not None]
     stacks = [state["params"], state["velocity"], *state["buffers"].values()]
     return (

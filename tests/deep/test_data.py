@@ -123,9 +123,7 @@ def test_crop_and_flip_moves_pixels_and_nothing_else():
     assert moved.shape == (100, 3, 6, 6)
     for out, image in zip(moved, images.repeat(50, 1, 1, 1), strict=True):
         assert set(out.unique().tolist()) <= set(image.unique().tolist()) | {0.0}
-    again = data.crop_and_flip(
-        images.repeat(50, 1, 1, 1), torch.Generator().manual_seed(1), pad=2
-    )
+    again = data.crop_and_flip(images.repeat(50, 1, 1, 1), torch.Generator().manual_seed(1), pad=2)
     assert torch.equal(moved, again)
 
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.benchmarks.harness import ROOT
 from nclib import checks
 from nclib.metrics import ClassStatistics, _classes, by_class, nc_metrics
+from tests.benchmarks.harness import ROOT
 
 
 def sample(seed, K=5, d=6, n=9, width=0.8):
