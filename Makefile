@@ -39,7 +39,7 @@ store: $(BIN)/.installed  ## execute the notebooks and keep their outputs
 	$(BIN)/nclib store
 
 environment.yml: pyproject.toml $(BIN)/.installed
-	$(BIN)/python -m nclib.environment
+	$(BIN)/nclib environment > $@.new && mv $@.new $@
 
 clean:  ## forget runs and checkpoints; figures stay
 	rm -rf runs
