@@ -25,7 +25,7 @@ soak: $(BIN)/.installed  ## kill -9 at random moments, 25 times on local process
 	NCLIB_SOAK_KILLS=25 $(BIN)/python -m pytest -s tests/test_soak.py
 
 bench: $(BIN)/.installed  ## speed and memory against plain code; best on a quiet machine
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m tests.benchmarks
 
 env: $(BIN)/.installed
 
@@ -39,7 +39,7 @@ store: $(BIN)/.installed  ## execute the notebooks and keep their outputs
 	$(BIN)/nclib store
 
 environment.yml: pyproject.toml $(BIN)/.installed
-	$(BIN)/python -m nclib.environment
+	$(BIN)/nclib environment > $@.new && mv $@.new $@
 
 clean:  ## forget runs and checkpoints; figures stay
 	rm -rf runs

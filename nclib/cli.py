@@ -360,5 +360,22 @@ def measure(files, by_class, as_json, figure, missing):
     click.echo(measuring.as_json(found) if as_json else measuring.as_text(found))
 
 
+@main.command()
+def environment():
+    """Print environment.yml for conda, made from the dependency list in pyproject.toml."""
+    import tomllib
+
+    from nclib import paths
+
+    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    packages = [*project["dependencies"], *extras["test"], *extras["cluster"]]
+    click.echo("# Generated from pyproject.toml by `make environment.yml`; do not edit.")
+    click.echo("name: nclib\nchannels: [conda-forge]\ndependencies:")
+    click.echo(f"  - python{project['requires-python']},<3.14\n  - pip\n  - pip:")
+    for package in (*packages, "-e ."):
+        click.echo(f"      - {package}" if package == "-e ." else f'      - "{package}"')
+
+
 if __name__ == "__main__":
     main()

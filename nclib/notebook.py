@@ -148,6 +148,8 @@ class Run:
 
     def finish(self):
         """Write ``claims.json`` and the run record; must be the notebook's last call."""
+        from nclib.deep import data
+
         self.ledger.write(self.figures)
         record = {
             "notebook": self.name,
@@ -155,7 +157,7 @@ class Run:
             "device": device_name(self.device),
             "threads": self.threads,
             "versions": versions(),
-            "data": dict(sorted(_DATA_USED.items())),
+            "data": data.used(),
             "tables": self.tables,
         }
         files.write_json(self.figures / "record.json", record)
@@ -194,14 +196,6 @@ def _show(path, name, width):
     if get_ipython() is not None:
         shown = {"image/png": Path(path).read_bytes(), "text/plain": f"figure {name}"}
         display(shown, raw=True, metadata={"image/png": {"width": width}})
-
-
-_DATA_USED = {}
-
-
-def note_data(name, checksum):
-    """Remember which data set this kernel used, for the run's manifest."""
-    _DATA_USED[name] = checksum
 
 
 def device(name):

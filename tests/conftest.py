@@ -41,7 +41,7 @@ train.SAVE_EVERY = 0.0"""
 
 TRAIN = """generator = torch.Generator().manual_seed(seed)
 noise = data.Data("noise", torch.randn(100, 8, generator=generator), torch.arange(100) % 10, 10)
-notebook.note_data("noise", data.checksum(noise))
+data.note("noise", data.checksum(noise))
 net = nets.seeded(seed, nets.mlp, [8, 8, 4], 10)
 recipe = train.Recipe(epochs=epochs, lr=0.05, batch_size=25)
 def objective(net, x, y):

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import harness, notebooks, report, scaling
-from benchmarks.rows import ROWS
 from nclib.deep import train
+from tests.benchmarks import harness, notebooks, report, scaling
+from tests.benchmarks.rows import ROWS
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -179,7 +179,7 @@ def test_the_readme_holds_the_stored_table():
 
 @pytest.mark.slow
 def test_unknown_rows_are_named():
-    command = [sys.executable, "-m", "benchmarks", "nonsense"]
+    command = [sys.executable, "-m", "tests.benchmarks", "nonsense"]
     pipes = {"capture_output": True, "text": True, "timeout": 240}
     found = subprocess.run(command, cwd=harness.ROOT, **pipes)
     assert found.returncode == 2

@@ -11,21 +11,30 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import nclib.deep
 import nclib.metrics
-from nclib.deep import augmentation, collect, nets, train
+from nclib.deep import collect, data, nets, train
 from nclib.deep.data import checksum
-from nclib.metrics import certified, collapse, generalized, geometry, margins, ood, precision
+from nclib.metrics import (
+    certified,
+    collapse,
+    generalized,
+    geometry,
+    margins,
+    ood,
+    precision,
+    statistics,
+)  # fmt: skip
 from nclib.metrics import multi_label as multi
 from tests.device_cases import ADAM, CE, MSE, RECIPE, D, K, forgotten, generator, named, works
 
 
-def statistics(t):
-    found = collapse.ClassStatistics(K, D, device=t.features.device).update(t.features, t.labels)
-    other = collapse.ClassStatistics(K, D).update(t.features.cpu(), t.labels)
+def merged(t):
+    found = statistics.ClassStatistics(K, D, device=t.features.device).update(t.features, t.labels)
+    other = statistics.ClassStatistics(K, D).update(t.features.cpu(), t.labels)
     return found.merge(other).update(t.features.float(), t.labels).metrics(t.weight, t.bias)
 
 
 def streamed(t):
-    return collapse.ClassStatistics(K, D, device=t.features.device).update(t.features, t.labels)
+    return statistics.ClassStatistics(K, D, device=t.features.device).update(t.features, t.labels)
 
 
 def second_pass(t):
@@ -55,7 +64,7 @@ def collected(t, features_of):
 def grid(t, together):
     cells = [train.Cell(loss, seed, 2) for loss in (CE, MSE) for seed in (0, 1)]
     build = lambda: nets.cnn([4, 6], K)
-    augment = augmentation.crop_and_flip
+    augment = data.crop_and_flip
     options = {"augment": augment, "together": together, "measure_at": [0, 1]}
     measure = lambda net, cell, epoch: {"accuracy": collect.accuracy(net, t.data)}
     return train.grid(build, cells, t.data, RECIPE, measure=measure, **options)
@@ -71,7 +80,7 @@ UNIT = lambda t: nn.functional.normalize(t.features)
 
 # module.function (or class) -> a call of it
 CASES = {
-    "augmentation.crop_and_flip": lambda t: augmentation.crop_and_flip(t.data.inputs, generator()),
+    "data.crop_and_flip": lambda t: data.crop_and_flip(t.data.inputs, generator()),
     "collect.Taps": lambda t: collect.Taps(t.net).measure(batches(t), K),
     "collect.measure": lambda t: collect.measure(t.net, batches(t), K),
     "collect.next_token": lambda t: collect.next_token({"labels": t.targets.long()}),
@@ -81,6 +90,7 @@ CASES = {
     "collect.logits": lambda t: collect.logits(t.net, t.data.inputs),
     "collect.accuracy": lambda t: collect.accuracy(t.net, t.data, batch_size=9),
     "collect.statistics": lambda t: [collected(t, f) for f in (None, "head", t.net.features)],
+    "nets.build": lambda t: nets.build("cnn", t.data, [4, 6]).to(t.there)(t.data.inputs),
     "data.Data": lambda t: [
         str(t.data.flat().take(torch.tensor([3, 1]))),
         t.data.per_class(2),
@@ -97,15 +107,13 @@ CASES = {
     "certified.certified_gap": lambda t: [
         certificate(t, loss=loss, bias=bias) for loss in certified.LOSSES for bias in (None, t.bias)
     ],
-    "collapse.ClassStatistics": statistics,
-    "collapse.Agreement": second_pass,
+    "statistics.ClassStatistics": merged,
+    "agreement.Agreement": second_pass,
     "collapse.by_class": lambda t: collapse.by_class(t.features, t.labels, t.weight, t.bias),
-    "collapse.cdnv_by_class": lambda t: collapse.cdnv_by_class(
-        streamed(t).means, streamed(t).variances
-    ),
-    "collapse.squared_distances": lambda t: collapse.squared_distances(
-        t.features, torch.arange(4, device=t.features.device)
-    ),
+    "collapse.measure": lambda t: collapse.nc_metrics(t.features, t.labels),
+    "collapse.table": lambda t: collapse.by_class(t.features, t.labels),
+    "collapse.frame": lambda t: collapse.by_class(t.features, t.labels),
+    "agreement.Rules": second_pass,
     "ood.nc5": lambda t: ood.nc5(streamed(t), t.features),
     "ood.neco": lambda t: ood.neco(streamed(t), t.features),
     "ood.nci": lambda t: ood.nci(streamed(t), t.features, t.weight, t.bias),
@@ -162,16 +170,17 @@ CASES = {
 
 # Functions and classes that take no tensor.
 HOST = """
-data: load fetch check require smallest_class
+data: note used load fetch check require smallest_class
 nets: mlp cnn resnet seeded require_widths
 precision: exact
 margins: OneVsRest MarginBracket
 certified: Certificate cross_entropy_margin cross_entropy_value
 known_margins: known_margin best_known closed_form gold_margin gold_degree
+train: history
 """
 METRICS, DEEP = (
     [importlib.import_module(f"{package.__name__}.{module.name}")
-     for module in pkgutil.iter_modules(package.__path__)]
+     for module in pkgutil.iter_modules(package.__path__) if module.name[0] != "_"]
     for package in (nclib.metrics, nclib.deep)
 )  # fmt: skip
 

@@ -13,7 +13,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from nclib import checks, claims, notebook, runs
+from nclib import checks, claims, runs
 from nclib.deep import data
 from tests.conftest import eventually
 
@@ -192,12 +192,10 @@ def test_a_truncated_data_file_is_refused_until_it_is_mended(shared_tiny, tmp_pa
     contents = lambda f: {p.name: p.read_bytes() for p in f.iterdir() if p.name != "manifest.json"}
     assert contents(one) == contents(two)
     monkeypatch.setenv("NCLIB_DATA", str(tmp_path / "data"))
-    sums = {}
-    monkeypatch.setattr(notebook, "note_data", sums.__setitem__)
     data.load("fashion_mnist")
     manifest = json.loads(next(out.glob("figures/quick-*/*/manifest.json")).read_text())
     assert manifest["data"].keys() == {"fashion_mnist", "noise"}
-    assert manifest["data"]["fashion_mnist"] == sums["fashion_mnist"]
+    assert manifest["data"]["fashion_mnist"] == data.used()["fashion_mnist"]
 
 
 # Processes ----------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ import re
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
-from nclib import catalogue, environment, parameters, paths, runs
+from nclib import catalogue, cli, parameters, paths, runs
 
 BOOKS = runs.notebooks()
 
@@ -75,9 +76,13 @@ def test_a_profile_has_a_section_for_every_notebook(profile):
     assert all(isinstance(section, dict) for section in content.values())
 
 
+def environment():
+    return CliRunner().invoke(cli.main, ["environment"]).output
+
+
 def test_environment_file_is_generated_from_the_dependency_list():
     stored = (paths.ROOT / "environment.yml").read_text(encoding="utf-8")
-    assert stored == environment.text(), "run `make environment.yml`"
+    assert stored == environment(), "run `make environment.yml`"
 
 
 def test_lock_satisfies_the_dependency_list():
@@ -89,7 +94,7 @@ def test_lock_satisfies_the_dependency_list():
         for line in (paths.ROOT / "requirements.lock").read_text().splitlines()
         if line and not line.startswith("#")
     )
-    listed = re.findall(r'- "(.+)"', environment.text())
+    listed = re.findall(r'- "(.+)"', environment())
     assert len(listed) > 20
     for text in listed:
         need = Requirement(text)

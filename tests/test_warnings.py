@@ -9,7 +9,7 @@ from nclib.metrics import margins
 
 
 @pytest.mark.parametrize(
-    "module", ["nclib", "nclib.ufm.solve", "tests.metrics.test_angles", "benchmarks.rows"]
+    "module", ["nclib", "nclib.ufm.solve", "tests.metrics.test_angles", "tests.benchmarks.rows"]
 )
 def test_a_warning_of_an_own_module_is_an_error(module):
     with pytest.raises(UserWarning, match="said"):

@@ -8,11 +8,12 @@ import gzip
 import hashlib
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from nclib import checks, files, notebook, paths
+from nclib import checks, files, paths
 
 # name -> (torchvision class, folder below the data root, classes)
 _TORCHVISION = {
@@ -113,11 +114,24 @@ def load(name, *, train_per_class=None, seed=0, root=None):
         train, test = (_torchvision(name, part, root) for part in (True, False))
         if train_per_class is not None:
             train = train.per_class(train_per_class, generator=generator)
-    notebook.note_data(name, checksum(train, test))
+    note(name, checksum(train, test))
     dims = (0, 2, 3) if name.startswith("cifar") else (0, 1, 2, 3)
     mean = train.inputs.mean(dims, keepdim=True)
     std = train.inputs.std(dims, keepdim=True)
     return tuple(replace(part, inputs=(part.inputs - mean) / std) for part in (train, test))
+
+
+_USED = {}
+
+
+def note(name, digest):
+    """Remember that this process used the data set ``name`` with this checksum."""
+    _USED[name] = digest
+
+
+def used():
+    """Data sets that this process used, name -> checksum, sorted: for a run's manifest."""
+    return dict(sorted(_USED.items()))
 
 
 def checksum(*parts):
@@ -264,3 +278,21 @@ def check(name, *, root=None):
     else:
         train, test = (_torchvision(name, part, root) for part in (True, False))
     return f"{train}; test {len(test)}; sha256 {checksum(train, test)}"
+
+
+def crop_and_flip(inputs, generator, *, pad=4):
+    """Random crop after zero-padding by ``pad`` pixels, and horizontal flip: ``(B, C, H, W)``.
+
+    On the device of the inputs; drawn from ``generator``, which lives on the CPU.
+    """
+    B, C, H, W = inputs.shape
+    draw = partial(torch.randint, size=(B,), generator=generator)
+    down, right, flip = draw(2 * pad + 1), draw(2 * pad + 1), draw(2).bool()
+    padded = torch.nn.functional.pad(inputs, (pad, pad, pad, pad))
+    rows = (down[:, None] + torch.arange(H)).to(inputs.device)
+    columns = right[:, None] + torch.arange(W)
+    columns = torch.where(flip[:, None], columns.flip(1), columns).to(inputs.device)
+    batch = torch.arange(B, device=inputs.device)
+    # One gather: padded[b, :, rows[b], columns[b]] for every sample.
+    picked = padded[batch[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return picked.permute(0, 3, 1, 2).contiguous()

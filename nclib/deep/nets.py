@@ -4,10 +4,14 @@ The backbones come from torchvision or are a few ``nn.Sequential`` lines; every 
 :class:`Classifier`, whose ``features`` are what neural collapse is measured on.
 """
 
+import inspect
+
 import torch
 from torch import nn
 
 from nclib import checks
+
+ARCHITECTURES = ("mlp", "cnn", "resnet18", "resnet50")
 
 
 class Classifier(nn.Module):
@@ -116,6 +120,30 @@ def _wide_resnet18(models, base):
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return net
+
+
+def build(architecture, data, sizes, **options):
+    """A :class:`Classifier` of one of :data:`ARCHITECTURES` for :class:`~nclib.deep.data.Data`.
+
+    ``sizes``: for ``mlp`` the widths after the input, the last one being the feature dimension; for
+    ``cnn`` the channels; for ``resnet18`` and ``resnet50`` the factor ``width``.  ``options`` are
+    those of :func:`mlp`, :func:`cnn` and :func:`resnet`; an architecture passes over what only
+    another one has.
+    """
+    checks.choice("architecture", architecture, ARCHITECTURES)
+    kinds = {"mlp": mlp, "cnn": cnn, "resnet": resnet}
+    known = {name: inspect.signature(make).parameters for name, make in kinds.items()}
+    unknown = options.keys() - set().union(*known.values())
+    if unknown:
+        raise checks.InputError(f"no architecture has the option {', '.join(sorted(unknown))}")
+    kind = architecture.rstrip("0123456789")
+    own = {name: value for name, value in options.items() if name in known[kind]}
+    if kind == "mlp":
+        return mlp([data.inputs[0].numel(), *sizes], data.num_classes, **own)
+    own = {"in_channels": data.inputs.shape[1]} | own
+    if kind == "cnn":
+        return cnn(sizes, data.num_classes, **own)
+    return resnet(int(architecture[len(kind) :]), data.num_classes, width=sizes, **own)
 
 
 def require_widths(architecture, **widths):

@@ -361,6 +361,12 @@ def grid(
     return trained
 
 
+def history(trained):
+    """The histories of :class:`Trained` cells as one table, with their ``seed`` and ``tags``."""
+    tables = [one.history.assign(seed=one.cell.seed, **one.cell.tags) for one in trained]
+    return pd.concat(tables, ignore_index=True)
+
+
 def _with_epochs(recipe, epochs):
     return Recipe(**(vars(recipe) | {"epochs": epochs}))
 
@@ -502,7 +508,10 @@ def _name(cell, label):
 def _same_grid(state, fresh, net):
     """Whether a checkpoint fits the grid whose fresh content and whose net's state are given."""
     rows, cells = len(state["alive"]), len(fresh["done"])
-    shapes = lambda tensors, skip=0: {name: t.shape[skip:] for name, t in tensors.items()}
+
+    def shapes(tensors, skip=0):
+        return {name: t.shape[skip:] for name, t in tensors.items()}
+
     nets = [shapes(values) == shapes(net) for values in state["done"] if values is not None]
     stacks = [state["params"], state["velocity"], *state["buffers"].values()]
     return (

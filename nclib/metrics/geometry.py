@@ -74,17 +74,15 @@ def frame_distances(means, *, centre=True):
         etf = ‖G/‖G‖ - (I - J/K)/√(K-1)‖ (rows centred first; ``centre=False``: as they are,
         the usual choice for a weight).
 
-    Both lie in [0, 2].  An orthogonal frame has of = 0, and etf = 0 since centring makes it an ETF;
-    an ETF has etf = 0 and of = √(2 - 2√((K-1)/K)).  For K = 2 the centred etf is identically 0.
-    NaN where the (centred) rows vanish.  Claims 5.E1-5.E3 (Tirer & Bruna 2022; Dang et al. 2023).
+    An orthogonal frame has of = etf = 0, since centring makes it an ETF; an ETF has etf = 0 and
+    of = √(2 - 2√((K-1)/K)).  For K = 2 the centred etf is identically 0.  NaN where the (centred)
+    rows vanish.  Claims 5.E1-5.E3 (Tirer & Bruna 2022; Dang et al. 2023).
     """
     means = _rows("means", means, 2)
+    means = means / means.abs().max().clamp(min=1e-300)  # so that no square underflows
     rows = centred(means) if centre else means
-    grams = [part @ part.T for part in (_unit_size(means), _unit_size(rows))]
-    return {
-        "of": gram_distance(grams[0], frames.orthogonal_gram(len(means))),
-        "etf": gram_distance(grams[1]),
-    }
+    orthogonal = frames.orthogonal_gram(len(means))
+    return {"of": gram_distance(means @ means.T, orthogonal), "etf": gram_distance(rows @ rows.T)}
 
 
 @exact
@@ -171,9 +169,3 @@ def _rows(name, value, minimum):
     if len(value) < minimum:
         raise checks.InputError(f"{name} must have at least {minimum} rows, got {len(value)}")
     return value
-
-
-def _unit_size(rows):
-    """Scaled so that no square underflows."""
-    size = rows.abs().max()
-    return rows / size if size > 0 else rows

@@ -19,6 +19,7 @@ from nclib import checks
 
 TILE_ENTRIES = 2**20  # logits held at a time: 8 MiB in float64, about a cache
 _FEW = 128  # up to so many classes all are solved exactly: passes over them would cost as much
+_MIX = 0.15  # how far a soft pass moves the features
 _EPS = np.finfo(np.float64).eps
 
 
@@ -220,7 +221,7 @@ def margin(weight, *, tol=1e-9, max_solves=None):
     return MarginBracket(float(lower.min()), float(upper[worst]), worst, solved)
 
 
-def _soft_pass(weight, features, classes, temperature, lower, upper, *, mix=0.15):
+def _soft_pass(weight, features, classes, temperature, lower, upper):
     """Tighten ``lower, upper`` (K,) in place and move ``features`` one damped fixed-point step."""
     pad = _rounding(weight.shape[1])
     for rows in classes.split(_tile_rows(len(weight))):
@@ -234,7 +235,7 @@ def _soft_pass(weight, features, classes, temperature, lower, upper, *, mix=0.15
         lower[rows] = torch.maximum(lower[rows], low.cpu())
         upper[rows] = torch.minimum(upper[rows], (norm + pad).cpu())
         step = residual / norm.clamp(min=1e-300)[:, None]
-        features[rows] = torch.nn.functional.normalize((1 - mix) * h + mix * step, dim=1)
+        features[rows] = torch.nn.functional.normalize((1 - _MIX) * h + _MIX * step, dim=1)
 
 
 def _project_row(rows, k, tol):
@@ -401,5 +402,5 @@ def _largest(values, count):
     return np.argpartition(-values, count - 1)[:count]
 
 
-def _some(numbers, shown=8):
-    return ", ".join(map(str, numbers[:shown])) + ("…" if len(numbers) > shown else "")
+def _some(numbers):
+    return ", ".join(map(str, numbers[:8])) + ("…" if len(numbers) > 8 else "")

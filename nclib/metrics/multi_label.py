@@ -7,6 +7,7 @@ T = (I - 11ᵀ/K)/√(K-1).  All work is float64.
 """
 
 import warnings
+from functools import partial
 from math import comb
 from typing import NamedTuple
 
@@ -71,7 +72,7 @@ class LabelSetStatistics:
         self.storage = Storage(0.0, 0.0)
         self.K = checks.integer("num_classes", num_classes, 2)
         self.dim = checks.integer("dim", dim)
-        zeros = lambda *shape: torch.zeros(shape, dtype=torch.float64, device=device)  # noqa: E731
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
         self.label_sets = torch.zeros(0, self.K, dtype=torch.bool, device=device)
         self.counts, self.scatter = zeros(0), zeros(0)
         self.means, self.within = zeros(0, self.dim), zeros(self.dim, self.dim)
@@ -131,7 +132,10 @@ class LabelSetStatistics:
         new = [i for i, key in enumerate(keys) if key not in self._row]
         for i in new:
             self._row[keys[i]] = len(self._row)
-        grow = lambda t: torch.cat([t, t.new_zeros(len(new), *t.shape[1:])])  # noqa: E731
+
+        def grow(t):
+            return torch.cat([t, t.new_zeros(len(new), *t.shape[1:])])
+
         self.label_sets = torch.cat([self.label_sets, sets[new].to(self.label_sets)])
         self.counts, self.scatter = grow(self.counts), grow(self.scatter)
         self.means = grow(self.means)
@@ -288,8 +292,8 @@ def _distinct(sets):
     packed = np.packbits(sets.cpu().numpy(), axis=1)
     codes = np.ascontiguousarray(packed).view(f"V{packed.shape[1]}").ravel()
     _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
-    place = lambda index: torch.from_numpy(index).to(sets.device)  # noqa: E731
-    return sets[place(first)], place(inverse)
+    first, inverse = (torch.from_numpy(index).to(sets.device) for index in (first, inverse))
+    return sets[first], inverse
 
 
 def _centred(rows):
@@ -348,17 +352,20 @@ def _fit(statistics, m, directions):
 
 def _angles(sets, sums, centred, directions, m):
     """Angle per observed set in degrees, and mean over those / mean over all pairs."""
-    unit = lambda rows: rows / rows.norm(dim=1, keepdim=True)  # noqa: E731
-    degrees, b = geometry.angles_between(sums, centred), unit(centred)
+    degrees, b = geometry.angles_between(sums, centred), _unit(centred)
     total = parts = 0
     for subsets in _possible_sets(sets.shape[1], m, _MAX_PAIRS // len(sets), sets.device):
-        cosines = unit(subsets.to(directions) @ directions) @ b.T
+        cosines = _unit(subsets.to(directions) @ directions) @ b.T
         total = total + torch.rad2deg(cosines.clamp(-1, 1).arccos()).sum()
         parts += cosines.numel()
     return degrees, float(degrees.mean() / (total / parts))
 
 
-def _possible_sets(K, m, most, device, chunk=1024):
+def _unit(rows):
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+def _possible_sets(K, m, most, device):
     """Multi-hot blocks of all m-subsets of K classes, or of ``most`` drawn at random if there are
     more."""
     if comb(K, m) <= most:
@@ -366,7 +373,7 @@ def _possible_sets(K, m, most, device, chunk=1024):
     else:
         generator = torch.Generator().manual_seed(0)
         subsets = torch.rand(most, K, generator=generator).argsort(1)[:, :m]
-    for block in subsets.split(chunk):
+    for block in subsets.split(1024):
         yield torch.zeros(len(block), K).scatter_(1, block, 1.0).to(device)
 
 

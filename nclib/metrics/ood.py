@@ -7,7 +7,7 @@ features; scores are larger the more a sample looks like the training data.
 import torch
 
 from nclib import checks
-from nclib.metrics.collapse import _classifier, _nonempty
+from nclib.metrics._rows import classifier, nonempty
 from nclib.metrics.precision import exact
 
 
@@ -21,7 +21,7 @@ def nc5(statistics, outliers):
     NaN if a mean is zero.  Raises :class:`~nclib.checks.InputError` for an empty class, or features
     that do not fit.
     """
-    _nonempty(statistics.counts)
+    nonempty(statistics.counts)
     outliers = _features("outliers", outliers, statistics)
     if not len(outliers):
         raise checks.InputError("outliers holds no sample")
@@ -79,7 +79,7 @@ def nci(statistics, features, weight, bias=None, *, alpha=0.0):
     """
     alpha = checks.real("alpha", alpha, at_least=0)
     features = _features("features", features, statistics)
-    weight, bias = _classifier(weight, bias, statistics.num_classes, statistics.dim)
+    weight, bias = classifier(weight, bias, statistics.num_classes, statistics.dim)
     weight = weight.to(features.device)
     logits = features @ weight.T + (0.0 if bias is None else bias.to(features.device))
     z = features - statistics.global_mean

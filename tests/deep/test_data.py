@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nclib.deep import augmentation, collect, data, nets
+from nclib.deep import collect, data, nets
 
 
 def test_digits_are_split_without_overlap_and_standardised():
@@ -115,17 +115,15 @@ def test_an_incomplete_source_is_named(tmp_path):
 
 def test_crop_and_flip_moves_pixels_and_nothing_else():
     images = torch.arange(2 * 3 * 6 * 6, dtype=torch.float32).reshape(2, 3, 6, 6) + 1
-    same = augmentation.crop_and_flip(images, torch.Generator().manual_seed(0), pad=0)
+    same = data.crop_and_flip(images, torch.Generator().manual_seed(0), pad=0)
     for out, image in zip(same, images, strict=True):
         assert torch.equal(out, image) or torch.equal(out, image.flip(2))
     g = torch.Generator().manual_seed(1)
-    moved = augmentation.crop_and_flip(images.repeat(50, 1, 1, 1), g, pad=2)
+    moved = data.crop_and_flip(images.repeat(50, 1, 1, 1), g, pad=2)
     assert moved.shape == (100, 3, 6, 6)
     for out, image in zip(moved, images.repeat(50, 1, 1, 1), strict=True):
         assert set(out.unique().tolist()) <= set(image.unique().tolist()) | {0.0}
-    again = augmentation.crop_and_flip(
-        images.repeat(50, 1, 1, 1), torch.Generator().manual_seed(1), pad=2
-    )
+    again = data.crop_and_flip(images.repeat(50, 1, 1, 1), torch.Generator().manual_seed(1), pad=2)
     assert torch.equal(moved, again)
 
 
@@ -144,6 +142,35 @@ def test_nets_show_their_features(net, shape, dim):
     features = net.features(inputs)
     assert tuple(features.shape) == (2, dim)
     assert torch.allclose(net(inputs), features @ net.weight.T + net.bias, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes", "options", "dim"),
+    [
+        ("mlp", [9, 7], {"final_relu": False, "strides": [1], "bias": False}, 7),
+        ("cnn", [4, 6], {"strides": [1, 1], "final_relu": False}, 6),
+        ("resnet18", 0.125, {"bias": False}, 64),
+        ("resnet50", 0.25, {}, 2048),
+    ],
+)
+def test_build_fits_the_data(architecture, sizes, options, dim):
+    images = data.Data("x", torch.randn(4, 3, 8, 8), torch.arange(4) % 2, 2)
+    net = nets.build(architecture, images, sizes, **options).eval()
+    assert tuple(net.features(images.inputs).shape) == (4, dim)
+    assert tuple(net(images.inputs).shape) == (4, 2)
+    assert (net.bias is None) == (options.get("bias") is False)
+    if architecture == "mlp":
+        assert (net.features(images.inputs) < 0).any()
+    if architecture == "cnn":
+        assert [m.stride for m in net.modules() if hasattr(m, "stride")] == [(1, 1)] * 2
+
+
+def test_build_refuses_what_no_architecture_has():
+    images = data.Data("x", torch.randn(4, 1, 8, 8), torch.arange(4) % 2, 2)
+    with pytest.raises(ValueError, match="no architecture has the option relu"):
+        nets.build("mlp", images, [4], relu=False)
+    with pytest.raises(ValueError, match="architecture must be one of mlp, cnn"):
+        nets.build("vgg", images, [4])
 
 
 def test_resnet_of_width_one_is_torchvisions():

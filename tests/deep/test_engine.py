@@ -9,8 +9,7 @@ import torch
 
 from nclib import losses
 from nclib.deep import collect, nets, train
-from nclib.deep.augmentation import crop_and_flip
-from nclib.deep.data import Data
+from nclib.deep.data import Data, crop_and_flip
 from nclib.metrics import nc_metrics
 
 CE, MSE = losses.get("ce"), losses.get("mse", tau=None, scale=5.0)

@@ -417,3 +417,14 @@ def test_training_collapses_features():
 def test_bad_recipes_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         train.Recipe(**({"epochs": 1, "lr": 0.1} | change))
+
+
+def test_history_of_a_grid_is_one_tagged_table():
+    cells = [train.Cell(CE, seed, 2, {"loss": "ce", "width": 7}) for seed in (3, 4)]
+    measured = lambda net, cell, epoch: {"seconds": 0.0}
+    trained = train.grid(build, cells, data(), RECIPE, measure=measured, measure_at=[0, 2])
+    table = train.history(trained)
+    assert list(table.columns) == [*trained[0].history.columns, "seed", "loss", "width"]
+    assert table["seed"].tolist() == [3, 3, 4, 4] and set(table["width"]) == {7}
+    assert table["epoch"].tolist() == [0, 2, 0, 2]
+    assert table["train_loss"].tolist()[3] == trained[1].history["train_loss"].tolist()[1]

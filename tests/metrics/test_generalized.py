@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from benchmarks.harness import ROOT
 from nclib import checks, frames
 from nclib.metrics import generalized, generalized_nc, margins
 from nclib.results.large_class import codes
+from tests.benchmarks.harness import ROOT
 
 
 def sample(K=7, d=3, n=12, seed=0, spread=0.6, imbalance=True):
@@ -330,7 +330,7 @@ def test_bad_input():
 
 LARGE = """
 import torch
-from benchmarks.harness import Memory
+from tests.benchmarks.harness import Memory
 from nclib.metrics import generalized_nc
 K, d = 7000, 8
 draw = torch.Generator().manual_seed(0)

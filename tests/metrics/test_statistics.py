@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.harness import ROOT
 from nclib import checks
-from nclib.metrics import ClassStatistics, by_class, collapse, nc_metrics
+from nclib.metrics import ClassStatistics, _classes, by_class, nc_metrics
+from tests.benchmarks.harness import ROOT
 
 
 def sample(seed, K=5, d=6, n=9, width=0.8):
@@ -58,8 +58,8 @@ def test_second_pass_over_the_same_and_over_unseen_samples(seed, K, d, width, ta
     unseen, their_y, _, _ = sample(seed + 1, K, d, width=width)
     mean = np.stack([F[y == k].mean(0) for k in range(K)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collapse, "_TABLE", table)
-        patch.setattr(collapse, "_TILE", 12)
+        patch.setattr(_classes, "TABLE", table)
+        patch.setattr(_classes, "TILE", 12)
         for keep in (0, 2**20):
             statistics = ClassStatistics(K, d, keep=keep).update(F, y)
             for X, labels in ((F, y), (unseen, their_y)):
@@ -301,9 +301,9 @@ def test_two_processes_hold_the_sums_of_both(case, tmp_path):
 def test_many_classes_agree_with_the_direct_formulas(K, d, monkeypatch):
     F, y, W, b = sample(7, K, d, n=6, width=0.3)
     want = nc_metrics(F, y, W, b)
-    for name in ("_TABLE", "_PAIRED"):
-        monkeypatch.setattr(collapse, name, 30)
-    monkeypatch.setattr(collapse, "_TILE", 500)
+    for name in ("TABLE", "_PAIRED"):
+        monkeypatch.setattr(_classes, name, 30)
+    monkeypatch.setattr(_classes, "TILE", 500)
     monkeypatch.setattr(torch, "randperm", lambda K, generator: torch.arange(K))
     got = nc_metrics(F, y, W, b)
     few = np.arange(30 // 4)  # the classes whose pairs count
@@ -320,7 +320,7 @@ def test_many_classes_agree_with_the_direct_formulas(K, d, monkeypatch):
 
 LARGE = """
 import torch
-from benchmarks.harness import Memory
+from tests.benchmarks.harness import Memory
 from nclib.metrics import ClassStatistics
 K, d, n = 40_000, 16, 60_000
 draw = torch.Generator().manual_seed(0)

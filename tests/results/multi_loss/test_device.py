@@ -2,14 +2,14 @@
 
 import pytest
 
-from nclib.deep import augmentation
+from nclib.deep import data
 from nclib.results.multi_loss import experiments as study
 from tests.device_cases import CE, MSE, RECIPE, works
 
 def losses_compared(t, architecture):
     return study.train_nets(
         {"ce": CE, "mse": MSE}, t.data, t.data, RECIPE, architecture=architecture, widths=[4],
-        epochs=[2], seeds=[0], validation=0.2, curve_points=2, augment=augmentation.crop_and_flip,
+        epochs=[2], seeds=[0], validation=0.2, augment=data.crop_and_flip,
     )  # fmt: skip
 
 

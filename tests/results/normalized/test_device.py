@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
-from nclib.deep import augmentation
+from nclib.deep import data
 from nclib.results.normalized import metrics, nets
 from tests.device_cases import RECIPE, K, forgotten, generator, named, works
 
@@ -38,7 +38,7 @@ CASES = {
         t.data,
         t.data,
         RECIPE,
-        augment=augmentation.crop_and_flip,
+        augment=data.crop_and_flip,
     ),
     "nets.film": lambda t: nets.film(CELL, "mlp", t.data, RECIPE, epochs=[0, 2]),
     "metrics.angles_between": lambda t: metrics.angles_between(t.features[:24], t.features[24:]),

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from benchmarks import harness, rows, scaling
+from tests.benchmarks import harness, rows, scaling
 
 
 def main():

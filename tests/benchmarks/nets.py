@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness import Row, Task
 from nclib import losses
 from nclib.deep import nets, train
 from nclib.deep.data import Data
+from tests.benchmarks.harness import Row, Task
 
 LOSSES = (
     losses.get("ce"),

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from benchmarks.harness import Row, Task
 from nclib import losses
 from nclib.results.multi_loss import experiments, theory
 from nclib.ufm import solve
+from tests.benchmarks.harness import Row, Task
 
 LOSSES = {
     "ce": losses.get("ce"),

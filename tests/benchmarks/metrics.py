@@ -2,8 +2,8 @@
 
 import torch
 
-from benchmarks.harness import Row, Task
 from nclib.metrics import ClassStatistics, nc_metrics
+from tests.benchmarks.harness import Row, Task
 
 BATCH = 1024
 

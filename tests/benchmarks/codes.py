@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from benchmarks.harness import Row, Task
 from nclib.metrics import margins
 from nclib.results.large_class import codes
 from nclib.results.large_class import search as softmax_code_solver
+from tests.benchmarks.harness import Row, Task
 
 
 def certified(K, d, sample, gold):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BUDGET = 4.0  # seconds of repetitions of one side
 
 
@@ -174,9 +174,9 @@ def profile(row, *, most=5):
 
 
 def apart(request):
-    """The answer of ``python -m benchmarks.one`` to a request, both JSON."""
+    """The answer of ``python -m tests.benchmarks.one`` to a request, both JSON."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "benchmarks.one", json.dumps(request)]
+    command = [sys.executable, "-m", "tests.benchmarks.one", json.dumps(request)]
     # One thread, however the command was started: several of them on busy cores can make the small
     # operations of a baseline twenty times slower, which would be ours to gain.
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}

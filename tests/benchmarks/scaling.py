@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from benchmarks import harness, metrics, nets
 from nclib.metrics import ClassStatistics, nc_metrics
+from tests.benchmarks import harness, metrics, nets
 
 BASE = {"N": 15_000, "d": 256, "K": 10}
 SWEEPS = {

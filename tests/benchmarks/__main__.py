@@ -1,4 +1,4 @@
-"""``python -m benchmarks [ROWS] [--out DIR]``: measure, compare, write table and figure."""
+"""``python -m tests.benchmarks [ROWS] [--out DIR]``: measure, compare, write table and figure."""
 
 import sys
 import time
@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from benchmarks import harness, notebooks, report, scaling
-from benchmarks.rows import ROWS
 from nclib import checks
+from tests.benchmarks import harness, notebooks, report, scaling
+from tests.benchmarks.rows import ROWS
 
 EXTRA = ("scaling", "notebooks")
 
@@ -33,7 +33,9 @@ def main(names, out, toy, rounds, listing):
     chosen = [n for n in (*ROWS, *EXTRA) if not names or n.startswith(tuple(names))]
     unknown = [n for n in names if not any(c.startswith(n) for c in (*ROWS, *EXTRA))]
     if unknown:
-        raise checks.InputError(f"no row {', '.join(unknown)}; see python -m benchmarks --list")
+        raise checks.InputError(
+            f"no row {', '.join(unknown)}; see python -m tests.benchmarks --list"
+        )
     folder = Path(out) if out else report.RESULTS
     size, start = ("toy" if toy else "full"), time.monotonic()
     lines = []

@@ -1,0 +1,484 @@
+"""The rules of the house that a machine can read: sizes, names, arrows between modules.
+
+A rule that is not kept yet names its offenders in ``KNOWN``; a name that offends no more has to go
+from there, so the lists can only shrink.
+"""
+
+import ast
+import io
+import json
+import re
+import tokenize
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(ROOT.glob("nclib/**/*.py"))
+LONGEST = 60
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@cache
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def module(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module(path): path for path in FILES}
+
+
+def functions(path):
+    """``(qualified name, definition)`` of every function and method, nested ones included."""
+
+    def inside(node, prefix):
+        for child in ast.iter_child_nodes(node):
+            named = isinstance(child, (*FUNCTIONS, ast.ClassDef))
+            name = f"{prefix}.{child.name}" if named else prefix
+            if isinstance(child, FUNCTIONS):
+                yield name, child
+            yield from inside(child, name)
+
+    return inside(tree(path), module(path))
+
+
+def docstring(node):
+    """Lines of a definition's docstring."""
+    first = node.body[0] if ast.get_docstring(node, clean=False) is not None else None
+    return set(range(first.lineno, first.end_lineno + 1)) if first else set()
+
+
+@cache
+def code_lines(path):
+    """Lines that hold code, comments left out."""
+    blank = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+        if token.type not in blank:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    return lines
+
+
+def imports(path):
+    """Modules that a file imports anywhere in it: of nclib the modules meant, else the package."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            own = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in MODULES else node.module for name in own]
+        else:
+            continue
+        for name in names:
+            yield name if name in MODULES else name.split(".")[0]
+
+
+def reached(start):
+    """Everything that a module imports, through any number of steps."""
+    found, waiting = set(), [start]
+    while waiting:
+        for name in imports(MODULES[waiting.pop()]):
+            if name not in found:
+                found.add(name)
+                if name in MODULES:
+                    waiting.append(name)
+    return found
+
+
+def result(name):
+    """The result that a module belongs to, or None."""
+    parts = name.split(".")
+    return parts[2] if parts[:2] == ["nclib", "results"] and len(parts) > 2 else None
+
+
+def check(rule, offenders):
+    sections = dict(part.split("\n", 1) for part in KNOWN.split("# ")[1:])
+    known = set(sections.get(rule, "").split())
+    assert set(offenders) - known == set(), f"{rule}: see the rules of the house in README.md"
+    assert known - set(offenders) == set(), f"{rule}: mended; take these names out of KNOWN"
+
+
+def test_no_function_is_longer_than_a_screen():
+    long = []
+    for path in FILES:
+        for name, node in functions(path):
+            body = set(range(node.lineno, node.end_lineno + 1)) - docstring(node)
+            if len(body & code_lines(path)) > LONGEST:
+                long.append(name)
+    check("longer than 60 lines", long)
+
+
+def test_no_lambda_has_a_name():
+    found = []
+    for path in FILES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda):
+                found += [f"{module(path)}.{ast.unparse(target)}" for target in node.targets]
+    check("named lambda", found)
+
+
+def test_no_import_cycle():
+    check("import cycle", [name for name in MODULES if name in reached(name)])
+
+
+def test_the_kernel_knows_no_result_and_results_do_not_know_each_other():
+    wrong = []
+    for name, path in MODULES.items():
+        for other in imports(path):
+            if result(other) is not None and result(other) != result(name):
+                wrong.append(f"{name} -> {other}")
+    check("upward import", wrong)
+
+
+def test_models_and_metrics_need_no_images():
+    wrong = []
+    for name in MODULES:
+        if name.startswith(("nclib.ufm", "nclib.metrics")):
+            wrong += [
+                f"{name} -> {other}" for other in reached(name) & {"torchvision", "nclib.deep"}
+            ]
+    check("images", wrong)
+
+
+def test_no_module_makes_names_up():
+    found = [module(path) for path in FILES for node in tree(path).body
+             if isinstance(node, FUNCTIONS) and node.name == "__getattr__"]  # fmt: skip
+    check("__getattr__", found)
+
+
+# Parameters ---------------------------------------------------------------------------------------
+
+
+def calls():
+    """Every call in the library, the notebooks and the README."""
+    sources = [path.read_text(encoding="utf-8") for path in FILES]
+    for path in sorted(ROOT.glob("notebooks/*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        sources += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    for path in ROOT.glob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        sources += [block.replace("\n    ", "\n") for block in
+                    re.findall(r"```python\n(.*?)```", text, re.DOTALL)]  # fmt: skip
+    for source in sources:
+        yield from (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+
+
+def name_of(node):
+    return getattr(node, "attr", getattr(node, "id", None))
+
+
+@cache
+def passed():
+    """``(names of keywords, most positions)`` by the name that is called, or handed on to be called
+    with the keywords beside it (``partial``, ``seeded``, ``table.over``); ``"**"`` stands for all.
+    """
+    keywords, positions = defaultdict(set), defaultdict(int)
+    for call in calls():
+        own = {keyword.arg or "**" for keyword in call.keywords}
+        starred = any(isinstance(argument, ast.Starred) for argument in call.args)
+        keywords[name_of(call.func)] |= own | ({"**"} if starred else set())
+        positions[name_of(call.func)] = max(positions[name_of(call.func)], len(call.args))
+        for place, argument in enumerate(call.args):
+            if isinstance(argument, ast.Name | ast.Attribute):
+                keywords[name_of(argument)] |= own
+                after = len(call.args) - place - 1
+                positions[name_of(argument)] = max(positions[name_of(argument)], after)
+    return keywords, positions
+
+
+def optional(node, method):
+    """``(name, position or None)`` of the parameters with a default."""
+    arguments = node.args.posonlyargs + node.args.args
+    first = len(arguments) - len(node.args.defaults)
+    for place, argument in enumerate(arguments):
+        if place >= first:
+            yield argument.arg, place - method
+    for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
+        if default is not None:
+            yield argument.arg, None
+
+
+def test_every_optional_parameter_has_a_caller():
+    keywords, positions = passed()
+    unused = []
+    for path in FILES:
+        classes = {name.rsplit(".", 1)[0] for name, _ in functions(path)} - {module(path)}
+        for name, node in functions(path):
+            home, own = name.rsplit(".", 1)
+            command = any("command" in ast.unparse(d) for d in node.decorator_list)
+            if command or name.startswith(PUBLIC):
+                continue
+            called = home.rsplit(".", 1)[1] if own == "__init__" else own
+            method = home in classes and node.args.args[:1] != [] and (
+                node.args.args[0].arg in ("self", "cls")
+            )  # fmt: skip
+            for parameter, place in optional(node, method):
+                given = {parameter, "**"} & keywords[called]
+                if not given and (place is None or positions[called] <= place):
+                    unused.append(f"{name}({parameter})")
+    check("parameter without caller", unused)
+
+
+# What people call whose code is not here.
+PUBLIC = (
+    "nclib.metrics.nc_metrics",
+    "nclib.metrics.collapse.nc_metrics",
+    "nclib.metrics.collapse.by_class",
+    "nclib.metrics.statistics.ClassStatistics",
+    "nclib.metrics.agreement.Agreement",
+    "nclib.metrics.generalized.generalized_nc",
+    "nclib.metrics.multi_label.multi_label_metrics",
+    "nclib.metrics.certified.certified_gap",
+    "nclib.metrics.geometry.frame_distances",
+    "nclib.metrics.ood",
+    "nclib.deep.collect",
+    "nclib.tracker",
+    "nclib.plots.panels",
+)
+
+KNOWN = """
+# parameter without caller
+nclib.checks.label_sets(columns)
+nclib.checks.label_sets(name)
+nclib.claims.Ledger.__init__(catalogue)
+nclib.deep.data.crop_and_flip(pad)
+nclib.deep.data.fetch(root)
+nclib.deep.data.load(root)
+nclib.frames.orthogonal_frame(dtype)
+nclib.frames.orthogonal_frame(generator)
+nclib.frames.orthogonal_gram(device)
+nclib.frames.orthogonal_gram(dtype)
+nclib.frames.simplex_etf(dtype)
+nclib.metrics.geometry.rank(relative)
+nclib.metrics.geometry.trace_ratio(K)
+nclib.metrics.margins.hard_margin(normalize)
+nclib.metrics.margins.margin(max_solves)
+nclib.metrics.margins.one_vs_rest(classes)
+nclib.metrics.margins.one_vs_rest(normalize)
+nclib.metrics.margins.one_vs_rest(tol)
+nclib.metrics.margins.optimal_features(tol)
+nclib.metrics.margins.rattlers(tol)
+nclib.metrics.multi_label.LabelSetStatistics.__init__(device)
+nclib.plots.style.scales(ticks)
+nclib.plots.sweep.comparison(most)
+nclib.report._thumbnail(width)
+nclib.results.convex_duality.experiments.batch_norm_heads(width)
+nclib.results.convex_duality.experiments.constraint_curve(points)
+nclib.results.convex_duality.experiments.cross_entropy(starts)
+nclib.results.convex_duality.experiments.deep_descents(noise)
+nclib.results.convex_duality.experiments.deep_descents(starts)
+nclib.results.convex_duality.experiments.depth_gap(norm)
+nclib.results.convex_duality.experiments.rank_one(share)
+nclib.results.convex_duality.experiments.rank_one(width)
+nclib.results.convex_duality.experiments.spline_networks(max_iter)
+nclib.results.convex_duality.experiments.spline_training(max_iter)
+nclib.results.convex_duality.experiments.spline_training(scale)
+nclib.results.convex_duality.experiments.unconstrained(starts)
+nclib.results.convex_duality.experiments.whitened_classes(depth)
+nclib.results.convex_duality.experiments.whitened_classes(width)
+nclib.results.convex_duality.experiments.zero_trap(scale)
+nclib.results.convex_duality.experiments.zero_trap(share)
+nclib.results.convex_duality.experiments.zero_trap(steps)
+nclib.results.convex_duality.linear.linear_map(max_iter)
+nclib.results.convex_duality.linear.linear_map(tolerance)
+nclib.results.convex_duality.linear.scalar_output(depth)
+nclib.results.convex_duality.linear.scalar_output(grid)
+nclib.results.convex_duality.metrics.balancedness(relu)
+nclib.results.convex_duality.nets.BatchNormNet.__init__(eps)
+nclib.results.convex_duality.nets.certified_training(dual)
+nclib.results.convex_duality.nets.certified_training(label)
+nclib.results.convex_duality.nets.certified_training(loss)
+nclib.results.convex_duality.relu_program.two_layer_relu(max_rounds)
+nclib.results.convex_duality.relu_program.two_layer_relu(tolerance)
+nclib.results.convex_duality.splines.deep_spline(grid)
+nclib.results.convex_duality.theory.batch_norm_head(num_classes)
+nclib.results.convex_duality.theory.class_thresholds(depth)
+nclib.results.convex_duality.theory.whitened_layers(depth)
+nclib.results.convex_duality.theory.whitened_layers(num_classes)
+nclib.results.convex_duality.theory.whitened_prediction(num_classes)
+nclib.results.convex_duality.theory.whitened_relu_value(depth)
+nclib.results.convex_duality.ufm.BestOf.hits(tolerance)
+nclib.results.extended_ufm.experiments.depth_race(max_iter)
+nclib.results.extended_ufm.experiments.depth_race(n)
+nclib.results.extended_ufm.experiments.flow_table(points)
+nclib.results.extended_ufm.experiments.flow_table(time)
+nclib.results.extended_ufm.experiments.joint_descent(every)
+nclib.results.extended_ufm.experiments.ladder_table(runs)
+nclib.results.extended_ufm.experiments.landscape_table(kick)
+nclib.results.extended_ufm.experiments.phase_curves(points)
+nclib.results.extended_ufm.experiments.phase_sweeps(points)
+nclib.results.extended_ufm.experiments.refined_ratio(kick)
+nclib.results.extended_ufm.experiments.refined_table(max_iter)
+nclib.results.extended_ufm.experiments.scale_free_minima(max_iter)
+nclib.results.extended_ufm.experiments.scale_free_minima(restarts)
+nclib.results.extended_ufm.nets.block_features(batch_size)
+nclib.results.extended_ufm.nets.block_features(reduce)
+nclib.results.extended_ufm.theory.segment_chain(middle)
+nclib.results.extended_ufm.theory.segment_chain(tilt)
+nclib.results.extended_ufm.ufm.central_path(rtol)
+nclib.results.extended_ufm.ufm.settle(steps)
+nclib.results.extended_ufm.ufm.sweep(kick)
+nclib.results.extended_ufm.ufm.sweep(lr)
+nclib.results.large_class.codes.derived(vertex)
+nclib.results.large_class.energies.exchange_temperature(low)
+nclib.results.large_class.experiments.certificates(tol)
+nclib.results.large_class.experiments.global_minima(samples)
+nclib.results.large_class.experiments.known_margins(largest)
+nclib.results.large_class.experiments.random_against_rattlers(draws)
+nclib.results.large_class.experiments.random_against_rattlers(size)
+nclib.results.large_class.figures.gallery(columns)
+nclib.results.large_class.figures.known_margins(bounds_dimension)
+nclib.results.large_class.language.next_words(context)
+nclib.results.large_class.language.next_words(test_share)
+nclib.results.large_class.nets.assign_classes(seed)
+nclib.results.large_class.nets.clusters(dim)
+nclib.results.large_class.nets.clusters(noise)
+nclib.results.large_class.nets.clusters(test_per_class)
+nclib.results.large_class.nets.image_folder(size)
+nclib.results.large_class.nets.image_folder(test_share)
+nclib.results.large_class.nets.similar_pairs(dim)
+nclib.results.large_class.nets.similar_pairs(noise)
+nclib.results.large_class.nets.similar_pairs(per_class)
+nclib.results.large_class.nets.similar_pairs(test_per_class)
+nclib.results.large_class.search.polish(tol)
+nclib.results.large_class.search.search(energies)
+nclib.results.large_class.search.search(keep)
+nclib.results.large_class.theory.log_ce(labels)
+nclib.results.large_class.theory.orthogonal_groups(tol)
+nclib.results.large_class.training.builder(code)
+nclib.results.large_class.training.four_garments(per_class)
+nclib.results.large_class.training.load(num_classes)
+nclib.results.large_class.ufm.approach_rate(ridge)
+nclib.results.large_class.ufm.approach_rate(tol)
+nclib.results.large_class.ufm.follow(samples)
+nclib.results.multi_label.data.svhn(max_labels)
+nclib.results.multi_label.decoders.nearest_codeword(batch_size)
+nclib.results.multi_label.experiments.closed_form_check(lambda_b)
+nclib.results.multi_label.experiments.imbalance(d)
+nclib.results.multi_label.experiments.imbalance(newton)
+nclib.results.multi_label.experiments.multiplicity_imbalance(K)
+nclib.results.multi_label.experiments.multiplicity_imbalance(strength)
+nclib.results.multi_label.experiments.multiplicity_imbalance(total)
+nclib.results.multi_label.experiments.scale_table(multiplicities)
+nclib.results.multi_label.experiments.step_table(K)
+nclib.results.multi_label.experiments.step_table(head)
+nclib.results.multi_label.experiments.step_table(pairs)
+nclib.results.multi_label.experiments.step_table(tail)
+nclib.results.multi_label.experiments.threshold_check(lambda_w)
+nclib.results.multi_label.figures.samples(columns)
+nclib.results.multi_label.nets.group_angles(m)
+nclib.results.multi_label.nets.parameters_saved(K)
+nclib.results.multi_label.nets.parameters_saved(in_channels)
+nclib.results.multi_label.theory.configuration(d)
+nclib.results.multi_label.theory.configuration(generator)
+nclib.results.multi_label.ufm.minimize_frozen(generator)
+nclib.results.multi_label.ufm.minimize_frozen(newton)
+nclib.results.multi_label.ufm.minimize_nonnegative(restarts)
+nclib.results.multi_label.ufm.random_start(scale)
+nclib.results.multi_label.ufm.saddle(newton)
+nclib.results.multi_loss.experiments.Problem.__call__(bias)
+nclib.results.multi_loss.experiments.check_closed_form(starts)
+nclib.results.multi_loss.experiments.contrastive_violation(samples)
+nclib.results.multi_loss.experiments.contrastive_violation(scale)
+nclib.results.multi_loss.experiments.focal_window(K)
+nclib.results.multi_loss.experiments.focal_window(d)
+nclib.results.multi_loss.experiments.focal_window(gamma)
+nclib.results.multi_loss.experiments.focal_window(lambda_b)
+nclib.results.multi_loss.experiments.focal_window(n)
+nclib.results.multi_loss.experiments.focal_window(starts)
+nclib.results.multi_loss.experiments.optimal_point(generator)
+nclib.results.multi_loss.theory.value_at_zero(lambda_b)
+nclib.results.normalized.experiments.block_steps(steps)
+nclib.results.normalized.experiments.block_steps(target)
+nclib.results.normalized.experiments.circle_map(points)
+nclib.results.normalized.experiments.derivative_errors(step)
+nclib.results.normalized.experiments.dimensions(extra)
+nclib.results.normalized.experiments.escapes(step)
+nclib.results.normalized.experiments.feature_wells(points)
+nclib.results.normalized.experiments.nonnegative(starts)
+nclib.results.normalized.experiments.race(steps)
+nclib.results.normalized.experiments.race(target)
+nclib.results.normalized.experiments.radial_map(points)
+nclib.results.normalized.experiments.radial_map(reach)
+nclib.results.normalized.experiments.random_gaps(n)
+nclib.results.normalized.experiments.random_gaps(samples)
+nclib.results.normalized.experiments.rates(steps)
+nclib.results.normalized.experiments.temperature_budget(step)
+nclib.results.normalized.experiments.temperature_budget(steps)
+nclib.results.normalized.figures.animate(dpi)
+nclib.results.normalized.figures.animate(seconds)
+nclib.results.normalized.figures.animate(spin)
+nclib.results.normalized.figures.animate(width)
+nclib.results.normalized.figures.camera(tilt)
+nclib.results.normalized.metrics.sphere_metrics(precision)
+nclib.results.normalized.nets.SphereClassifier.__init__(scale)
+nclib.results.normalized.nets.SphereClassifier.__init__(unit_features)
+nclib.results.normalized.nets.SphereClassifier.__init__(unit_weight)
+nclib.results.normalized.nets.film(feature_relu)
+nclib.results.normalized.sphere.curvature(cut)
+nclib.results.normalized.sphere.multistart(max_iter)
+nclib.results.normalized.sphere.normalized(log_objective)
+nclib.results.normalized.theory._maximise(points)
+nclib.results.normalized.theory.descent_rate(block_steps)
+nclib.results.normalized.theory.descent_rate(step)
+nclib.results.normalized.theory.hessian_spectrum(block_steps)
+nclib.runs._arrived(patience)
+nclib.ufm.landscape.saddle(newton)
+nclib.ufm.landscape.saddle(seed)
+nclib.ufm.landscape.saddle(starts)
+nclib.ufm.landscape.spectrum(drop_radial)
+nclib.ufm.model.UFM.classes(shared)
+nclib.ufm.solve.newton_polish(cut)
+# longer than 60 lines
+nclib.deep.train._grid_together
+nclib.deep.train.fit
+nclib.results.multi_loss.nets.study
+# import cycle
+nclib.results.large_class.search
+nclib.results.large_class.theory
+# named lambda
+nclib.measure.plain
+nclib.plots.sweep.text
+nclib.report.profile
+nclib.reproduction.read
+nclib.results.convex_duality.lasso.value
+nclib.results.convex_duality.ufm.normal
+nclib.results.large_class.energies.gap
+nclib.results.large_class.energies.tilted
+nclib.results.large_class.search.along
+nclib.results.large_class.training.build
+nclib.results.large_class.ufm.noise
+nclib.results.multi_label.data.draw
+nclib.results.multi_label.ufm.objective
+nclib.results.multi_label.ufm.pad
+nclib.results.multi_loss.experiments.draw
+nclib.results.multi_loss.experiments.one
+nclib.results.multi_loss.experiments.squares
+nclib.results.multi_loss.experiments.value
+nclib.results.normalized.experiments.draw
+nclib.results.normalized.experiments.noise
+nclib.results.normalized.experiments.pair
+nclib.results.normalized.experiments.shake
+nclib.results.normalized.experiments.tangent
+nclib.results.normalized.sphere.draw
+nclib.results.normalized.sphere.inward
+nclib.results.normalized.sphere.on_sphere
+nclib.results.normalized.sphere.outward
+nclib.results.normalized.sphere.radial
+nclib.results.normalized.sphere.read
+nclib.results.normalized.theory.random
+nclib.results.normalized.theory.slope
+nclib.results.normalized.theory.spread
+nclib.sweeps.text
+nclib.sweeps.values
+nclib.ufm.landscape.pad
+nclib.ufm.model.add
+nclib.ufm.model.put
+nclib.ufm.solve.one
+nclib.ufm.solve.slope
+nclib.ufm.solve.values_of
+"""
