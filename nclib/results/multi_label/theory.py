@@ -120,6 +120,14 @@ def set_mass(margin, *, K, m):
     return expit(np.asarray(margin, dtype=float) + log(m) - log(K - m))
 
 
+def logit_margins(logits, targets):
+    """``{m: mean over samples of (mean in-set logit - mean out-of-set logit)}``, m < K."""
+    sizes, K = targets.sum(1), targets.shape[1]
+    inside = (logits * targets).sum(1) / sizes
+    gap = (inside - (logits * (1 - targets)).sum(1) / (K - sizes)).double()
+    return {m: float(gap[sizes == m].mean()) for m in sizes.long().unique().tolist() if m < K}
+
+
 # ---------------------------------------------------------------------------------------------
 # The scale equations
 
