@@ -258,7 +258,7 @@ def blocks(alone, mixed, K):
                     colors=PALETTE[: len(wide.columns)])  # fmt: skip
     right.set(xlabel="triples per set / singles per class", ylabel="weight of the blocks",
               xscale="log", ylim=(0, 1))  # fmt: skip
-    right.set_title("Axes per class ($t=1$), per pair ($t=2$), …")
+    right.set_title("$K=5$, singles and triples: axes per subset of $t$ classes")
     right.legend(loc="center left")
     return figure
 

@@ -5,6 +5,7 @@ feature penalty ``feature_decay * mean ‖h‖²``; in the terms of the theory `
 ``weight_decay/2`` and ``lambda_h`` is ``feature_decay/N``.
 """
 
+import re
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -232,7 +233,9 @@ def train_nets(arms, recipe, *, seeds, checkpoint, every=None, reduction="sum", 
         data, watch, loss = (arm.pop(key) for key in ("data", "watch", "loss"))
         terms = {"loss": loss, "reduction": reduction}
         net = nets.seeded(seed, build, K=data.num_classes, shape=data.inputs.shape[1:], **arm)
-        config = terms | arm | {"seed": seed, "decay": feature_decay, "recipe": vars(recipe)}
+        sets = {"of": data.name, "sets": str(data.table()), "watch": str(watch.table())}
+        config = {"seed": seed, "decay": feature_decay, "recipe": vars(recipe), "every": every}
+        file = checkpoint(re.sub(r"\W+", "-", f"{name} {seed}"), **terms, **arm, **sets, **config)
         history = train.fit(
             net.to(data.inputs.device),
             data,
@@ -241,7 +244,7 @@ def train_nets(arms, recipe, *, seeds, checkpoint, every=None, reduction="sum", 
             seed=seed,
             measure=lambda net, _, watch=watch, terms=terms: measure(net, watch, **terms),
             measure_at=points,
-            checkpoint=checkpoint(f"{name}-{seed}", sets=str(data), of=data.name, **config),
+            checkpoint=file,
             label=f"{name}, seed {seed}",
         )
         found[name, seed] = Trained(net, history, data)
