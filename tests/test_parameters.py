@@ -346,7 +346,8 @@ def test_alternatives_are_those_of_the_library():
         "02": {"dataset": data.NAMES, "temperature_dataset": data.NAMES}
         | {"width_dataset": data.NAMES, "architecture": normalized.ARCHITECTURES},
         "03": {"dataset": multi_label_data.SOURCES, "recipe": multi_label_data.RECIPES}
-        | {"reduction": multi_label.REDUCTIONS, "architecture": multi_label_study.ARCHITECTURES},
+        | {"reduction": multi_label.REDUCTIONS, "architecture": multi_label_study.NAMES,
+           "uneven_architecture": multi_label_study.NAMES},
         "04": {"dataset": data.NAMES, "assignment_dataset": large_class.SIMILAR},
         "05": {"dataset": four, "architecture": extended.ARCHITECTURES},
         "06": {"dataset": four, "architecture": batch_norm_head.ARCHITECTURES},
@@ -394,6 +395,8 @@ COMBINATIONS = [
     ("03", {"dataset": "svhn"}, "no SVHN numbers at"),
     ("03", {"dataset": "mnist"}, "data set mnist is not at"),
     ("03", {"dataset": "mnist", "singles_per_class": 5422}, "at most 5421 for mnist"),
+    ("03", {"uneven_pairs": [131, 5, 1]}, "parameter uneven_pairs must be at most 130"),
+    ("03", {"more_cells": ["digits-mlp"]}, "must hold texts such as digits/mlp"),
     ("03", {"held_out": 0.0}, "parameter held_out must be at least 0.02, got 0.0"),
     ("04", {"sizes": [[7, 3], [7, 3]]}, "the entries of parameter sizes must be distinct"),
     ("04", {"sizes": [[7, 3, 1]]}, "parameter sizes needs (K, d), got [7, 3, 1]"),

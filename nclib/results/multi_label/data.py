@@ -1,4 +1,5 @@
-"""Multi-label images composed from any single-label image set, and the SVHN full-number set.
+"""Multi-label images: composed from any single-label image set, arbitrarily named, and full SVHN
+numbers.
 
 The recipes are those of the multi-label paper's code: images of side h go onto a black canvas of
 side 2h, two of them on the diagonal.  Everything is drawn from one generator, so a table of label
@@ -13,6 +14,7 @@ import torch
 
 from nclib import checks, paths
 from nclib.deep import data as single
+from nclib.results.multi_label import theory
 
 RECIPES = ("mnist", "cifar", "grid")
 SOURCES = ("digits", "fashion_mnist", "mnist", "cifar10", "svhn")
@@ -21,11 +23,13 @@ _SOURCE_IMAGES = {"digits": 130}  # per class, of which training images are comp
 
 @dataclass(frozen=True)
 class MultiLabelData:
-    """Images ``inputs (N, C, H, W)`` in [0, 1] and multi-hot ``labels (N, K)``, float32."""
+    """Images ``inputs (N, C, H, W)`` in [0, 1], multi-hot ``labels (N, K)``, float32; ``left_out``
+    says what of the source is not in it."""
 
     name: str
     inputs: torch.Tensor
     labels: torch.Tensor
+    left_out: str = ""
 
     def __len__(self):
         return len(self.labels)
@@ -34,7 +38,8 @@ class MultiLabelData:
         shape = "×".join(map(str, self.inputs.shape[1:]))
         sizes = self.labels.sum(1).long()
         parts = ", ".join(f"{int((sizes == m).sum())} with {m}" for m in sizes.unique().tolist())
-        return f"{self.name}: {len(self)} × {shape}, {self.num_classes} classes; labels: {parts}"
+        text = f"{self.name}: {len(self)} × {shape}, {self.num_classes} classes; labels: {parts}"
+        return text + (f"; left out: {self.left_out}" if self.left_out else "")
 
     @property
     def num_classes(self):
@@ -52,6 +57,11 @@ class MultiLabelData:
         """Only the samples whose label set is a key of ``table``."""
         names = [tuple(row.nonzero().flatten().tolist()) for row in self.labels]
         return self.take(torch.tensor([name in table for name in names], device=self.labels.device))
+
+    @property
+    def singles(self):
+        """Only the samples with one label: what a control that never saw a pair is trained on."""
+        return self.take(self.labels.sum(1) == 1)
 
     def table(self):
         """``{label tuple: samples}``, ordered by size and then by labels."""
@@ -90,10 +100,10 @@ def label_set_table(K, counts, *, generator=None):
     return dict(sorted(table.items(), key=_by_size))
 
 
-def hold_out(table, m, fraction, *, generator):
-    """``(kept table, held-out sets)``: a random ``fraction`` of the m-label sets taken out."""
+def hold_out(table, fraction, *, generator):
+    """``(kept table, held-out sets)``: a random ``fraction`` of the pairs taken out."""
     checks.real("fraction", fraction, at_least=0, below=1)
-    sets = [S for S in table if len(S) == m]
+    sets = [S for S in table if len(S) == 2]
     order = torch.randperm(len(sets), generator=generator).tolist()
     unseen = sorted(sets[i] for i in order[: round(fraction * len(sets))])
     return {S: n for S, n in table.items() if S not in set(unseen)}, unseen
@@ -117,53 +127,62 @@ def half_size(data):
     return replace(data, inputs=torch.nn.functional.avg_pool2d(data.inputs, 2))
 
 
-def prepare(
-    source,
-    *,
-    recipe="mnist",
-    half=False,
-    singles=100,
-    pairs=(20,),
-    test_counts=(40, 5),
-    size=32,
-    seed=0,
-):
-    """``(train, test)`` multi-label sets with single labels and pairs, from a data set by name.
+def load(source, *, half=False, seed=0):
+    """``(train, test)`` single-label images in [0, 1] of one of :data:`SOURCES`; ``half`` averages
+    over 2×2 blocks.  Digits: 130 images per class for training."""
+    parts = unit_range(*single.load(source, train_per_class=_SOURCE_IMAGES.get(source), seed=seed))
+    return tuple(half_size(part) if half else part for part in parts)
 
-    ``source``: one of :data:`SOURCES`.  ``pairs``: samples per pair, one number, or one per group
-    of pairs (see :func:`label_set_table`); ``test_counts``: samples per class and per pair.
-    ``half`` averages the source images over 2×2 blocks first.  Training images come from the train
-    part of the source, test images from its test part (digits: 130 source images per class for
-    training).  "svhn" reads full house numbers of up to three digits at ``size`` pixels from the
-    data folder ``SVHN_full``, with at most ``singles`` training images per single digit.
+
+def prepare(source, counts, test_counts, *, recipe="cifar", half=False, seed=0):
+    """``(train, test)`` multi-label sets from a data set by name, one of :data:`SOURCES`.
+
+    ``counts``, ``test_counts``: samples per label set by multiplicity, as in
+    :func:`label_set_table`.  Training images come from the train part of the source, test images
+    from its test part.  "svhn" reads full house numbers of up to three different digits from the
+    data folder ``SVHN_full``, with at most ``counts[1]`` training images per single digit.
     """
     checks.choice("source", source, SOURCES)
     if source == "svhn":
         root = paths.data() / "SVHN_full"
-        return svhn(root, "train", size=size, singles_per_class=singles, seed=seed), svhn(
-            root, "test", size=size
-        )
-    parts = unit_range(*single.load(source, train_per_class=_SOURCE_IMAGES.get(source), seed=seed))
-    parts = [half_size(part) if half else part for part in parts]
-    generator = torch.Generator().manual_seed(seed)
-    K = parts[0].num_classes
-    train_counts = {1: singles, 2: list(pairs)}
+        train = svhn(root, "train", singles_per_class=counts[1], seed=seed)
+        return train, svhn(root, "test")
+    parts = load(source, half=half, seed=seed)
+    generator, K = torch.Generator().manual_seed(seed), parts[0].num_classes
     tables = [
-        label_set_table(K, train_counts, generator=generator if len(pairs) > 1 else None),
-        label_set_table(K, {1: test_counts[0], 2: test_counts[1]}),
+        label_set_table(K, wanted, generator=generator if isinstance(wanted[2], list) else None)
+        for wanted in (counts, test_counts)
     ]
-    made = [
+    return tuple(
         compose(part, table, recipe=recipe, seed=2 * seed + i)
         for i, (part, table) in enumerate(zip(parts, tables, strict=True))
-    ]
-    return tuple(made)
+    )
 
 
-def require(source, *, singles_per_class, pairs_per_set, test_counts):
+def arbitrary(source, *, half=False, seed=0):
+    """``(train, test)`` in which the ten classes of a data set stand for the label sets of K = 4.
+
+    Classes 0-3 are the single labels, 4-9 the pairs in lexicographic order: nothing in the image of
+    a pair shows its labels, so a network that never saw it cannot know them.
+    """
+    names = torch.cat([theory.label_sets(4, m) for m in (1, 2)]).float()
+    parts = load(source, half=half, seed=seed)
+    if parts[0].num_classes != len(names):
+        raise checks.InputError(f"{source} has {parts[0].num_classes} classes, 10 are needed")
+    return tuple(
+        MultiLabelData(
+            f"arbitrary {source}", part.inputs, names.to(part.labels.device)[part.labels]
+        )
+        for part in parts
+    )
+
+
+def require(source, **counts):
     """Say now what :func:`prepare` would say later: for the first cell of a notebook.
 
-    Raises :class:`~nclib.checks.InputError` naming the parameter for counts that the source has not
-    enough images for, and if the source is not here.
+    ``counts``: parameter name -> samples per label set, a number or a list; names that begin with
+    ``test`` are about the test part.  Raises :class:`~nclib.checks.InputError` naming the parameter
+    for counts that the source has not enough images for, and if the source is not here.
     """
     if source == "svhn":
         _h5py()
@@ -171,15 +190,13 @@ def require(source, *, singles_per_class, pairs_per_set, test_counts):
             _struct_file(paths.data() / "SVHN_full", split)
         return
     train, test = single.smallest_class(source, _SOURCE_IMAGES.get(source))
-    for parameter, counts, most in (
-        ("singles_per_class", [singles_per_class], train),
-        ("pairs_per_set", pairs_per_set, train),
-        ("test_counts", test_counts, test),
-    ):
-        if max(counts) > most:
+    for parameter, wanted in counts.items():
+        largest = max(wanted) if isinstance(wanted, list) else wanted
+        most = test if parameter.startswith("test") else train
+        if largest > most:
             raise checks.InputError(
                 f"parameter {parameter} must be at most {most} for {source}: that many images has "
-                f"its smallest class; got {max(counts)}"
+                f"its smallest class; got {largest}"
             )
     single.require(source)
 
@@ -289,14 +306,16 @@ def svhn(root, split, *, size=32, max_labels=3, singles_per_class=None, seed=0):
     checks.integer("size", size)
     checks.integer("max_labels", max_labels)
     folder = Path(root) / split
-    numbers = []
-    for name, digits in read_digit_struct(_struct_file(root, split)):
-        if 0 not in digits and 1 <= len(set(digits)) <= max_labels:
-            numbers.append((name, sorted(set(digits))))
+    every = [(n, sorted(set(digits))) for n, digits in read_digit_struct(_struct_file(root, split))]
+    clean = [number for number in every if number[1] and 0 not in number[1]]
+    numbers = [number for number in clean if len(number[1]) <= max_labels]
+    left_out = f"{len(every) - len(clean)} with a 0, {len(clean) - len(numbers)} with more digits"
     if singles_per_class is not None:
+        before = len(numbers)
         numbers = _cap_singles(
             numbers, checks.integer("singles_per_class", singles_per_class), seed
         )
+        left_out += f", {before - len(numbers)} singles"
     if not numbers:
         raise checks.InputError(
             f"{folder} has no number without a 0 and with <= {max_labels} digits"
@@ -305,7 +324,7 @@ def svhn(root, split, *, size=32, max_labels=3, singles_per_class=None, seed=0):
     for row, (_, digits) in enumerate(numbers):
         labels[row, [digit - 1 for digit in digits]] = 1.0
     inputs = torch.stack([_read_image(folder / name, size) for name, _ in numbers])
-    return MultiLabelData(f"SVHN {split}", inputs, labels)
+    return MultiLabelData(f"SVHN {split}", inputs, labels, left_out)
 
 
 def _struct_file(root, split):

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from nclib import checks
-from nclib.metrics.multi_label import LabelSetStatistics
+from nclib.metrics.multi_label import LabelSetStatistics, tagwise_fit
 from nclib.results.multi_label import theory
 
 
@@ -25,15 +25,19 @@ class Codebook:
     centre: torch.Tensor
 
 
-def tagwise_codebook(features, targets, weight, *, multiplicities=(1, 2), reduction="sum"):
+def tagwise_codebook(
+    features, targets, weight, *, multiplicities=(1, 2), reduction="sum", fitted=False
+):
     """One codeword ``μ + C_m Σ_{k∈S} (M_k - μ)`` for *every* label set of the given multiplicities.
 
     M_k are the means of the single-label samples, μ is their mean, and C_m is not fitted: it is the
     theory's value at the margin that the singles reach in these features (row 3.L18), so samples
     with several labels are not needed.  ``features (N, d)``, ``targets (N, K)`` and ``weight (K,
-    d)`` are those of the training set; ``reduction`` that of the training loss.
+    d)`` are those of the training set; ``reduction`` that of the training loss.  ``fitted`` takes
+    C_m and the centre from the samples with m labels instead, for losses without a theory of C_m.
     """
-    means = LabelSetStatistics.of(features, targets).class_means
+    statistics = LabelSetStatistics.of(features, targets)
+    means = statistics.class_means
     centre = means.mean(0)
     margin = single_margin(means, weight)
     if not margin > 0:
@@ -43,10 +47,14 @@ def tagwise_codebook(features, targets, weight, *, multiplicities=(1, 2), reduct
         )
     K, sets, words = len(means), [], []
     for m in multiplicities:
-        rows = theory.label_sets(K, m).to(means)
-        scale = theory.scale_at(margin, K=K, m=m, reduction=reduction)
+        rows, middle = theory.label_sets(K, m).to(means), centre
+        if fitted and m > 1:
+            fit = tagwise_fit(statistics, m)
+            scale, middle = fit.scale, fit.offset
+        else:
+            scale = theory.scale_at(margin, K=K, m=m, reduction=reduction)
         sets.append(rows.bool())
-        words.append(centre + scale * rows @ (means - centre))
+        words.append(middle + scale * rows @ (means - centre))
     return Codebook(torch.cat(sets), torch.cat(words), centre)
 
 
@@ -59,19 +67,13 @@ def single_margin(means, weight):
     return float(logits.diagonal().mean() * K / (K - 1))
 
 
-def nearest_codeword(features, codebook, *, metric="euclidean", batch_size=8192):
-    """Label set of the nearest codeword; ``metric`` "euclidean" or "cosine" (around the centre)."""
-    checks.choice("metric", metric, ("euclidean", "cosine"))
+def nearest_codeword(features, codebook):
+    """Label set of the nearest codeword."""
     words = codebook.codewords - codebook.centre
     features = checks.matrix("features", features, columns=words.shape[1]).to(words)
-    if metric == "cosine":
-        words = torch.nn.functional.normalize(words)
-        offset = words.new_zeros(len(words))
-    else:
-        offset = words.square().sum(1) / 2
+    offset = words.square().sum(1) / 2
     nearest = [
-        ((block - codebook.centre) @ words.T - offset).argmax(1)
-        for block in features.split(batch_size)
+        ((block - codebook.centre) @ words.T - offset).argmax(1) for block in features.split(8192)
     ]
     return codebook.label_sets[torch.cat(nearest)]
 

@@ -1,18 +1,21 @@
-"""Result 3: unconstrained-features problems against the closed forms, as tidy tables.
+"""Result 3: unconstrained-features problems and networks against the closed forms, as tidy tables.
 
 Row functions take one setting and return a dict (or a list of them) for :func:`nclib.table.over`;
 table functions have plural names.
 """
 
+from functools import partial
 from itertools import combinations
+from math import comb
 
 import numpy as np
 import pandas as pd
 import torch
 
-from nclib import frames
+from nclib import checks, frames, losses
 from nclib.metrics.multi_label import LabelSetStatistics, statistics_metrics, tagwise_fit
-from nclib.results.multi_label import theory
+from nclib.results.multi_label import data as images
+from nclib.results.multi_label import decoders, nets, theory
 from nclib.ufm import flow, landscape, solve
 
 # Against the closed forms -------------------------------------------------------------------------
@@ -90,7 +93,7 @@ def found_margins(strength, *, K, counts, reduction="sum", seed=0):
     problem = theory.balanced(
         K, K=K, counts=counts, reduction=reduction, **decays(K, counts, strength)
     )
-    found = logit_margins(problem.logits(solved(problem, seed=seed)[0]), problem.targets)
+    found = theory.logit_margins(problem.logits(solved(problem, seed=seed)[0]), problem.targets)
     rows = exact_margins(strength, K=K, counts=counts, reduction=reduction)
     first = found[rows[0]["m"]]
     for row in rows:
@@ -105,14 +108,6 @@ def zero_strength(*, K, counts, reduction="sum"):
     unit = decays(K, counts, 1.0)
     threshold = theory.optimum(K=K, counts=counts, reduction=reduction, **unit).threshold
     return threshold / (2 * unit["lambda_h"] ** 0.5)
-
-
-def logit_margins(logits, targets):
-    """``{m: mean over samples of (mean in-set logit - mean out-of-set logit)}``, m < K."""
-    sizes, K = targets.sum(1), targets.shape[1]
-    inside = (logits * targets).sum(1) / sizes
-    gap = (inside - (logits * (1 - targets)).sum(1) / (K - sizes)).double()
-    return {m: float(gap[sizes == m].mean()) for m in sizes.long().unique().tolist() if m < K}
 
 
 def scale_curve(reduction, m, *, K):
@@ -135,6 +130,36 @@ def threshold(reduction, factor, *, K, counts, lambda_w=2e-3, seed=0):
     return {"gain": gain, "value_gap": value - exact}
 
 
+def soft_targets(*, seed=0):
+    """The loss and torch's cross-entropy with soft targets on all 15 label sets of K = 4, as
+    ``{reduction: (found, expected)}`` (claim 3.L1)."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(15, 4, generator=generator, dtype=torch.float64)
+    y = torch.cat([theory.label_sets(4, m) for m in (1, 2, 3, 4)])
+    soft = {"sum": y, "mean": y / y.sum(1, keepdim=True)}
+    cross_entropy = torch.nn.functional.cross_entropy
+    return {
+        way: (losses.pick_all_labels(logits, y, way), cross_entropy(logits, soft[way]))
+        for way in theory.REDUCTIONS
+    }
+
+
+def self_duality(*, seed=0, **case):
+    """With a free bias: free_bias, its deviation from a multiple of ones, and self_dual, the
+    largest ``|h_k - (s_1/α²) w_k|`` (claims 3.L3, 3.L4)."""
+    exact, K = theory.optimum(**case), case["K"]
+    point, _ = solved(theory.balanced(K + 1, **case, lambda_b=0.0), seed=seed, newton=2)
+    aligned = exact.margins[1] / exact.classifier_scale * point["weight"]
+    free_bias = float(point["bias"].std())
+    return {"free_bias": free_bias, "self_dual": _largest(point["features"][:K] - aligned)}
+
+
+def single_factor(*, K=4, n=5, lambda_w=2e-3, lambda_h=5e-4):
+    """``(s_1/α², √(λ_W/(λ_H n)))`` for single labels only, where the two are equal (3.L4)."""
+    one = theory.optimum(K=K, counts={1: n}, lambda_w=lambda_w, lambda_h=lambda_h)
+    return one.margins[1] / one.classifier_scale, (lambda_w / (lambda_h * n)) ** 0.5
+
+
 # Landscape ----------------------------------------------------------------------------------------
 
 
@@ -155,6 +180,13 @@ def saddle(rank, start, *, seed=0, **case):
     measured = landscape.curvature(problem, point, direction)
     excess = float(problem.value(point)) - exact.value
     return {"excess": excess, "predicted": predicted, "measured": measured}
+
+
+def flat_directions(*, seed=0, **case):
+    """Number of zero eigenvalues of the Hessian at the minimum in dimension K + 1 (claim 3.L10)."""
+    problem = theory.balanced(case["K"] + 1, **case, lambda_b=0.01)
+    point, _ = solved(problem, seed=seed, newton=2)
+    return int((landscape.spectrum(problem, point).abs() < 1e-9).sum())
 
 
 # Imbalance ----------------------------------------------------------------------------------------
@@ -183,15 +215,17 @@ def official_decay(table):
     return {"lambda_w": 2.5e-4, "lambda_h": 0.128 / sum(table.values()), "lambda_b": 2.5e-4}
 
 
-def imbalance(table, *, K, seed=0):
-    """Global minimum for a label table at the :func:`official_decay`: ``(summary, sets)``.
+def imbalance(table, *, K, seed=0, **decay):
+    """Global minimum for a label table, by default at the :func:`official_decay`: ``(summary,
+    sets)``.
 
     ``summary``: dict with nc2, nc2_means, certificate, identity (3.L17), the mean angle of the
     pairs to the tag-wise sum of the singles' means (``degrees``, ``ratio``) and of the classifier
-    rows (``degrees_weight``), and norms of the singles' means and classifier rows.  ``sets``:
-    DataFrame i, j, samples, degrees, degrees_weight of every pair.
+    rows (``degrees_weight``), norms of the singles' means and classifier rows, and both norms in
+    the rarer half of the classes over the other half.  ``sets``: DataFrame i, j, samples, degrees,
+    degrees_weight, ratio of every pair.
     """
-    problem = theory.from_table(table, K, K=K, **official_decay(table))
+    problem = theory.from_table(table, K, K=K, **(decay or official_decay(table)))
     point, _ = solved(problem, seed=seed)
     metrics = _metrics(problem, point)
     statistics = LabelSetStatistics.of(point["features"], problem.targets)
@@ -202,7 +236,9 @@ def imbalance(table, *, K, seed=0):
         samples=[table[pair] for pair in pairs],
         degrees=fit.degrees.numpy(),
         degrees_weight=by_weight.degrees.numpy(),
+        ratio=(fit.degrees * fit.ratio / fit.degrees.mean()).numpy(),
     )
+    norms, rows = statistics.class_means.norm(dim=1), point["weight"].norm(dim=1)
     summary = {
         "nc2": metrics["nc2_centered"],
         "nc2_means": metrics["nc2_means"],
@@ -211,8 +247,10 @@ def imbalance(table, *, K, seed=0):
         "degrees_weight": float(by_weight.degrees.mean()),
         "certificate": problem.certificate(point),
         "identity": identities(problem, point),
-        "mean_norms": statistics.class_means.norm(dim=1).tolist(),
-        "weight_norms": point["weight"].norm(dim=1).tolist(),
+        "mean_norms": norms.tolist(),
+        "weight_norms": rows.tolist(),
+        "long_means": float(norms[K // 2 :].min() / norms[: K // 2].max()),
+        "short_rows": float(rows[K // 2 :].max() / rows[: K // 2].min()),
     }
     return summary, sets
 
@@ -242,6 +280,110 @@ def svhn_table():
     for i, row in enumerate(_SVHN_PAIRS):
         table |= {(i, i + 1 + j): n for j, n in enumerate(row)}
     return table
+
+
+# Frozen classifier, nonnegative features ----------------------------------------------------------
+
+
+def frozen_margins(*, K=10, counts=None, decay=1e-2 / 1900, seed=0):
+    """A frozen ETF classifier (claim 3.L20): value, ``(found, exact)``; by the optimiser counts,
+    the change of s_1 when the pairs become as many more singles, and size, when N doubles."""
+    counts = counts or {1: 100, 2: 20}
+
+    def found(counts):
+        exact = theory.frozen_optimum(K=K, counts=counts, lambda_h=decay)
+        options = {"K": K, "counts": counts, "lambda_w": 1e-3, "lambda_h": decay}
+        fixed = {"weight": theory.configuration(exact).weight}
+        problem = theory.balanced(K - 1, **options, fixed=fixed)
+        point, value = solved(problem, seed=seed)
+        constant = 1e-3 * float(fixed["weight"].square().sum())
+        margins = theory.logit_margins(problem.logits(point), problem.targets)
+        return (value, exact.value + constant), margins[1]
+
+    samples = sum(n * comb(K, m) for m, n in counts.items())
+    (value, margin), (_, alone) = found(counts), found({1: samples // K})
+    _, twice = found({m: 2 * n for m, n in counts.items()})
+    return {"value": value, "counts": abs(alone - margin), "size": abs(twice - margin)}
+
+
+STRONG = {"lambda_w": 5e-3, "lambda_h": 2e-4}
+# Label sets on both sides of K/2, and beyond it only.
+ACROSS = ((4, {3: 1}), (3, {1: 1, 2: 1}), (5, {1: 1, 3: 1}), (5, {3: 1}), (6, {1: 1, 4: 1}))
+
+
+def nonnegative(K, counts, *, d=None, seed=0, **decays):
+    """The optimiser with nonnegative features, best of four starts, against the formula (3.L19):
+    value ``(found, exact)``, tagwise and etf (largest deviations), certificate."""
+    case = {"K": K, "counts": counts} | (decays or {"lambda_w": 2e-3, "lambda_h": 5e-4})
+    exact, problem = (
+        theory.nonnegative_optimum(**case),
+        theory.balanced(K + 2, **case, nonnegative=True),
+    )
+    found = solve.best(problem, 4, seed=seed, refine=True)
+    H, W, y = found.point["features"], found.point["weight"], problem.targets
+    scale = torch.tensor([[exact.scales[int(m)]] for m in y.sum(1)], dtype=torch.float64)
+    return {
+        "value": (found.value, exact.value),
+        "tagwise": _largest(H - scale * y @ H[:K]),
+        "etf": _largest(W @ W.T - exact.classifier_scale * frames.centring(K)),
+        "certificate": theory.certificate(problem, found.point),
+    }
+
+
+def nonnegative_exact(K, counts):
+    """The explicit minimiser (3.L21): certificate, and etf, the distance of W from the ETF."""
+    case = {"K": K, "counts": counts} | STRONG
+    exact = theory.nonnegative_optimum(**case)
+    made = theory.configuration(exact)
+    W = made.weight
+    problem = theory.balanced(W.shape[1], **case, nonnegative=True)
+    point = {"weight": W, "features": made.features}
+    etf = _largest(W @ W.T - exact.classifier_scale * frames.centring(K))
+    return {"certificate": theory.certificate(problem, point), "etf": etf}
+
+
+KINDS = ("orthogonal frame", "explicit: axes of the classes outside", "optimiser")
+
+
+def nonnegative_alone(m, *, K=4, seed=0):
+    """Every m-subset once: rows kind, excess over the exact minimum, for the orthogonal frame, the
+    explicit point along the classes outside, and the optimiser."""
+    case = {"K": K, "counts": {m: 1}} | STRONG
+    exact = theory.nonnegative_optimum(**case).value
+    problem = theory.balanced(K, **case, nonnegative=True)
+    axes, P, y = torch.eye(K, dtype=torch.float64), frames.centring(K), problem.targets
+    start = {"log_w": torch.zeros(()).double(), "log_h": torch.zeros(()).double()}
+
+    def lowest(weight, features):
+        """The best scales for fixed directions."""
+        value = lambda log_w, log_h: problem.value(
+            {"weight": log_w.exp() * weight, "features": log_h.exp() * features}
+        )
+        return solve.minimize(value, start, gtol=1e-9).value
+
+    wide = theory.balanced(K + 2, **case, nonnegative=True)
+    values = [
+        lowest(P, y @ axes),
+        lowest(-P, (1 - y) @ axes),
+        solve.best(wide, 4, seed=seed, gtol=1e-7).value,  # the valley is flat at m = K/2
+    ]
+    return [{"kind": kind, "excess": v - exact} for kind, v in zip(KINDS, values, strict=True)]
+
+
+def nonnegative_mixture(share, *, K=5, singles=100):
+    """Singles, and ``share`` times as many triples per set: rows t, weight of the subset sizes."""
+    counts = {1: singles, 3: max(1, round(share * singles))}
+    blocks = theory.nonnegative_optimum(K=K, counts=counts, **decays(K, counts, 2e-3)).blocks
+    return [{"t": t, "weight": blocks.get(t, 0.0)} for t in range(1, K)]
+
+
+def leaves_tagwise(*, K=4, counts=None):
+    """Relative squared residual of the triples from their tag-wise average at the minimum with as
+    many singles as triples per set (claim 3.L21); 0 where the average is exact."""
+    exact = theory.nonnegative_optimum(K=K, counts=counts or {1: 1, 3: 1}, **STRONG)
+    made = theory.configuration(exact)
+    m = max(exact.counts)
+    return tagwise_fit(LabelSetStatistics.of(made.features, made.targets), m).residual
 
 
 # The picture of three classes ---------------------------------------------------------------------
@@ -284,6 +426,183 @@ def concept_path(steps=(10, 3000), *, seed=0):
     points = pd.concat(points, ignore_index=True)
     means = points.groupby(["step", "set"], sort=False)[["x", "y"]].mean().reset_index()
     return points, means, float(path.values[-1]) - exact.value, exact
+
+
+# Networks -----------------------------------------------------------------------------------------
+
+
+def cells(texts):
+    """``[(data set, architecture), …]`` of texts such as "digits/mlp"."""
+    found = [tuple(text.split("/")) for text in texts]
+    for text, cell in zip(texts, found, strict=True):
+        if len(cell) != 2 or cell[0] not in images.SOURCES or cell[1] not in nets.NAMES:
+            raise checks.InputError(
+                f"parameter more_cells must hold texts such as digits/mlp, with a data set of "
+                f"{', '.join(images.SOURCES)} and a network of {', '.join(nets.NAMES)}; got {text}"
+            )
+    return found
+
+
+def require_minimum(*, K, counts, **decays):
+    """Say now that sections 1-4 need single labels, and a minimum that is not zero."""
+    if 1 not in counts:
+        raise checks.InputError(
+            f"parameter counts needs samples with one label, {{1: n, …}}; got {counts}"
+        )
+    both = (
+        theory.optimum(K=K, counts=counts, reduction=way, **decays) for way in theory.REDUCTIONS
+    )
+    if any(exact.collapsed for exact in both):
+        raise checks.InputError(
+            "parameters lambda_w and lambda_h are so large that the minimum is zero: lower them"
+        )
+
+
+def controls(main, more, *, task, architecture):
+    """One row per net and seed of the comparison with the controls: task, net, pairs, metrics.
+
+    ``main``: the nets "learned" and "no pairs" on ``task``; ``more``: from ``nets.with_control``.
+    """
+    kinds = {"learned": nets.WITH, "no pairs": nets.WITHOUT}
+    own = main.final[main.final["net"].isin(kinds)]
+    own = own.assign(task=task, pairs=own["net"].map(kinds), net=nets.NAMES[architecture])
+    return pd.concat([own, more.controls()], ignore_index=True)
+
+
+def loss_floor(data, reduction="sum"):
+    """Infimum of the mean pick-all-label loss over all nets, for the label sets of ``data``."""
+    sizes = data.labels.sum(1).long().tolist()
+    return sum(theory.loss_floor(m, reduction) for m in sizes) / len(sizes)
+
+
+def prediction(data, *, frozen=False, reduction="sum", weight_decay, feature_decay):
+    """The theory's end of training on ``data``, without free parameters: margin_m, scale_m and
+    soft_iou_m.  Counts per multiplicity are averages over label sets: exact when balanced."""
+    K, sizes = data.num_classes, data.labels.sum(1).long()
+    present = sizes.unique().tolist()
+    counts = {m: max(1, round(int((sizes == m).sum()) / comb(K, m))) for m in present}
+    case = {"K": K, "counts": counts, "lambda_h": feature_decay / len(data)}
+    if frozen:
+        exact = theory.frozen_optimum(**case, reduction=reduction)
+    else:
+        exact = theory.optimum(**case, lambda_w=weight_decay / 2, reduction=reduction)
+    mass = {m: float(theory.set_mass(s, K=K, m=m)) for m, s in exact.margins.items()}
+    return (
+        {f"margin_{m}": s for m, s in exact.margins.items()}
+        | {f"scale_{m}": c for m, c in exact.scales.items()}
+        | {f"soft_iou_{m}": mass for m, mass in mass.items()}
+    )
+
+
+def decode(trained, test, *, reduction="sum", bce=False):
+    """``{decoder: predictions}`` on ``test``, every decoder on the same net.
+
+    Nearest codeword with the theory's C_m (pick-all-label nets) and with the fitted one, largest
+    gap, sign of the logit (pick-all-label: around their mean), and top m with the true m.
+    """
+    features, logits = nets.outputs(trained.net, test.inputs)
+    seen, _ = nets.outputs(trained.net, trained.data.inputs)
+    sizes = sorted(set(trained.data.labels.sum(1).long().tolist()))
+    options = {"multiplicities": sizes, "reduction": reduction}
+    book = partial(
+        decoders.tagwise_codebook, seen, trained.data.labels, trained.net.weight, **options
+    )
+    found = {} if bce else {"codeword": decoders.nearest_codeword(features, book())}
+    most = min(max(sizes), test.num_classes - 1)
+    return found | {
+        "codeword, fitted": decoders.nearest_codeword(features, book(fitted=True)),
+        "largest gap": decoders.largest_gap(logits, most=most),
+        "sign": decoders.sign(logits, centred=not bce),
+        "top m (m known)": decoders.top_m(logits, test.labels.sum(1).long()),
+    }
+
+
+def scores(trained, test, *, unseen=(), **options):
+    """:func:`decoders.score_table` of one net, with the label sets ``unseen`` in training apart
+    (column sets: "trained" or "never trained")."""
+    new = torch.zeros(len(test), dtype=torch.bool, device=test.labels.device)
+    for S in unseen:
+        new |= test.labels[:, list(S)].all(1) & (test.labels.sum(1) == len(S))
+    tables = []
+    for label, mask in (("never trained", new), ("trained", ~new)):
+        if bool(mask.any()):
+            part = test.take(mask)
+            table = decoders.score_table(decode(trained, part, **options), part.labels)
+            tables.append(table.assign(sets=label))
+    return pd.concat(tables, ignore_index=True)
+
+
+def group_angles(net, data, *, m=2):
+    """Mean angle of the m-label means to their tag-wise sum, by samples per label set: rows
+    samples, sets, ratio to the mean angle of all pairs (claim 3.L12 on a net).  More than six
+    different counts are cut into thirds, named by their medians."""
+    fit = tagwise_fit(LabelSetStatistics.of(nets.outputs(net, data.inputs)[0], data.labels), m)
+    ratio = (fit.degrees * fit.ratio / fit.degrees.mean()).cpu()
+    return by_samples(pd.DataFrame({"samples": fit.sample_counts.long().cpu(), "ratio": ratio}))
+
+
+def by_samples(sets):
+    """Mean ``ratio`` of label sets by their ``samples``: rows samples, sets, ratio."""
+    if sets["samples"].nunique() > 6:
+        third = pd.qcut(sets["samples"], 3)
+        sets = sets.assign(
+            samples=sets.groupby(third, observed=True)["samples"].transform("median")
+        )
+    found = sets.groupby("samples")["ratio"].agg(["size", "mean"]).reset_index()
+    return found.set_axis(["samples", "sets", "ratio"], axis=1).astype({"samples": int})
+
+
+def against_control(table, task, net):
+    """The nets of a task beside those that never saw a pair, worst over the seeds: nc1, nc2,
+    nc2_means, nc3, angle, and difference, the angle over the control's smallest."""
+    own = table[(table["task"] == task) & (table["net"] == nets.NAMES[net])]
+    trained, without = (own[own["pairs"] == kind] for kind in (nets.WITH, nets.WITHOUT))
+    worst = trained[["nc1", "nc2_centered", "nc2_means", "nc3", "angle_2"]].max()
+    found = dict(zip(("nc1", "nc2", "nc2_means", "nc3", "angle"), worst, strict=True))
+    return found | {"difference": worst["angle_2"] / without["angle_2"].min()}
+
+
+def rare_groups(trained, control, data, **decays):
+    """Frequent and rare pairs of ``data``: rows setting (trained, control, exact minimum), samples,
+    sets, ratio.  ``decays`` as in :func:`prediction`."""
+    lambda_w, lambda_h = decays["weight_decay"] / 2, decays["feature_decay"] / len(data)
+    penalties = {"lambda_w": lambda_w, "lambda_h": lambda_h, "lambda_b": lambda_w}
+    _, exact = imbalance(data.table(), K=data.num_classes, **penalties)
+    parts = {
+        nets.WITH: group_angles(trained, data),
+        nets.WITHOUT: group_angles(control, data),
+        "exact minimum": by_samples(exact[["samples", "ratio"]]),
+    }
+    return pd.concat([part.assign(setting=name) for name, part in parts.items()])
+
+
+def scale_ratio(rows, *, K, reduction="sum"):
+    """C_2 of networks over the curve at their own singles' margin, the worst of ``rows``, which
+    have the columns scale_2, margin_1 (claim 3.L18)."""
+    known = theory.scale_at(rows["margin_1"].to_numpy(), K=K, m=2, reduction=reduction)
+    ratio = rows["scale_2"] / known
+    return float(ratio.iloc[(ratio - 1).abs().argmax()])
+
+
+def errors_at_the_minimum():
+    """Label sets that the nearest codeword misses at the exact minimum, of 41 (claim 3.L16)."""
+    made = theory.optimum(K=6, counts={1: 2, 2: 1, 3: 1}, lambda_w=1e-3, lambda_h=1e-3)
+    made = theory.configuration(made)
+    H, Y = made.features, made.targets
+    book = decoders.tagwise_codebook(H[:6], Y[:6], made.weight, multiplicities=(1, 2, 3))
+    return int((~decoders.exact_match(decoders.nearest_codeword(H, book), Y)).sum())
+
+
+def sizes(trained, control, data, **decays):
+    """A net on single labels, pairs and triples, beside a control that saw single labels only, both
+    measured on ``data``: rows net, m, angle (ratio), scale, and theory, the exact scale."""
+    exact, rows = prediction(data, **decays), []
+    for name, net in ((nets.WITH, trained), (nets.WITHOUT, control)):
+        found = nets.measure(net, data)
+        for m in (2, 3):
+            row = {"net": name, "m": m, "angle": found[f"angle_{m}"], "scale": found[f"scale_{m}"]}
+            rows.append(row | {"theory": exact[f"scale_{m}"]})
+    return pd.DataFrame(rows)
 
 
 def _largest(tensor):

@@ -1,25 +1,33 @@
-"""Figures of result 3.  Each takes the tidy tables it draws and returns the figure."""
+"""Figures of result 3.  Each takes the tidy tables it draws and returns the figure.
+
+A title that states a finding does so only if its claim ``holds``; otherwise it says what is drawn.
+"""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib import ticker
 
-from nclib.plots import style
+from nclib.plots import panels, style
 from nclib.plots.style import GUIDE, PALETTE, THEORY
 
 # One colour per multiplicity and per network, in every figure.
-SIZE_COLORS = {1: PALETTE[0], 2: PALETTE[1], 3: PALETTE[2], 4: PALETTE[3]}
+SIZE_COLORS = {m: PALETTE[m - 1] for m in (1, 2, 3, 4)}
 SIZE_NAMES = {1: "single labels", 2: "pairs", 3: "triples", 4: "quadruples"}
 SET_COLORS = {
     "1": PALETTE[0], "2": PALETTE[2], "3": PALETTE[3],
     "1+2": PALETTE[9], "2+3": PALETTE[1], "1+3": PALETTE[4],
 }  # fmt: skip
-NET_COLORS = {"learned": PALETTE[0], "frozen": PALETTE[1], "bce": PALETTE[2]}
-NET_NAMES = {"learned": "learned classifier", "frozen": "frozen ETF, $d=K$", "bce": "BCE"}
+NET_LOOKS = {
+    "learned": (PALETTE[0], "o", "learned classifier"),
+    "frozen": (PALETTE[1], "s", "frozen ETF, same $d$"),
+    "frozen, d = K": (PALETTE[3], "^", "frozen ETF, $d=K$"),
+    "bce": (PALETTE[2], "D", "binary cross-entropy"),
+    "no pairs": (PALETTE[7], "v", "control: never saw a pair"),
+}
 METRIC_NAMES = {
     "nc1": "NC1", "nc2_centered": "NC2 (classifier)", "nc2_means": "NC2 (means)", "nc3": "NC3",
-    "angle_2": "angle ratio",
+    "angle_2": "angle ratio of pairs",
 }  # fmt: skip
 
 
@@ -32,8 +40,7 @@ def tagwise_picture(points, means, scale):
     figure, axes = style.grid(1, len(steps) + 1, width=11, height=3.8)
     for ax, step in zip(axes, steps, strict=False):
         _scatter(ax, points[points["step"] == step], means[means["step"] == step])
-    axes[0].set_title(f"After {steps[0]} steps of gradient descent")
-    axes[len(steps) - 1].set_title(f"After {steps[-1]} steps: six points are left")
+        ax.set_title(f"After {step} steps of gradient descent")
     last = means[means["step"] == steps[-1]].set_index("set")[["x", "y"]]
     ax = axes[-1]
     for name in ("1", "2", "3"):
@@ -50,33 +57,23 @@ def tagwise_picture(points, means, scale):
     spot = (0.62 * pair["x"], 0.62 * pair["y"] + 0.2)
     ax.annotate(r"$\mu_{12}$", spot, ha="right", color=SET_COLORS["1+2"])
     ax.set_title("A pair is the scaled sum of its labels")
-    for ax in axes:
-        ax.set_aspect("equal")
-        ax.set(xlabel="first feature direction", xticks=[], yticks=[])
-    axes[0].set_ylabel("second feature direction")
     # One scale for the late state and its geometry; the early state would be a dot on it.
     limit = 1.25 * np.abs(last.to_numpy()).max() + 0.1
     limits = [1.15 * np.abs(points.query("step == @steps[0]")[["x", "y"]].to_numpy()).max()]
     for ax, size in zip(axes, limits + [limit] * len(steps), strict=True):
+        ax.set_aspect("equal")
+        ax.set(xlabel="first feature direction", xticks=[], yticks=[])
         ax.set(xlim=(-size, size), ylim=(-size, size))
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, title="label set")
+    axes[0].set_ylabel("second feature direction")
+    _legend(figure, axes[0], 6, "label set")
     return figure
 
 
 def _scatter(ax, points, means):
     for name, part in points.groupby("set", sort=False):
-        marker = "o" if len(name) == 1 else "s"
-        color = SET_COLORS[name]
-        ax.plot(
-            part["x"],
-            part["y"],
-            marker,
-            color=color,
-            ms=4.5,
-            alpha=0.6,
-            label=f"{{{name.replace(chr(43), chr(44) + chr(32))}}}",
-        )
+        marker, label = "o" if len(name) == 1 else "s", "{" + name.replace("+", ", ") + "}"
+        look = {"color": SET_COLORS[name], "ms": 4.5, "alpha": 0.6, "label": label}
+        ax.plot(part["x"], part["y"], marker, **look)
     for _, row in means.iterrows():
         line = "-" if len(row["set"]) == 1 else "--"
         ax.plot([0, row["x"]], [0, row["y"]], line, color=SET_COLORS[row["set"]], lw=1.6)
@@ -91,6 +88,11 @@ def _arrow(ax, end, color, text):
         ax.annotate(text, spot, ha="center", va="center", color=color)
 
 
+def _legend(figure, ax, columns, title=None):
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title)
+
+
 def closed_form(check, sweep, curve, threshold):
     """Figure 2: value gaps of the optimiser, and margins on the curves of the scale equations.
 
@@ -99,13 +101,12 @@ def closed_form(check, sweep, curve, threshold):
     """
     figure, (left, right) = style.grid(1, 2, height=3.6)
     names = [f"K={r.K}, n={r.n}, {r.reduction}" for r in check.itertuples()]
-    gaps = check["value_gap"].abs().clip(lower=1e-17)
-    left.barh(names, gaps, left=1e-17, color=PALETTE[0], height=0.6)
+    left.plot(check["value_gap"].abs().clip(lower=1e-17), names, "o", color=PALETTE[0])
     left.set_xscale("log")
     left.axvline(1e-11, **GUIDE)
     left.annotate("tolerance", (1e-11, 1.0), xycoords=left.get_xaxis_transform(), ha="right",
                   va="bottom", fontsize=7.5, color="0.4")  # fmt: skip
-    left.set(xlim=(1e-17, 1e-9), xlabel=r"$|f_{\mathrm{found}}-f^*|$")
+    left.set(xlim=(5e-18, 1e-9), xlabel=r"$|f_{\mathrm{found}}-f^*|$")
     left.set_title("The optimiser meets the closed form", pad=14)
     left.tick_params(axis="y", labelsize=7)
     left.invert_yaxis()
@@ -123,114 +124,108 @@ def closed_form(check, sweep, curve, threshold):
     return figure
 
 
-def scale_curves(curve, dips, measured=None):
+def scale_curves(curve, dips, measured, holds):
     """Figure 3: C_m against the singles' margin.
 
-    ``curve``: reduction, m, margin_1, scale; ``dips``:
-    ``{m: (margin, scale)}``; ``measured``: reduction, m, margin_1, scale of optimiser runs."""
+    ``curve``, ``measured`` (optimiser): reduction, m, margin_1, scale; ``dips``:
+    ``{m: (margin, scale)}``; ``holds``: row L18."""
     figure, axes = style.grid(1, 2, height=3.5, sharey=True)
-    titles = {
-        "sum": '"sum": $C_m$ starts at 1, dips, and returns to 1',
-        "mean": '"mean": $C_m$ rises from $1/m$ to 1',
-    }
-    for ax, (reduction, title) in zip(axes, titles.items(), strict=True):
-        for m, part in curve[curve["reduction"] == reduction].groupby("m"):
-            ax.plot(part["margin_1"], part["scale"], "--", color=SIZE_COLORS[m])
-            if measured is not None:
-                own = measured.query("reduction == @reduction and m == @m")
-                ax.plot(own["margin_1"], own["scale"], style.MARKERS[m - 1], color=SIZE_COLORS[m])
-            ax.plot([], [], marker=style.MARKERS[m - 1], ls="--", color=SIZE_COLORS[m],
-                    label=f"$m={m}$")  # fmt: skip
-            if reduction == "sum":
+    titles = ('"sum": from 1 through a dip back to 1', '"mean": rising from $1/m$ to 1')
+    for ax, way, title in zip(axes, ("sum", "mean"), titles, strict=True):
+        for m, part in curve[curve["reduction"] == way].groupby("m"):
+            ax.plot(part["margin_1"], part["scale"], **THEORY)
+            place = part.iloc[len(part) // 2 if way == "sum" else 12]
+            ax.annotate(f"$m={m}$", (place["margin_1"], place["scale"]), va="bottom", fontsize=8)
+            own = measured.query("reduction == @way and m == @m")
+            ax.plot(own["margin_1"], own["scale"], style.MARKERS[m - 1], color=SIZE_COLORS[m],
+                    label=f"optimiser, {SIZE_NAMES[m]}" if len(own) else None)  # fmt: skip
+            if way == "sum":
                 ax.plot(*dips[m], "+", color="black", ms=9, zorder=6)
         ax.axhline(1, **GUIDE)
-        ax.set(xlabel="margin $s_1$ of the single labels", title=title, xscale="log")
+        ax.set(xlabel="margin $s_1$ of the single labels", xscale="log")
+        ax.set_title(title if holds else f'"{way}": $C_m$ against $s_1$')
     axes[0].set_ylabel("scale $C_m = s_m/s_1$")
-    axes[1].legend(title="labels per sample", loc="lower right")
+    axes[1].legend(loc="lower right")
     return figure
 
 
 def landscape(gaps, saddles, K):
     """Figure 4: values from random starts by dimension; curvature at saddles, predicted and
-    measured."""
+    measured.  ``gaps``: d, start, gap; ``saddles``: rank, predicted, measured."""
     figure, (left, right) = style.grid(1, 2, height=3.4)
-    clipped = gaps.assign(gap=gaps["gap"].abs().clip(lower=1e-16))
-    positions = {d: i for i, d in enumerate(sorted(clipped["d"].unique()))}
-    for d, part in clipped.groupby("d"):
-        color = PALETTE[3] if d < K - 1 else PALETTE[0]
-        jitter = positions[d] + np.linspace(-0.25, 0.25, len(part))
-        left.semilogy(jitter, part["gap"], "o", color=color, alpha=0.7)
-    left.axvline(positions[K - 1] - 0.5, **GUIDE)
-    left.set_xticks(list(positions.values()), list(positions))
-    left.set(xlabel="feature dimension $d$", ylabel=r"value above the global minimum")
-    left.set_title(f"From $d=K-1={K - 1}$ on every start reaches the minimum")
-    low = 1.12 * saddles["predicted"].min()
-    right.plot([low, 0], [low, 0], **THEORY, label="equal")
-    for i, (rank, part) in enumerate(saddles.groupby("rank")):
-        right.plot(part["predicted"], part["measured"], style.MARKERS[i], color=PALETTE[i],
-                   ms=8, label=f"rank {rank}")  # fmt: skip
+    panels.starts(left, gaps, "d", edge=sorted(gaps["d"].unique()).index(K - 1) - 0.5)
+    left.set(xlabel="feature dimension $d$", ylabel="value above the global minimum")
+    left.set_title(f"Random starts: the minimum from $d=K-1={K - 1}$ on")
+    looks = {
+        rank: (PALETTE[i], style.MARKERS[i]) for i, rank in enumerate(saddles["rank"].unique())
+    }
+    panels.diagonal(right, saddles, "predicted", "measured", by="rank", looks=looks,
+                    labels={rank: f"rank {rank}" for rank in looks})  # fmt: skip
     right.set(xlabel=r"predicted: $-2\|G\|_2+4\sqrt{\lambda_W\lambda_H}$", ylabel="measured")
-    right.set_title("At every saddle: a known way down")
+    right.set_title("Curvature of the way out of saddles")
     right.legend()
     return figure
 
 
-def imbalance(between, groups, K):
+def imbalance(between, groups):
     """Figure 5: (a) singles against pairs, (b) frequent and rare pairs.
 
     ``between``: ratio, nc2, degrees, scale, scale_theory; ``groups``: setting, samples, degrees.
     """
     figure, (left, middle, right) = style.grid(1, 3, width=11, height=3.4)
-    for column, color, name in (("nc2", PALETTE[0], "NC2 of $W$"), ("degrees", PALETTE[1],
-                                "angle [degrees]")):  # fmt: skip
-        left.loglog(between["ratio"], between[column].clip(lower=1e-16), "o-", color=color,
-                    label=name)  # fmt: skip
+    for i, (column, name) in enumerate((("nc2", "NC2 of $W$"), ("degrees", "angle [degrees]"))):
+        drawn = between[column].clip(lower=1e-16)
+        left.loglog(between["ratio"], drawn, f"{style.MARKERS[i]}-", color=PALETTE[i], label=name)
     left.axhline(1e-7, **GUIDE)
     left.annotate("tolerance", (0.02, 1.3e-7), xycoords=left.get_yaxis_transform(), fontsize=7.5,
                   color="0.4")  # fmt: skip
     left.set(xlabel="$n_1/n_2$", ylabel="deviation", ylim=(1e-17, 1e-4))
-    left.set_title("Between multiplicities:\nimbalance changes nothing")
+    left.set_title("Singles against pairs:\nETF and tag-wise average")
     left.legend(loc="upper right")
     middle.semilogx(between["ratio"], between["scale"], "o", color=PALETTE[1], label="optimiser")
     middle.semilogx(between["ratio"], between["scale_theory"], **THEORY, label="theory")
-    middle.set(xlabel="$n_1/n_2$", ylabel="$C_2$")
-    middle.set_title("Only the scale moves,\nand it barely does")
     center = between["scale"].mean()
-    middle.set_ylim(center - 0.01, center + 0.01)
+    middle.set(xlabel="$n_1/n_2$", ylabel="$C_2$", ylim=(center - 0.003, center + 0.003))
+    middle.set_title("Singles against pairs:\nthe scale")
     middle.legend()
+    _group_bars(right, groups)
+    right.set_ylabel("angle to the tag-wise sum [degrees]")
+    right.set_title("Frequent and rare pairs,\nexact minimum")
+    right.legend(title="single labels per class", loc="upper right", ncols=2)
+    return figure
+
+
+def _group_bars(ax, groups, y="degrees", looks=None):
+    """One bar per group of equally frequent pairs and setting."""
     settings = list(groups["setting"].unique())
     for i, setting in enumerate(settings):
         part = groups[groups["setting"] == setting].sort_values("samples", ascending=False)
-        places = np.arange(len(part)) + (i - (len(settings) - 1) / 2) * 0.35
-        right.bar(places, part["degrees"], 0.33, color=PALETTE[i], label=setting)
-    right.set_xticks(range(len(part)), [f"{n}" for n in part["samples"]])
-    right.set(xlabel="samples per pair", ylabel="angle to the tag-wise sum [degrees]")
-    right.set_title("Inside a multiplicity:\nsmall angles, but not zero")
-    right.set_ylim(0, 1.45 * groups["degrees"].max())
-    right.legend(title="single labels per class", loc="upper right", ncols=2)
-    return figure
+        places = np.arange(len(part)) + (i - (len(settings) - 1) / 2) * 0.8 / len(settings)
+        color = PALETTE[i] if looks is None else looks[setting]
+        ax.bar(places, part[y], 0.76 / len(settings), color=color, label=setting)
+    ax.set_xticks(range(len(part)), [f"{n}" for n in part["samples"]])
+    ax.set(xlabel="samples per pair", ylim=(0, 1.45 * groups[y].max()))
 
 
 def single_imbalance(sets, summary, K):
     """Figure 6: head and tail classes.  ``sets``: i, j, degrees, degrees_weight per pair."""
     figure, axes = style.grid(1, 3, width=11, height=3.6, width_ratios=[1, 1, 0.85])
     top = sets["degrees_weight"].max()
-    for ax, column, name in ((axes[0], "degrees", r"$\mu_i+\mu_j$"),
-                             (axes[1], "degrees_weight", "$w_i+w_j$")):  # fmt: skip
+    names = {"degrees": r"$\mu_i+\mu_j$", "degrees_weight": "$w_i+w_j$"}
+    for ax, (column, name) in zip(axes, names.items(), strict=False):
         image = _pair_map(ax, sets, column, K, vmin=0, vmax=top)
         ax.set_title(f"Angle of a pair to {name}:\n{sets[column].mean():.1f} degrees on average")
         ax.axhline(K / 2 - 0.5, color="white", lw=1)
         ax.axvline(K / 2 - 0.5, color="white", lw=1)
     figure.colorbar(image, ax=axes[1], label="degrees", shrink=0.9)
-    classes = np.arange(K)
     for i, (key, name) in enumerate(
         (("mean_norms", r"$\|\mu_k\|$"), ("weight_norms", r"$\|w_k\|$"))
     ):
         values = np.array(summary[key]) / np.mean(summary[key])
-        axes[2].plot(classes, values, style.MARKERS[i] + "-", color=PALETTE[i], label=name)
+        axes[2].plot(values, style.MARKERS[i] + "-", color=PALETTE[i], label=name)
     axes[2].axvline(K / 2 - 0.5, **GUIDE)
     axes[2].set(xlabel="class (left: frequent, right: rare)", ylabel="norm / mean norm")
-    axes[2].set_title("Rare classes:\nlong means, short classifier rows")
+    axes[2].set_title("Norms of the means\nand of the classifier rows")
     axes[2].legend()
     return figure
 
@@ -243,6 +238,29 @@ def _pair_map(ax, sets, column, K, **options):
     for i in range(K):  # no pair here
         ax.plot([i - 0.5, i + 0.5], [i - 0.5, i + 0.5], color="0.8", lw=0.6)
     return image
+
+
+def blocks(alone, mixed, K):
+    """Figure 6b: nonnegative features.  ``alone``: m, kind, value above the minimum of a single
+    multiplicity; ``mixed``: share, t, weight of the subset sizes in the minimum of a mixture."""
+    figure, (left, right) = style.grid(1, 2, height=3.3)
+    kinds = ("orthogonal frame", "explicit: axes of the classes outside", "optimiser")
+    looks = {kind: (PALETTE[i], style.MARKERS[i]) for i, kind in enumerate(kinds)}
+    panels.lines(left, alone, "m", "excess", by="kind", looks=looks, points=True)
+    left.axhline(0, **THEORY)
+    left.axvline(K / 2, **GUIDE)
+    left.annotate("$m=K/2$", (K / 2, 0.97), xycoords=left.get_xaxis_transform(), fontsize=8)
+    left.set(xlabel="labels per sample $m$", ylabel="value above the exact minimum")
+    left.set_title(f"$K={K}$, every set of $m$ labels once")
+    left.legend(loc="upper left")
+    wide = mixed.pivot(index="share", columns="t", values="weight").fillna(0.0)
+    right.stackplot(wide.index, wide.T, labels=[f"$t={t}$" for t in wide.columns],
+                    colors=PALETTE[: len(wide.columns)])  # fmt: skip
+    right.set(xlabel="triples per set / singles per class", ylabel="weight of the blocks",
+              xscale="log", ylim=(0, 1))  # fmt: skip
+    right.set_title("$K=5$, singles and triples: axes per subset of $t$ classes")
+    right.legend(loc="center left")
+    return figure
 
 
 def samples(data, pair_counts, *, columns=8):
@@ -273,53 +291,50 @@ def samples(data, pair_counts, *, columns=8):
     ax.set_xticks(range(K), digits)
     ax.set_yticks(range(K), digits)
     ax.set(xlabel="larger digit", ylabel="smaller digit")
-    ax.set_title("House numbers (SVHN): pairs are unequal")
+    ax.set_title("House numbers (SVHN): samples per pair")
     right.colorbar(image, ax=ax, label="images", shrink=0.85)
     return figure
 
 
-def collapse(histories, predictions, floors):
-    """Figure 8: collapse and margins against epochs.
+def collapse(curves, predictions, floor, holds):
+    """Figure 8: collapse, margins, scale and soft IoU against epochs; bands are ranges over seeds.
 
-    ``histories``: tidy, columns net, epoch and the metrics; ``predictions``: net, margin_1,
-    margin_2, scale_2 of the theory; ``floors``: ``{net: infimum of the mean loss}``.
-    """
-    figure, grid = style.grid(2, 4, width=11.5, height=2.6)
-    axes = grid.ravel()
-    for ax, metric in zip(axes, METRIC_NAMES, strict=False):
-        for net, part in histories.groupby("net", sort=False):
-            if part[metric].max() < 1e-5:
-                ax.annotate("frozen ETF: exactly 0", (0.97, 0.95), xycoords="axes fraction",
-                            ha="right", va="top", fontsize=7.5, color=NET_COLORS[net])  # fmt: skip
-                continue
-            ax.semilogy(part["epoch"], part[metric], "o-", color=NET_COLORS[net])
-            other = f"official_{'angle' if metric == 'angle_2' else metric}"
-            if other in part:
-                ax.semilogy(part["epoch"], part[other], ":", color=NET_COLORS[net], lw=1.2)
-        ax.set_title(METRIC_NAMES[metric])
-        _plain_log(ax)
-    loss, margin, scale = axes[5:]
-    for net, part in histories.groupby("net", sort=False):
-        color, exact = NET_COLORS[net], predictions.set_index("net").loc[net]
-        loss.semilogy(part["epoch"], part["data_loss"] - floors[net], "o-", color=color)
-        for m, marker in ((1, "o-"), (2, "s-")):
-            margin.plot(part["epoch"], part[f"margin_{m}"], marker, color=color)
-            margin.axhline(exact[f"margin_{m}"], color=color, ls="--", lw=1)
-        scale.plot(part["epoch"], part["scale_2"], "o-", color=color, label=NET_NAMES[net])
-        scale.axhline(exact["scale_2"], color=color, ls="--", lw=1)
-    _plain_log(loss)
-    loss.set_title("training loss above its floor")
-    margin.set_title("margins $s_1$ (circles), $s_2$ (squares)")
-    scale.set_title("scale $C_2$")
-    scale.set_ylim(0.65, 1.05)
+    ``curves``: net, seed, epoch and the metrics; ``predictions``: ``{net: theory}`` of the nets
+    that have one; ``floor``: infimum of the mean loss; ``holds``: rows L11 and L15."""
+    figure, grid = style.grid(2, 5, width=12.5, height=2.6)
+    axes, names = grid.ravel(), {net: look[2] for net, look in NET_LOOKS.items()}
+    looks = {net: look[:2] for net, look in NET_LOOKS.items()}
+    curves = curves.assign(above=curves["data_loss"] - floor)
+    shown = METRIC_NAMES | {
+        "above": "training loss above its floor",
+        "margin_1": "margin $s_1$",
+        "margin_2": "margin $s_2$",
+        "scale_2": "scale $C_2$",
+        "soft_iou_2": "soft IoU of pairs",
+    }
+    for ax, (metric, name) in zip(axes, shown.items(), strict=True):
+        part = curves[(curves["net"] != "bce") | curves[metric].notna()]
+        log = metric in METRIC_NAMES or metric == "above"
+        zero = part.groupby("net")[metric].transform("max") < 1e-5
+        part = part[~zero & (part["above"] > 0 if metric == "above" else True)]
+        panels.lines(ax, part, "epoch", metric, by="net", looks=looks, labels=names)
+        if zero.any():
+            ax.annotate("frozen ETF: exactly 0", (0.97, 0.95), xycoords="axes fraction",
+                        ha="right", va="top", fontsize=7.5, color=PALETTE[1])  # fmt: skip
+        for net, exact in predictions.items():
+            if metric in exact:
+                ax.axhline(exact[metric], color=looks[net][0], ls="--", lw=1)
+        ax.set(title=name, xlabel="", ylabel="")
+        if log:
+            ax.set_yscale("log")
+            _plain_log(ax)
     for ax in grid[-1]:
         ax.set_xlabel("epoch")
-    title = "Networks collapse, with a frozen classifier even further"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    handles, labels = scale.get_legend_handles_labels()
-    handles += [plt.Line2D([], [], color="0.3", ls=":"), plt.Line2D([], [], color="0.3", ls="--")]
-    labels += ["official convention", "unconstrained-features theory"]
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    finding = "The networks collapse, with the frozen classifier further than with a learned one"
+    figure.suptitle(finding if holds else "Collapse of the networks while they are trained",
+                    x=0.01, ha="left", fontsize=11)  # fmt: skip
+    axes[0].plot([], [], "--", color="0.3", lw=1, label="unconstrained-features theory")
+    _legend(figure, axes[0], 6)
     return figure
 
 
@@ -330,51 +345,113 @@ def _plain_log(ax):
     ax.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
-def decoding(table):
-    """Figure 9: exact match by decoder and number of labels.  ``table``: net, decoder, m,
-    exact_match, samples."""
-    nets = [net for net in table["net"].unique() if net != "bce"]
-    figure, axes = style.grid(1, len(nets), height=3.2, sharey=True, squeeze=False)
-    for ax, net in zip(axes[0], nets, strict=True):
-        part = table[table["net"].isin([net, "bce"]) & (table["decoder"] != "sign")]
-        names = list(part["decoder"].unique())
-        for i, (m, own) in enumerate(part.groupby("m")):
-            own = own.set_index("decoder").reindex(names)
-            width = 0.76 / part["m"].nunique()
-            places = np.arange(len(names)) - 0.38 + (i + 0.5) * width
-            error = np.sqrt(own["exact_match"] * (1 - own["exact_match"]) / own["samples"])
-            ax.barh(places, own["exact_match"], 0.94 * width, xerr=error, color=SIZE_COLORS[m],
-                    error_kw={"lw": 0.8}, label=SIZE_NAMES[m])  # fmt: skip
-            for place, value in zip(places, own["exact_match"], strict=True):
-                ax.annotate(f"{value:.2f}", (0.02, place), va="center", color="white", fontsize=7.5)
-        ax.set_yticks(range(len(names)), names)
-        ax.set(xlim=(0, 1.02), xlabel="test images decoded exactly", title=NET_NAMES[net])
-    axes[0][0].invert_yaxis()
-    title = "Nearest codewords name pairs that the largest gap misses"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+def control(table, holds):
+    """Figure 8b: the angle ratio with and without pairs in training, a dot per seed.
+
+    ``table``: task, net, pairs ("trained on pairs", "never saw a pair"), seed, angle_2; ``holds``:
+    row L22."""
+    rows = table[["task", "net"]].drop_duplicates().reset_index(drop=True)
+    figure, ax = style.grid(1, 1, width=9, height=0.42 * len(rows) + 1.5)
+    place = {(row.task, row.net): i for i, row in enumerate(rows.itertuples())}
+    for i, (kind, part) in enumerate(table.groupby("pairs", sort=False)):
+        at = [place[row.task, row.net] for row in part.itertuples()]
+        color = PALETTE[0] if kind == "trained on pairs" else PALETTE[7]
+        ax.plot(part["angle_2"], at, style.MARKERS[3 * i], color=color, ms=7, label=kind)
+    for key, i in place.items():
+        own = table[(table["task"] == key[0]) & (table["net"] == key[1])]["angle_2"]
+        ax.plot([own.min(), own.max()], [i, i], color="0.8", lw=1, zorder=0)
+    ax.set_yticks(range(len(rows)), [f"{task}\n{net}" for task, net in place], fontsize=8)
+    ax.invert_yaxis()
+    ax.axvline(1, **GUIDE)
+    ax.set(xlabel="angle of the pairs to their tag-wise sum / mean angle (1: no relation)")
+    ax.set(xlim=(0, 1.05))
+    finding = (
+        "Composed images are nearly additive; where they are not, linear features have learned it"
+    )
+    ax.set_title(finding if holds else "Is the tag-wise average learned?")
+    _legend(figure, ax, 2)
     return figure
 
 
-def unseen(table):
-    """Figure 10: pairs that training never had.  ``table``: net, decoder, sets, samples,
-    exact_match."""
-    figure, ax = style.grid(1, 1, width=7, height=3.0)
-    names = list(table["decoder"].unique())
-    for i, (label, color) in enumerate((("trained", PALETTE[7]), ("never trained", PALETTE[3]))):
-        own = table[table["sets"] == label].set_index("decoder").reindex(names)
-        places = np.arange(len(names)) + (i - 0.5) * 0.38
+def uneven(groups, triples):
+    """Figure 8c: a net on frequent and rare pairs, and one on triples, beside their controls.
+
+    ``groups``: setting, samples, ratio; ``triples``: net, m, angle, scale, theory."""
+    figure, (left, middle, right) = style.grid(1, 3, width=11, height=3.3)
+    looks = dict(zip(groups["setting"].unique(), (PALETTE[0], PALETTE[7], "black"), strict=True))
+    _group_bars(left, groups, "ratio", looks)
+    left.set(ylabel="angle ratio", title="Frequent and rare pairs")
+    left.legend(loc="upper left")
+    for i, (net, part) in enumerate(triples.groupby("net", sort=False)):
+        color = (PALETTE[0], PALETTE[7])[i]
+        for ax, column in ((middle, "angle"), (right, "scale")):
+            own = part[part["m"] > 1]
+            ax.plot(own["m"], own[column], style.MARKERS[3 * i] + "-", color=color, label=net)
+    exact = triples[triples["net"] == triples["net"].iloc[0]].query("m > 1")
+    right.plot(exact["m"], exact["theory"], "_", color="black", ms=16, label="theory")
+    middle.set(ylabel="angle ratio", title="One, two and three labels", ylim=(0, None))
+    right.set(ylabel="scale $C_m$", title="Scale")
+    for ax in (middle, right):
+        ax.set_xticks([2, 3])
+        ax.set(xlabel="labels per sample $m$")
+    right.legend()
+    return figure
+
+
+def decoding(table, holds):
+    """Figure 9: exact match by decoder and number of labels.  ``table``: net, decoder, m,
+    exact_match, samples; ``holds``: row L16."""
+    shown = [net for net in NET_LOOKS if net in set(table["net"])]
+    figure, axes = style.grid(1, len(shown), width=3.2 * len(shown) + 1, height=3.3, sharey=True,
+                              squeeze=False)  # fmt: skip
+    for ax, net in zip(axes[0], shown, strict=True):
+        _decoder_bars(ax, table[table["net"] == net], list(table["decoder"].unique()), "m",
+                      SIZE_COLORS, SIZE_NAMES)  # fmt: skip
+        ax.set(xlabel="test images decoded exactly", title=NET_LOOKS[net][2])
+    axes[0][0].invert_yaxis()
+    finding = "On every network nearest codewords name pairs that the largest gap misses"
+    figure.suptitle(finding if holds else "The same decoders on every network", x=0.01, ha="left",
+                    fontsize=11)  # fmt: skip
+    _legend(figure, axes[0][0], 4)
+    return figure
+
+
+def _decoder_bars(ax, part, decoders, by, colors, names):
+    """Bars with binomial standard errors: decoders down, one bar per value of ``by``."""
+    part = part.groupby([by, "decoder"], sort=False, as_index=False)[
+        ["exact_match", "samples"]
+    ].agg({"exact_match": "mean", "samples": "sum"})
+    width = 0.76 / part[by].nunique()
+    for i, (key, own) in enumerate(part.groupby(by, sort=False)):
+        own = own.set_index("decoder").reindex(decoders)
+        places = np.arange(len(decoders)) - 0.38 + (i + 0.5) * width
         error = np.sqrt(own["exact_match"] * (1 - own["exact_match"]) / own["samples"])
-        ax.barh(places, own["exact_match"], 0.36, xerr=error, color=color,
-                error_kw={"lw": 0.8}, label=label)  # fmt: skip
+        ax.barh(places, own["exact_match"], 0.94 * width, xerr=error, color=colors[key],
+                error_kw={"lw": 0.8}, label=names[key])  # fmt: skip
         for place, value in zip(places, own["exact_match"], strict=True):
-            ax.annotate(f"{value:.2f}", (0.02, place), va="center", color="white", fontsize=7.5)
-    ax.set_yticks(range(len(names)), names)
-    ax.invert_yaxis()
-    ax.set(xlim=(0, 1.02), xlabel="test pairs decoded exactly")
-    ax.set_title("Codewords from single labels decode pairs that were never trained")
-    figure.legend(loc="outside lower center", ncols=2, title="pairs of labels")
+            if pd.notna(value):
+                ax.annotate(f"{value:.2f}", (0.02, place), va="center", color="white", fontsize=7)
+    ax.set_yticks(range(len(decoders)), decoders)
+    ax.set(xlim=(0, 1.02))
+
+
+def unseen(table, holds):
+    """Figure 10: pairs that training never had.  ``table``: net, decoder, sets, m, samples,
+    exact_match; ``holds``: row L16."""
+    pairs, shown = table[table["m"] == 2], ("learned", "bce")
+    figure, axes = style.grid(1, 2, width=9, height=3.3, sharey=True)
+    colors = {"trained": PALETTE[7], "never trained": PALETTE[3]}
+    for ax, net in zip(axes, shown, strict=True):
+        part = pairs[pairs["net"] == net].sort_values("sets", ascending=False)
+        _decoder_bars(
+            ax, part, list(pairs["decoder"].unique()), "sets", colors, {key: key for key in colors}
+        )
+        ax.set(xlabel="test pairs decoded exactly", title=NET_LOOKS[net][2])
+    axes[0].invert_yaxis()
+    finding = "Codewords from single labels decode pairs that were never trained"
+    figure.suptitle(finding if holds else "Pairs that were never trained", x=0.01, ha="left",
+                    fontsize=11)  # fmt: skip
+    _legend(figure, axes[0], 2, "pairs of labels")
     return figure
 
 

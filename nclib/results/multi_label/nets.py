@@ -1,12 +1,14 @@
-"""Result 3 on networks: learned and frozen classifiers, collapse curves, decoders.
+"""Networks of result 3: learned and frozen classifiers, their objective, their collapse.
 
 A network is trained with the pick-all-label loss (or binary cross-entropy) plus weight decay and a
 feature penalty ``feature_decay * mean ‖h‖²``; in the terms of the theory ``lambda_w`` is
 ``weight_decay/2`` and ``lambda_h`` is ``feature_decay/N``.
 """
 
+import re
 from dataclasses import dataclass
-from math import comb
+from itertools import product
+from math import prod
 
 import pandas as pd
 import torch
@@ -15,47 +17,48 @@ from torch import nn
 from nclib import checks, frames
 from nclib.deep import collect, nets, train
 from nclib.losses import pick_all_labels
-from nclib.metrics.multi_label import LabelSetStatistics, multi_label_metrics, tagwise_fit
-from nclib.results.multi_label import decoders, theory
+from nclib.metrics.multi_label import multi_label_metrics
+from nclib.results.multi_label import theory
 
-ARCHITECTURES = ("cnn", "mlp", "resnet18", "resnet50", "vgg16", "vgg19")
+# Architectures and what a figure calls them.
+NAMES = {
+    "cnn": "CNN, ReLU features, pooled",
+    "mlp": "MLP, linear features",
+    "mlp_relu": "MLP, ReLU features",
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "vgg16": "VGG-16",
+    "vgg19": "VGG-19",
+}
+DIMS = {"cnn": 64, "mlp": 32, "mlp_relu": 32, "resnet50": 2048}  # features; the others: 512
+WITH, WITHOUT = "trained on pairs", "never saw a pair"
 LOSSES = ("pal", "bce")
 
 
-# Networks ---------------------------------------------------------------------------------------
+def build(architecture, K, shape, *, channels=(32, 64, 128), feature_dim=None, frozen=False):
+    """A :class:`nclib.deep.nets.Classifier` of K classes for images of this ``shape (C, h, w)``.
 
-
-def build(
-    architecture,
-    num_classes,
-    *,
-    in_channels=1,
-    inputs=256,
-    feature_dim=None,
-    frozen=False,
-    channels=(32, 64, 128),
-):
-    """A :class:`nclib.deep.nets.Classifier` of one of :data:`ARCHITECTURES`.
-
-    ``cnn``: ``channels`` and then ``feature_dim`` (default 64) channels; ``mlp``: inputs-512-512-
-    ``feature_dim`` (32) with *linear* features, since a fully connected ReLU feature layer breaks
-    the tag-wise average; the others as in the paper, 3×3 stem, 512 features (ResNet-50: 2048).
+    ``cnn``: ``channels`` and then ``feature_dim`` (default 64) channels; ``mlp``: pixels-512-512-
+    ``feature_dim`` (32) with *linear* features, ``mlp_relu`` the same with batch norm and ReLU
+    features; the others as in the paper, 3×3 stem, 512 features (ResNet-50: 2048).
 
     ``frozen=True`` fixes W at the simplex ETF with unit rows and, unless ``feature_dim`` says
     otherwise, shrinks the last block to d = K features: the paper's parameter-efficient training.
     The bias stays trainable.
     """
-    K = checks.integer("num_classes", num_classes, 2)
-    checks.choice("architecture", architecture, ARCHITECTURES)
-    d = feature_dim if feature_dim is not None else (K if frozen else None)
+    checks.choice("architecture", architecture, NAMES)
+    in_channels, usual = shape[0], DIMS.get(architecture, 512)
+    d = feature_dim or (K if frozen else usual)
     if architecture == "cnn":
         strides = [1] + [2] * (len(channels) - 1) + [1]
-        net = nets.cnn([*channels, d or 64], K, in_channels=in_channels, strides=strides)
-    elif architecture == "mlp":
-        net = nets.mlp([inputs, 512, 512, d or 32], K, final_relu=False, final_norm=False)
+        net = nets.cnn([*channels, d], K, in_channels=in_channels, strides=strides)
+    elif architecture.startswith("mlp"):
+        relu = architecture == "mlp_relu"
+        widths = [prod(shape), 512, 512, d]
+        net = nets.mlp(widths, K, final_relu=relu, final_norm=relu)
     elif architecture.startswith("resnet"):
         net = nets.resnet(int(architecture[6:]), K, in_channels=in_channels)
-        if d is not None:
+        if d != usual:
             _shrink_resnet(net, d)
     else:
         net = _vgg(int(architecture[3:]), K, in_channels, d)
@@ -99,23 +102,10 @@ def _vgg(depth, K, in_channels, d):
 
     layers = models.vgg16_bn().features if depth == 16 else models.vgg19_bn().features
     layers[0] = nn.Conv2d(in_channels, 64, 3, padding=1)
-    if d is not None:  # the last convolution, before its batch norm, ReLU and pooling
+    if d != 512:  # the last convolution, before its batch norm, ReLU and pooling
         layers[-4], layers[-3] = nn.Conv2d(512, d, 3, padding=1), nn.BatchNorm2d(d)
     backbone = nn.Sequential(layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return nets.Classifier(backbone, nn.Linear(d or 512, K))
-
-
-def parameters_saved(architecture, K=10, *, in_channels=3):
-    """Trainable parameters with a learned classifier and with a frozen one of d = K, as a dict:
-    ``learned``, ``frozen``, ``saved`` (share)."""
-    sizes = {"in_channels": in_channels}
-    with torch.device("meta"):  # shapes only
-        learned = nets.parameter_count(build(architecture, K, **sizes))
-        frozen = nets.parameter_count(build(architecture, K, **sizes, frozen=True))
-    return {"learned": learned, "frozen": frozen, "saved": 1 - frozen / learned}
-
-
-# Training ---------------------------------------------------------------------------------------
+    return nets.Classifier(backbone, nn.Linear(d, K))
 
 
 def objective(loss="pal", *, reduction="sum", feature_decay=0.0):
@@ -129,34 +119,39 @@ def objective(loss="pal", *, reduction="sum", feature_decay=0.0):
     def evaluate(net, inputs, targets):
         features = net.features(inputs)
         penalty = feature_decay * features.square().sum(1).mean()
-        return _data_loss(net.head(features), targets, loss, reduction) + penalty
+        return data_loss(net.head(features), targets, loss, reduction) + penalty
 
     return evaluate
 
 
-def _data_loss(logits, targets, loss, reduction):
+def data_loss(logits, targets, loss="pal", reduction="sum"):
+    """The mean loss of a batch without penalties, one of :data:`LOSSES`."""
     if loss == "pal":
         return pick_all_labels(logits, targets, reduction)
     mean = nn.functional.binary_cross_entropy_with_logits(logits, targets)
     return mean * targets.shape[1]
 
 
+def outputs(net, inputs):
+    """``(features, logits)`` in eval mode."""
+    features = collect.features(net, inputs)
+    with collect.evaluation(net):
+        return features, net.head(features)
+
+
 def measure(net, data, *, loss="pal", reduction="sum"):
     """Collapse of ``net`` on ``data`` in eval mode, as a flat dict of floats.
 
     ``data_loss`` (without penalties), ``nc1, nc2_centered, nc2_means, nc3``; per multiplicity m of
-    the data ``margin_m`` (in-set minus out-of-set logit) and, for m >= 2, ``scale_m, residual_m,
-    angle_m, degrees_m``; the official code's ``official_nc1, official_nc2_means, official_nc3,
-    official_angle`` (nc2 agrees).
+    the data ``margin_m`` (in-set minus out-of-set logit), ``soft_iou_m`` and, for m >= 2,
+    ``scale_m, residual_m, angle_m, degrees_m``; the official code's ``official_nc1,
+    official_nc2_means, official_nc3, official_angle`` (nc2 agrees).
     """
-    features = collect.features(net, data.inputs)
-    with collect.evaluation(net):
-        logits = net.head(features)
-    found = {"data_loss": float(_data_loss(logits, data.labels, loss, reduction))}
-    clean = multi_label_metrics(features, data.labels, net.weight, net.bias)
-    official = multi_label_metrics(
-        features, data.labels, net.weight, net.bias, convention="official"
-    )
+    features, logits = outputs(net, data.inputs)
+    found = {"data_loss": float(data_loss(logits, data.labels, loss, reduction))}
+    head = (net.weight, net.bias)
+    clean = multi_label_metrics(features, data.labels, *head)
+    official = multi_label_metrics(features, data.labels, *head, convention="official")
     found |= {name: clean[name] for name in ("nc1", "nc2_centered", "nc2_means", "nc3")}
     for m, angle in clean["angle"].items():
         found |= {f"angle_{m}": angle.ratio, f"degrees_{m}": angle.degrees}
@@ -164,25 +159,28 @@ def measure(net, data, *, loss="pal", reduction="sum"):
     found |= {f"official_{name}": official[name] for name in ("nc1", "nc2_means", "nc3")}
     if 2 in official["angle"]:
         found["official_angle"] = official["angle"][2].ratio
-    return found | {f"margin_{m}": s for m, s in margins(logits, data.labels).items()}
+    margins = theory.logit_margins(logits, data.labels)
+    found |= {f"margin_{m}": margin for m, margin in margins.items()}
+    return found | {f"soft_iou_{m}": mass for m, mass in clean["soft_iou"].items()}
 
 
-def margins(logits, targets):
-    """``{m: mean over samples of (mean in-set logit - mean out-of-set logit)}``, m < K."""
-    targets = checks.label_sets(targets, shape=tuple(logits.shape)).to(logits)
-    sizes = targets.sum(1)
-    inside = (logits * targets).sum(1) / sizes
-    outside = (logits * (1 - targets)).sum(1) / (targets.shape[1] - sizes)
-    gap = (inside - outside).double()
-    present = [int(m) for m in sizes.unique().tolist() if m < targets.shape[1]]
-    return {m: float(gap[sizes == m].mean()) for m in present}
+def parameters_saved(architecture, K=10, shape=(3, 32, 32)):
+    """Trainable parameters with a learned classifier and with a frozen one of d = K, as a dict:
+    ``learned``, ``frozen``, ``saved`` (share)."""
+    with torch.device("meta"):  # shapes only
+        learned = nets.parameter_count(build(architecture, K, shape))
+        frozen = nets.parameter_count(build(architecture, K, shape, frozen=True))
+    return {"learned": learned, "frozen": frozen, "saved": 1 - frozen / learned}
+
+
+# Training -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Trained:
     """A trained net, its history (one row per measured epoch) and its training set."""
 
-    net: nn.Module
+    net: torch.nn.Module
     history: pd.DataFrame
     data: object
 
@@ -192,138 +190,74 @@ class Trained:
         return self.history.iloc[-1]
 
 
-def run(
-    net,
-    data,
-    recipe,
-    *,
-    loss="pal",
-    reduction="sum",
-    feature_decay=0.0,
-    every=None,
-    seed=0,
-    checkpoint=None,
-    label="training",
-):
-    """Train ``net`` in place on multi-label ``data`` and measure its collapse; a :class:`Trained`.
+@dataclass(frozen=True)
+class Nets:
+    """What :func:`train_nets` made: ``nets[name, seed]`` and their tidy ``curves``."""
 
-    ``every``: epochs between measurements (``None``: after the last one only).  A feature penalty
-    that is too strong drives all features to zero: :class:`~nclib.checks.InputError` says so.
+    nets: dict
+    curves: pd.DataFrame
+
+    @property
+    def final(self):
+        """The last row of every net's curve."""
+        return self.curves.groupby(["net", "seed"], sort=False).tail(1).reset_index(drop=True)
+
+    def worst(self, metric, name):
+        """The largest final ``metric`` of the nets of this name over the seeds."""
+        return float(self.final.set_index("net").loc[[name], metric].max())
+
+    def controls(self):
+        """The final rows of the nets made by :func:`with_control`: task, net, pairs, metrics."""
+        final = self.final
+        parts = final["net"].str.split(" | ", regex=False, expand=True)
+        final[["task", "net", "pairs"]] = parts
+        return final
+
+
+def train_nets(arms, recipe, *, seeds, checkpoint, every=None, reduction="sum", feature_decay=0.0):
+    """Train one net per arm and seed; every one is measured on the training images.
+
+    ``arms``: name -> ``{"data": training set, "architecture": …}`` and optionally what
+    :func:`build` takes, ``loss`` ("pal", "bce"), and ``watch``, other images to measure on: a
+    control that never saw a pair is measured on pairs.  ``checkpoint(name, **config)`` is where a
+    training is kept.  ``every``: epochs between measurements (``None``: after the last one only).
+    A feature penalty that is too strong drives all features to zero:
+    :class:`~nclib.checks.InputError` says so.  Returns :class:`Nets`.
     """
     points = {recipe.epochs}
     if every is not None:
         points |= set(range(0, recipe.epochs, checks.integer("every", every))) - {0} | {1}
-    history = train.fit(
-        net,
-        data,
-        objective(loss, reduction=reduction, feature_decay=feature_decay),
-        recipe,
-        seed=seed,
-        measure=lambda net, epoch: measure(net, data, loss=loss, reduction=reduction),
-        measure_at=points,
-        checkpoint=checkpoint,
-        label=label,
-    )
-    return Trained(net, history, data)
-
-
-# Tables -----------------------------------------------------------------------------------------
-
-
-def loss_floor(data, reduction="sum"):
-    """Infimum of the mean pick-all-label loss over all nets, for the label sets of ``data``."""
-    sizes = data.labels.sum(1).long().tolist()
-    return sum(theory.loss_floor(m, reduction) for m in sizes) / len(sizes)
-
-
-def predictions(runs, *, reduction="sum", weight_decay, feature_decay):
-    """The theory's end of training, without free parameters: columns net, margin_m, scale_m.
-
-    ``runs``: ``{name: Trained}``; "frozen" uses the frozen classifier's equations.  The counts per
-    multiplicity are averages over label sets, which is exact when the data is balanced.
-    """
-    rows = []
-    for name, trained in runs.items():
-        data = trained.data
-        K, sizes = data.num_classes, data.labels.sum(1).long()
-        counts = {
-            m: max(1, round(int((sizes == m).sum()) / comb(K, m)))
-            for m in sorted(set(sizes.tolist()))
-        }
-        case = {"K": K, "counts": counts, "lambda_h": feature_decay / len(data)}
-        if name == "frozen":
-            exact = theory.frozen_optimum(**case, reduction=reduction)
-        else:
-            exact = theory.optimum(**case, lambda_w=weight_decay / 2, reduction=reduction)
-        rows.append(
-            {"net": name}
-            | {f"margin_{m}": s for m, s in exact.margins.items()}
-            | {f"scale_{m}": c for m, c in exact.scales.items()}
+    found, curves = {}, []
+    for (name, arm), seed in product(arms.items(), seeds):
+        arm = {"loss": "pal", "watch": arm["data"]} | arm
+        data, watch, loss = (arm.pop(key) for key in ("data", "watch", "loss"))
+        terms = {"loss": loss, "reduction": reduction}
+        net = nets.seeded(seed, build, K=data.num_classes, shape=data.inputs.shape[1:], **arm)
+        sets = {"of": data.name, "sets": str(data.table()), "watch": str(watch.table())}
+        config = {"seed": seed, "decay": feature_decay, "recipe": vars(recipe), "every": every}
+        file = checkpoint(re.sub(r"\W+", "-", f"{name} {seed}"), **terms, **arm, **sets, **config)
+        history = train.fit(
+            net.to(data.inputs.device),
+            data,
+            objective(feature_decay=feature_decay, **terms),
+            recipe,
+            seed=seed,
+            measure=lambda net, _, watch=watch, terms=terms: measure(net, watch, **terms),
+            measure_at=points,
+            checkpoint=file,
+            label=f"{name}, seed {seed}",
         )
-    return pd.DataFrame(rows)
+        found[name, seed] = Trained(net, history, data)
+        curves.append(history.assign(net=name, seed=seed))
+    return Nets(found, pd.concat(curves, ignore_index=True))
 
 
-def decode(trained, test, *, reduction="sum", bce=False):
-    """``{decoder: predictions}`` on ``test``: ONN (Euclidean, cosine), largest gap, top-m with the
-    true m, and the sign; for binary cross-entropy (``bce=True``) only the sign."""
-    net = trained.net
-    features = collect.features(net, test.inputs)
-    with collect.evaluation(net):
-        logits = net.head(features)
-    if bce:
-        return {"BCE sign": decoders.sign(logits, centred=False)}
-    multiplicities = sorted(set(trained.data.labels.sum(1).long().tolist()))
-    book = decoders.tagwise_codebook(
-        collect.features(net, trained.data.inputs),
-        trained.data.labels,
-        net.weight,
-        multiplicities=multiplicities,
-        reduction=reduction,
-    )
+def with_control(task, architecture, data, **options):
+    """Two arms for :func:`train_nets`, named by task, net and pairs: trained on all of ``data``,
+    and on its single labels only but measured on all of it."""
+    name = f"{task} | {NAMES[architecture]} | "
+    arm = {"architecture": architecture} | options
     return {
-        "nearest codeword": decoders.nearest_codeword(features, book),
-        "nearest codeword, cosine": decoders.nearest_codeword(features, book, metric="cosine"),
-        "largest gap": decoders.largest_gap(
-            logits, most=min(max(multiplicities), test.num_classes - 1)
-        ),
-        "top m (m known)": decoders.top_m(logits, test.labels.sum(1).long()),
-        "sign": decoders.sign(logits),
+        name + WITH: arm | {"data": data},
+        name + WITHOUT: arm | {"data": data.singles, "watch": data},
     }
-
-
-def accuracy_table(runs, test, *, reduction="sum"):
-    """:func:`decoders.score_table` of several nets; ``runs``: ``{name: Trained}``, where
-    the name "bce" marks binary cross-entropy.  Adds the column ``net``."""
-    tables = []
-    for name, trained in runs.items():
-        predictions = decode(trained, test, reduction=reduction, bce=name == "bce")
-        tables.append(decoders.score_table(predictions, test.labels).assign(net=name))
-    return pd.concat(tables, ignore_index=True)
-
-
-def unseen_table(runs, test, unseen, *, reduction="sum"):
-    """Exact match on label sets that training never had (``unseen``) and on the other sets of the
-    same sizes: columns net, decoder, sets ("never trained", "trained"), samples, exact_match."""
-    sizes = {len(S) for S in unseen}
-    new = torch.zeros(len(test), dtype=torch.bool, device=test.labels.device)
-    for S in unseen:
-        new |= test.labels[:, list(S)].all(1) & (test.labels.sum(1) == len(S))
-    same_size = torch.isin(test.labels.sum(1).long(), torch.tensor(sorted(sizes)).to(new.device))
-    parts = {"never trained": new, "trained": same_size & ~new}
-    tables = []
-    for label, mask in parts.items():
-        part = accuracy_table(runs, test.take(mask), reduction=reduction)
-        tables.append(part.assign(sets=label))
-    return pd.concat(tables, ignore_index=True)[
-        ["net", "decoder", "sets", "samples", "exact_match"]
-    ]
-
-
-def group_angles(trained, m=2):
-    """Mean angle of the m-label means to their tag-wise sum, by samples per label set: columns
-    samples, sets, degrees (claim 3.L12 on a net)."""
-    features = collect.features(trained.net, trained.data.inputs)
-    fit = tagwise_fit(LabelSetStatistics.of(features, trained.data.labels), m)
-    table = pd.DataFrame({"samples": fit.sample_counts.long().cpu(), "degrees": fit.degrees.cpu()})
-    found = table.groupby("samples")["degrees"].agg(["size", "mean"]).reset_index()
-    return found.set_axis(["samples", "sets", "degrees"], axis=1)

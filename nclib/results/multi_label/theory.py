@@ -120,6 +120,14 @@ def set_mass(margin, *, K, m):
     return expit(np.asarray(margin, dtype=float) + log(m) - log(K - m))
 
 
+def logit_margins(logits, targets):
+    """``{m: mean over samples of (mean in-set logit - mean out-of-set logit)}``, m < K."""
+    sizes, K = targets.sum(1), targets.shape[1]
+    inside = (logits * targets).sum(1) / sizes
+    gap = (inside - (logits * (1 - targets)).sum(1) / (K - sizes)).double()
+    return {m: float(gap[sizes == m].mean()) for m in sizes.long().unique().tolist() if m < K}
+
+
 # ---------------------------------------------------------------------------------------------
 # The scale equations
 
@@ -292,23 +300,29 @@ def nonnegative_optimum(*, K, counts, lambda_w, lambda_h, reduction="sum"):
     K, counts = _counts(K, counts)
     lambda_w, lambda_h = _positive(lambda_w=lambda_w, lambda_h=lambda_h)
     size = {m: comb(K, m) * sqrt(n) * m * (K - m) / K for m, n in counts.items() if m < K}
-    overlaps = np.array([[_overlap(K, t, m) for m in size] for t in range(1, K)])
+    sizes = range(1, K) if K > 4 else sorted({1, K - 1})
+    overlaps = np.array([[_overlap(K, t, m) for m in size] for t in sizes])
 
     def solve(weights):
-        mixed = np.asarray(weights) @ overlaps / np.sum(weights)
+        mixed = np.asarray(weights) @ overlaps
         quadratic = {m: size[m] ** 2 / c for m, c in zip(size, mixed, strict=True)}
         found = _shared_margins(K, counts, reduction, quadratic, 2 * sqrt(lambda_w * lambda_h))
         push = np.array([(size[m] * found[0][m]) ** 2 for m in size]) / mixed**2
         return *found, overlaps @ push / max(found[1] ** 2, 1e-300)  # > 1: a block that would help
 
-    corners = [(*solve(corner), corner) for corner in np.eye(K - 1)]
+    corners = [(*solve(corner), corner) for corner in np.eye(len(sizes))]
     margins, norm, _, value, help_, weights = min(corners, key=lambda found: found[3])
     if help_.max() > 1 + 1e-12:
-        whole = {"type": "eq", "fun": lambda weights: weights.sum() - 1}
+        price = 2 * sqrt(lambda_w * lambda_h)
+
+        def lowered(weights):
+            _, norm, _, value, help_ = solve(weights)
+            return value, -price * norm / 2 * help_
+
+        whole = {"type": "eq", "fun": lambda weights: weights.sum() - 1, "jac": np.ones_like}
         found = minimize(
-            lambda weights: solve(weights)[3], np.full(K - 1, 1 / (K - 1)), method="SLSQP",
-            bounds=[(0, 1)] * (K - 1), constraints=[whole],
-            options={"ftol": 1e-16, "maxiter": 1000},
+            lowered, np.full(len(sizes), 1 / len(sizes)), jac=True, method="SLSQP",
+            constraints=[whole], bounds=[(0, 1)] * len(sizes), options={"ftol": 1e-16, "maxiter": 300},
         )  # fmt: skip
         weights = np.where(found.x > 1e-7, found.x, 0.0)
         margins, norm, _, value, _ = solve(weights / weights.sum())
@@ -316,7 +330,7 @@ def nonnegative_optimum(*, K, counts, lambda_w, lambda_h, reduction="sum"):
         K, counts, lambda_h, lambda_w, reduction, value, margins,
         classifier_scale=sqrt(lambda_h / lambda_w) * norm / (K - 1),
         threshold=max(found[2] for found in corners),
-        blocks={t: float(w) for t, w in enumerate(weights / weights.sum(), 1) if w > 0},
+        blocks={t: float(w) for t, w in zip(sizes, weights / weights.sum(), strict=True) if w > 0},
     )  # fmt: skip
 
 

@@ -177,7 +177,7 @@ def test_table_with_groups():
 
 def test_hold_out():
     table = multi.label_set_table(6, {1: 4, 2: 2})
-    kept, unseen = multi.hold_out(table, 2, 1 / 3, generator=torch.Generator().manual_seed(0))
+    kept, unseen = multi.hold_out(table, 1 / 3, generator=torch.Generator().manual_seed(0))
     assert len(unseen) == 5
     assert set(kept) | set(unseen) == set(table)
     assert not set(kept) & set(unseen)
@@ -196,10 +196,30 @@ def test_unit_range_undoes_standardisation():
     assert float(block) == pytest.approx(float(a.inputs[0, 0, 2:4, 4:6].mean()))
 
 
+def test_prepare_draws_what_is_asked_for():
+    train, test = multi.prepare(
+        "digits", {1: 4, 2: [3, 2, 1], 3: 1}, {1: 2, 2: 1}, recipe="grid", seed=3
+    )
+    sizes = {m: sorted(n for S, n in train.table().items() if len(S) == m) for m in (1, 2, 3)}
+    assert sizes == {1: [4] * 10, 2: [1] * 15 + [2] * 15 + [3] * 15, 3: [1] * 120}
+    assert set(test.table().values()) == {1, 2}
+    again = multi.prepare("digits", {1: 4, 2: 1}, {1: 2, 2: 1}, recipe="grid", seed=3)[0]
+    assert torch.equal(again.singles.inputs, train.singles.inputs)  # one control fits both
+
+
+def test_arbitrary_label_sets():
+    train, _ = multi.arbitrary("digits")
+    assert train.table() == {
+        S: 130 for S in [(k,) for k in range(4)] + list(combinations(range(4), 2))
+    }
+    assert torch.equal(train.inputs, multi.load("digits")[0].inputs)
+
+
 def test_take_and_device():
     made = multi.compose(source(), {(0,): 3, (1, 2): 4})
     assert made.take(made.labels.sum(1) == 2).table() == {(1, 2): 4}
     assert made.to("cpu").num_classes == 4
+    assert made.singles.table() == {(0,): 3}
 
 
 @pytest.mark.parametrize(
@@ -277,6 +297,7 @@ def test_svhn(svhn_root):
     sets = [tuple((row.nonzero().flatten() + 1).tolist()) for row in found.labels]
     assert sets == [(1,), (2, 5), (7,), (7,), (7,), (4,), (1, 2, 3), (8, 9)]
     assert found.num_classes == 9
+    assert "1 with a 0, 1 with more digits" in str(found)
     colours = found.inputs[:, :, 5, 5] * 255
     assert torch.allclose(colours[1], torch.tensor([25.0, 100.0, 255.0]), rtol=0, atol=0.6)
     capped = multi.svhn(svhn_root, "train", size=8, singles_per_class=1, max_labels=2)

@@ -46,7 +46,6 @@ def test_all_decoders_are_right_at_the_optimum(exact):
     )  # fmt: skip
     predictions = {
         "euclidean": decoders.nearest_codeword(made.features, book),
-        "cosine": decoders.nearest_codeword(made.features, book, metric="cosine"),
         "gap": decoders.largest_gap(logits),
         "sign": decoders.sign(logits),
         "top": decoders.top_m(logits, made.targets.sum(1).long()),
@@ -65,14 +64,10 @@ def test_nearest_codeword_is_the_nearest():
         torch.randn(3, generator=generator).double(),
     )
     features = torch.randn(50, 3, generator=generator).double()
-    found = decoders.nearest_codeword(features, book, batch_size=7)
-    cosine = decoders.nearest_codeword(features, book, metric="cosine")
-    for h, one, two in zip(features, found, cosine, strict=True):
+    found = decoders.nearest_codeword(features, book)
+    for h, one in zip(features, found, strict=True):
         distances = (h - book.codewords).norm(dim=1)
         assert torch.equal(one, book.label_sets[distances.argmin()])
-        a, b = h - book.centre, book.codewords - book.centre
-        similarity = (b @ a) / b.norm(dim=1) / a.norm()
-        assert torch.equal(two, book.label_sets[similarity.argmax()])
 
 
 def test_largest_gap_by_hand():
@@ -151,12 +146,22 @@ def test_codewords_for_label_sets_never_seen():
     assert len(book.codewords) == 6 + len(list(combinations(range(6), 2)))
 
 
+def test_fitted_codewords_need_no_theory():
+    """Pairs scaled and shifted at will: the fitted codebook has them, the theory's has not."""
+    optimum = theory.optimum(K=5, counts={1: 4, 2: 2}, lambda_w=1e-3, lambda_h=1e-4)
+    made = theory.configuration(optimum, d=7)
+    pairs = made.targets.sum(1) == 2
+    odd = torch.where(pairs[:, None], 0.4 * made.features + 3.0, made.features)
+    for fitted, right in ((True, True), (False, False)):
+        book = decoders.tagwise_codebook(odd, made.targets, made.weight, fitted=fitted)
+        found = decoders.exact_match(decoders.nearest_codeword(odd, book), made.targets)
+        assert bool(found[pairs].all()) is right
+
+
 def test_bad_input():
     book = decoders.Codebook(torch.eye(3).bool(), torch.eye(3).double(), torch.zeros(3).double())
     with pytest.raises(InputError, match="3 columns"):
         decoders.nearest_codeword(torch.zeros(2, 4), book)
-    with pytest.raises(InputError, match="euclidean, cosine"):
-        decoders.nearest_codeword(torch.zeros(2, 3), book, metric="dot")
     with pytest.raises(InputError, match="K-1 = 2"):
         decoders.largest_gap(torch.zeros(2, 3), most=3)
     with pytest.raises(InputError, match=r"0\.\.K=3"):

@@ -47,7 +47,7 @@ def test_found_and_exact_margins():
 
 def test_margins_leave_out_full_sets():
     logits = torch.tensor([[2.0, 0.0, -1.0], [1.0, 1.0, 1.0]])
-    assert study.logit_margins(logits, torch.tensor([[1, 0, 0], [1, 1, 1]])) == {1: 2.5}
+    assert theory.logit_margins(logits, torch.tensor([[1, 0, 0], [1, 1, 1]])) == {1: 2.5}
 
 
 def test_starts_and_saddles():

@@ -6,6 +6,7 @@ from nclib.deep import data
 from nclib.results.multi_loss import experiments as study
 from tests.device_cases import CE, MSE, RECIPE, works
 
+
 def losses_compared(t, architecture):
     return study.train_nets(
         {"ce": CE, "mse": MSE}, t.data, t.data, RECIPE, architecture=architecture, widths=[4],
