@@ -322,7 +322,8 @@ def nonnegative_optimum(*, K, counts, lambda_w, lambda_h, reduction="sum"):
         whole = {"type": "eq", "fun": lambda weights: weights.sum() - 1, "jac": np.ones_like}
         found = minimize(
             lowered, np.full(len(sizes), 1 / len(sizes)), jac=True, method="SLSQP",
-            constraints=[whole], bounds=[(0, 1)] * len(sizes), options={"ftol": 1e-16, "maxiter": 300},
+            constraints=[whole], bounds=[(0, 1)] * len(sizes),
+            options={"ftol": 1e-16, "maxiter": 300},
         )  # fmt: skip
         weights = np.where(found.x > 1e-7, found.x, 0.0)
         margins, norm, _, value, _ = solve(weights / weights.sum())
