@@ -42,7 +42,7 @@ class _Flat:
         """Named tensors of a vector ``(P,)``, or of a stack ``(B, P)``."""
         parts, lead = torch.split(vectors, self.sizes, -1), vectors.shape[:-1]
         named = zip(self.shapes.items(), parts, strict=True)
-        return {name: part.reshape(*lead, *shape) for (name, shape), part in named}
+        return {name: part.reshape((*lead, *shape)) for (name, shape), part in named}
 
     def objective(self, objective):
         return lambda vector: objective(**self.unpack(vector))
