@@ -100,7 +100,10 @@ def options(where, value, paths):
     known = {path[:i] for path in paths for i in range(len(path) + 1)}
     for path in flat.keys() - known:
         raise checks.InputError(f"{where} names {'.'.join(path)}, which is not measured here")
-    up = lambda path: (path[:i] for i in range(len(path), -1, -1))
+
+    def up(path):
+        return (path[:i] for i in range(len(path), -1, -1))
+
     return {path: next((flat[one] for one in up(path) if one in flat), True) for path in paths}
 
 

@@ -136,7 +136,8 @@ TINY = {
     },
     "03_multi_label_tagwise": {"epochs": 2, "eval_every": 1, "channels": [4, 8]},
     "04_large_class_gnc": {
-        "epochs": 8, "many_epochs": 8, "net_temperatures": [1.0, 0.2], "many_dims": [10, 5],
+        "epochs": 8, "many_epochs": 8, "net_temperatures": [1.0, 0.2], "best_temperature": 0.2,
+        "many_dims": [10, 5],
         "word_epochs": 2, "assignment_seeds": [0], "large_steps": 10, "text_length": 4000,
     },
     "05_extended_ufm": {

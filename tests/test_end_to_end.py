@@ -180,7 +180,7 @@ def test_the_library_files_of_a_notebook_are_those_it_imports():
     one = names("from nclib.results.multi_loss import theory")
     assert {"theory.py", "losses.py", "checks.py", "notebook.py", "claims.py"} <= one
     assert not {"runs.py", "report.py", "cli.py", "train.py", "nets.py"} & one
-    assert "train.py" in names("from nclib.results.multi_loss import nets")
+    assert "train.py" in names("from nclib.results.multi_label import nets")
 
 
 def test_parameters_are_read_as_their_types_say(tiny):

@@ -262,6 +262,7 @@ def test_the_readmes_and_profiles_examples_pass():
 # Where zero, a negative or any value at all means something.
 ZERO = {
     *("seed", "seeds", "assignment_seeds", "cmf_momentum", "tuning_seeds", "word_seeds"),
+    "net_seeds",
     *("alpha", "alpha_net", "gamma"),  # plain cross-entropy
     *("01.weight_decay", "04.weight_decay", "04.many_weight_decay", "05.weight_decay"),  # none
     "validation",  # none held out
@@ -346,8 +347,11 @@ def test_alternatives_are_those_of_the_library():
         "02": {"dataset": data.NAMES, "temperature_dataset": data.NAMES}
         | {"width_dataset": data.NAMES, "architecture": normalized.ARCHITECTURES},
         "03": {"dataset": multi_label_data.SOURCES, "recipe": multi_label_data.RECIPES}
-        | {"reduction": multi_label.REDUCTIONS, "architecture": multi_label_study.NAMES,
-           "uneven_architecture": multi_label_study.NAMES},
+        | {
+            "reduction": multi_label.REDUCTIONS,
+            "architecture": multi_label_study.NAMES,
+            "uneven_architecture": multi_label_study.NAMES,
+        },
         "04": {"dataset": data.NAMES, "assignment_dataset": large_class.SIMILAR},
         "05": {"dataset": four, "architecture": extended.ARCHITECTURES},
         "06": {"dataset": four, "architecture": batch_norm_head.ARCHITECTURES},

@@ -40,7 +40,7 @@ def tagwise_codebook(
     means = statistics.class_means
     centre = means.mean(0)
     margin = single_margin(means, weight)
-    if not margin > 0:
+    if not (fitted or margin > 0):
         raise checks.InputError(
             f"the single-label means have margin {margin:.3g} <= 0 under this classifier: they do "
             "not separate the classes, so there is no codebook"
@@ -48,7 +48,9 @@ def tagwise_codebook(
     K, sets, words = len(means), [], []
     for m in multiplicities:
         rows, middle = theory.label_sets(K, m).to(means), centre
-        if fitted and m > 1:
+        if m == 1:
+            scale = 1.0
+        elif fitted:
             fit = tagwise_fit(statistics, m)
             scale, middle = fit.scale, fit.offset
         else:

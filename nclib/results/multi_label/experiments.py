@@ -356,9 +356,12 @@ def nonnegative_alone(m, *, K=4, seed=0):
 
     def lowest(weight, features):
         """The best scales for fixed directions."""
-        value = lambda log_w, log_h: problem.value(
-            {"weight": log_w.exp() * weight, "features": log_h.exp() * features}
-        )
+
+        def value(log_w, log_h):
+            return problem.value(
+                {"weight": log_w.exp() * weight, "features": log_h.exp() * features}
+            )
+
         return solve.minimize(value, start, gtol=1e-9).value
 
     wide = theory.balanced(K + 2, **case, nonnegative=True)
@@ -507,7 +510,10 @@ def decode(trained, test, *, reduction="sum", bce=False):
     book = partial(
         decoders.tagwise_codebook, seen, trained.data.labels, trained.net.weight, **options
     )
-    found = {} if bce else {"codeword": decoders.nearest_codeword(features, book())}
+    means = LabelSetStatistics.of(seen, trained.data.labels).class_means
+    found = {}  # the theory's C_m needs classes that are told apart
+    if not bce and decoders.single_margin(means, trained.net.weight) > 0:
+        found = {"codeword": decoders.nearest_codeword(features, book())}
     most = min(max(sizes), test.num_classes - 1)
     return found | {
         "codeword, fitted": decoders.nearest_codeword(features, book(fitted=True)),

@@ -6,6 +6,7 @@ import pytest
 
 from nclib.metrics.multi_label import LabelSetStatistics
 from nclib.results.multi_label import data, decoders, nets
+from nclib.results.multi_label import experiments as study
 from tests.device_cases import ADAM, K, forgotten, named, works
 
 MODULES = (data, decoders, nets)
@@ -16,11 +17,22 @@ def images(t):
 
 
 def net(t):
-    return nets.build("cnn", K, channels=(4, 8)).to(t.there)
+    return nets.build("cnn", K, (1, 8, 8), channels=(4, 8)).to(t.there)
 
 
-def learned(t):
-    return nets.run(net(t), images(t), replace(ADAM, batch_size=16), feature_decay=0.1)
+def trained(t):
+    arm = {"architecture": "cnn", "channels": (4, 8)}
+    arms = {"learned": arm | {"data": images(t)}} | nets.with_control("sets", "mlp", images(t))
+    recipe = replace(ADAM, batch_size=16)
+    return nets.train_nets(
+        arms, recipe, seeds=[0], checkpoint=lambda name, **_: None, feature_decay=0.1
+    )
+
+
+def decoded(t):
+    one = trained(t).nets["learned", 0]
+    study.scores(one, images(t), unseen=[(0, 1)])
+    study.group_angles(one.net, images(t))
 
 
 def singles(t):
@@ -35,10 +47,7 @@ def book(t):
 CASES = {
     "decoders.tagwise_codebook": book,
     "decoders.single_margin": lambda t: decoders.single_margin(singles(t), t.weight),
-    "decoders.nearest_codeword": lambda t: [
-        decoders.nearest_codeword(t.features, book(t), metric=metric)
-        for metric in ("euclidean", "cosine")
-    ],
+    "decoders.nearest_codeword": lambda t: decoders.nearest_codeword(t.features, book(t)),
     "decoders.largest_gap": lambda t: decoders.largest_gap(t.features),
     "decoders.sign": lambda t: decoders.sign(t.features),
     "decoders.top_m": lambda t: decoders.top_m(t.features, t.targets.sum(1)),
@@ -55,7 +64,7 @@ CASES = {
         data.compose(data.unit_range(t.data), {(0,): 3, (0, 2): 2}, recipe=recipe)
         for recipe in data.RECIPES
     ],
-    "nets.build": lambda t: nets.build("mlp", K, inputs=64, frozen=True).to(t.there)(t.data.inputs),
+    "nets.build": lambda t: nets.build("mlp", K, (1, 8, 8), frozen=True).to(t.there)(t.data.inputs),
     "nets.freeze_simplex": lambda t: nets.freeze_simplex(t.net),
     "nets.parameters_saved": lambda t: nets.parameters_saved("resnet18"),
     "nets.objective": lambda t: [
@@ -64,25 +73,18 @@ CASES = {
         ).backward()
         for loss in nets.LOSSES
     ],
+    "nets.data_loss": lambda t: nets.data_loss(t.features[:, :K], images(t).labels),
+    "nets.outputs": lambda t: nets.outputs(net(t), t.data.inputs),
     "nets.measure": lambda t: nets.measure(net(t), images(t)),
-    "nets.margins": lambda t: nets.margins(t.features[:, :K], t.targets),
-    "nets.run": lambda t: learned(t),
-    "nets.loss_floor": lambda t: nets.loss_floor(images(t)),
-    "nets.predictions": lambda t: nets.predictions(
-        {"learned": learned(t), "frozen": learned(t)}, weight_decay=1e-3, feature_decay=1e-2
-    ),
-    "nets.decode": lambda t: nets.decode(learned(t), images(t)),
-    "nets.accuracy_table": lambda t: nets.accuracy_table(
-        {"bce": learned(t), "pal": learned(t)}, images(t)
-    ),
-    "nets.unseen_table": lambda t: nets.unseen_table({"pal": learned(t)}, images(t), [(0, 1)]),
-    "nets.group_angles": lambda t: nets.group_angles(learned(t)),
+    "nets.train_nets": trained,
+    "nets.with_control": trained,
+    "nets.Nets": lambda t: trained(t).worst("nc1", "learned"),
+    "nets.Trained": lambda t: trained(t).nets["learned", 0].final,
 }
 
 # Functions and classes that take no tensor.
 HOST = """
-data: require label_set_table hold_out prepare svhn read_digit_struct
-nets: Trained
+data: require label_set_table hold_out prepare svhn read_digit_struct load arbitrary
 """
 
 
@@ -90,6 +92,10 @@ nets: Trained
 @pytest.mark.parametrize("name", CASES)
 def test_works_on_an_accelerator(name):
     works(named(MODULES, name), CASES[name])
+
+
+def test_decoding_works_on_an_accelerator():
+    works(study.decode, decoded)
 
 
 def test_no_function_is_forgotten():

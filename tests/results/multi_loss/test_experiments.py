@@ -182,7 +182,7 @@ def test_the_geometry_of_the_mse_follows_the_bias_penalty():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"d": 0}, "d must be at least 1"),
+        ({"d": 0}, r"widths\[0\] must be at least 1"),
         ({"lambda_w": 0.0}, "lambda_w must be greater than 0"),
         ({"d": 2}, "no closed form for d=2"),
     ],

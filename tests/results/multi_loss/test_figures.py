@@ -15,7 +15,7 @@ def test_margins_show_theory_and_measurement():
     figure = figures.margins(theory, measured, {"ce": 1 / 3, "mse": 1 / 3})
     lines = {line.get_linestyle(): line.get_xydata() for line in figure.axes[0].get_lines()[2:4]}
     assert np.allclose(lines["None"], measured.query("loss == 'mse'")[["c", "margin"]])
-    assert np.allclose(lines["-"], theory.query("loss == 'mse'")[["c", "margin"]])
+    assert np.allclose(lines["--"], theory.query("loss == 'mse'")[["c", "margin"]])
     assert figure.axes[1].get_xscale() == "log"
 
 
