@@ -79,7 +79,10 @@ class Run:
         by_hand = not {FOLDER, REPRODUCE} & os.environ.keys()
         self.ledger = claims.Ledger(name, again=by_hand)
         self.verdict = self.ledger.verdict
-        self._cell = (None, ())  # execution count, claims made in that cell
+        self._cell, self._found = "", []  # source of the cell that runs, claims made in it
+        if shell := _shell():
+            self._cell = shell.user_ns["In"][-1]
+            shell.events.register("pre_run_cell", self._begin)
         self.tables = {}  # name -> columns that vary
         style.use()
 
@@ -108,10 +111,14 @@ class Run:
         As the last expression of a cell it shows what all calls in that cell found.
         """
         found = self.ledger.claim(row, *single, **measured)
-        cell = _execution_count()
-        before = self._cell[1] if cell == self._cell[0] else ()
-        self._cell = cell, (*before, *found.claims)
+        before = tuple(self._found)
+        if _shell():
+            self._found += found.claims
         return claims.Checked(found.claims, before)
+
+    def _begin(self, cell):
+        """Called before every cell; its number would not do, nbval's cells have none."""
+        self._cell, self._found = cell.raw_cell, []
 
     def table(self, data, name, *, varies=()):
         """Save the DataFrame ``data`` as ``name.csv`` beside the figures.
@@ -141,7 +148,7 @@ class Run:
         the library code that this notebook trains and measures with, so a changed setting never
         meets an old checkpoint.
         """
-        text = json.dumps(config, sort_keys=True, default=str) + _calling_cell()
+        text = json.dumps(config, sort_keys=True, default=str) + _code(self._cell)
         text += code_digest(self.name) + str(self.threads)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         return files.inside(self.folder / "checkpoints", f"{name}-{digest}.pt")
@@ -168,20 +175,15 @@ class Run:
                 raise reproduction.NotReproduced("; ".join(found.lines()))
 
 
-def _execution_count():
-    """The number of the cell that runs; outside of notebooks a new one for each call."""
+def _shell():
+    """IPython's shell, None outside of notebooks."""
     from IPython import get_ipython
 
-    shell = get_ipython()
-    return shell.execution_count if shell else object()
+    return get_ipython()
 
 
-def _calling_cell():
-    """The code of the cell that runs, without comments and layout; empty outside of notebooks."""
-    from IPython import get_ipython
-
-    shell = get_ipython()
-    cell = shell.user_ns["In"][-1] if shell else ""
+def _code(cell):
+    """The code of a cell without comments and layout."""
     try:
         return ast.unparse(ast.parse(cell))
     except SyntaxError:  # magics
@@ -190,10 +192,9 @@ def _calling_cell():
 
 def _show(path, name, width):
     """Show a saved picture in the notebook, as ``width`` pixels; elsewhere do nothing."""
-    from IPython import get_ipython
     from IPython.display import display
 
-    if get_ipython() is not None:
+    if _shell() is not None:
         shown = {"image/png": Path(path).read_bytes(), "text/plain": f"figure {name}"}
         display(shown, raw=True, metadata={"image/png": {"width": width}})
 
