@@ -76,8 +76,10 @@ class Focal(_Loss):
         own = logits.gather(1, target).squeeze(1)
         others = logits.scatter(1, target, -torch.inf).logsumexp(1)
         margin = own - others
-        # log p_y = -softplus(-margin), log(1 - p_y) = -softplus(margin)
-        return torch.exp(-self.gamma * F.softplus(margin)) * F.softplus(-margin)
+        # log p_y = -softplus(-margin), log(1 - p_y) = -softplus(margin); torch's softplus(x) is x
+        # from its threshold on, by default 20: 2e-9 off in float64.
+        wrong, right = (F.softplus(x, threshold=50) for x in (margin, -margin))
+        return torch.exp(-self.gamma * wrong) * right
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class ExactCrossEntropy(_Loss):
         """Logs of the losses ``(N,)``, which no loss underflows."""
         x = self.rivals(logits, labels)
         tail = x - x.clamp(max=-20).exp() / 2  # log log(1 + e^x) = x - e^x/2 + O(e^2x)
-        return torch.where(x < -20, tail, F.softplus(x.clamp(min=-20)).log())
+        return torch.where(x < -20, tail, F.softplus(x.clamp(min=-20), threshold=50).log())
 
 
 LOSSES = {loss.name: loss for loss in (CrossEntropy, LabelSmoothing, Focal, MeanSquaredError)}

@@ -304,9 +304,8 @@ def label_sets():
     for K, counts, slow in ((4, {1: 3, 2: 2}, False), (5, {1: 2, 2: 1}, True)):
         setting = {"K": K, "counts": counts, "lambda_w": 6e-3, "lambda_h": 3e-4}
         targets, repeats = sets.balanced_sets(K, counts)
-        problem = UFM(
-            PickAllLabels(), targets, K + 1, (6e-4, 1.2e-2), counts=repeats, nonnegative=True
-        )
+        # No spare dimension: its zeros have no multiplier, and f is flat there to fourth order.
+        problem = UFM(PickAllLabels(), targets, K, (6e-4, 1.2e-2), counts=repeats, nonnegative=True)
         yield Row(f"label sets {counts} of {K}, non-negative", problem,
                   sets.nonnegative_optimum(**setting).value,
                   "numerical, this project; 3.L19",

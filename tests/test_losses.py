@@ -131,6 +131,19 @@ def test_exact_cross_entropy_keeps_every_digit(size):
         assert float(logs[i]) == pytest.approx(float(context.ln(exact)), rel=1e-13, abs=1e-14)
 
 
+@pytest.mark.parametrize("margin", [-60.0, -45.0, -25.0, -21.0, -19.0, 0.3, 19.0, 21.0, 25.0, 45.0])
+def test_losses_keep_every_digit_on_both_sides_of_any_switch(margin):
+    """Two classes, plain double arithmetic: no formula may switch where digits are still lost."""
+    logits, label = torch.tensor([[margin, 0.0]], dtype=torch.float64), torch.tensor([0])
+    cost = math.log1p(math.exp(-margin))
+    focal = (1 + math.exp(margin)) ** -1.7 * cost
+    found = losses.Focal(1.7).per_sample(logits, label).item()
+    assert found == pytest.approx(focal, rel=1e-13)
+    exact = losses.ExactCrossEntropy()
+    assert exact.per_sample(logits, label).item() == pytest.approx(cost, rel=1e-13)
+    assert exact.log_per_sample(logits, label).item() == pytest.approx(math.log(cost), rel=1e-13)
+
+
 def test_exact_cross_entropy_never_underflows_in_its_logarithm():
     z = torch.tensor([[900.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
     loss, label = losses.ExactCrossEntropy(), torch.tensor([0])
