@@ -590,10 +590,10 @@ def imbalance(cases, *, starts=6, seed=0):
     return pd.DataFrame(rows), grams
 
 
-def nonnegative(K, n, d, scale, *, starts=12, seed=0):
+def nonnegative_minimum(K, n, d, scale, *, seed=0):
     """Minimum over features without negative entries: gaps and geometry (2.L13).
 
-    Some starts end in a spurious minimum (one in four for K = d = 10): the lowest of all is taken.
+    Some starts end in a false minimum (one in four for K = d = 10): the lowest of twelve counts.
     ``above``: its value minus the loss of the explicit point; a search that ends above it got
     stuck.
     """
@@ -602,7 +602,7 @@ def nonnegative(K, n, d, scale, *, starts=12, seed=0):
     axes = torch.eye(K, d, dtype=torch.float64)
     etf = F.normalize(axes - axes.mean(0), dim=1)
     known = float(problem.value({"features": axes[problem.targets], "weight": etf}))
-    found = best(problem, starts, seed=seed, refine=True)
+    found = best(problem, 12, seed=seed, refine=True)
     means = found.point["features"][::n]
     return {
         "gap": found.value - target.value,

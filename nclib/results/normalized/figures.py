@@ -143,7 +143,7 @@ def saddles(table, escapes, best, title):
     names = {size: f"start {size:g} away" for size in escapes["size"].unique()}
     lines(right, escapes, "iteration", "gradient_norm", by="size", labels=names, log="y",
           xlabel="gradient step", ylabel="gradient norm",
-          title="Leaving total collapse: predicted (dashed)")  # fmt: skip
+          title="Leaving total collapse as predicted")  # fmt: skip
     for line in right.lines:
         line.set_marker("")
     for _, part in escapes.groupby("size"):

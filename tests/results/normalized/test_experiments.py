@@ -213,7 +213,7 @@ def test_imbalance_and_nonnegative():
     assert table["certificate"].iloc[0] > -1e-9
     assert table["etf"].iloc[0] > 1e-3
     assert abs(float(grams[0][0, 0]) - 1) < 1e-12
-    row = study.nonnegative(3, 2, 4, 2.0)
+    row = study.nonnegative_minimum(3, 2, 4, 2.0)
     assert abs(row["gap"]) < 1e-9
     assert abs(row["above"]) < 1e-9
     assert row["above_etf"] > 0.05

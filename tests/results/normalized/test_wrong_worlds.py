@@ -102,8 +102,9 @@ def l6():
     straight = theory.total_collapse(3, 2, 2, 1.7).min_eigenvalue
     right = study.collapse_angles(2, math.pi / 2, K=3, n=2, scale=1.7)["multiplicity"]
     ways = {str(d): (right, 2 * (d - 1)) for d in (2, 3, 5)}
+    growth = theory.escape_growth(4, 3, 2.1, 1.0)
     return {"value": abs(row["measured"] - straight), "multiplicity": ways,
-            "right_angle": row["measured"]}  # fmt: skip
+            "right_angle": row["measured"], "escape": (1.288675, growth)}  # fmt: skip
 
 
 def l7():
