@@ -11,7 +11,7 @@ import torch
 from nclib import checks, frames
 from nclib.metrics import geometry
 from nclib.metrics.geometry import class_means
-from nclib.metrics.precision import exact
+from nclib.metrics.precision import Storage, exact
 
 # Relative eigenvalue of the between-class covariance below which a direction is rounding noise.
 CUT = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -82,9 +82,9 @@ def truncated_nc1(features, labels, *, num_classes=None):
     rounding of the stored features are inverted: a default cut-off keeps rounding noise, and its
     inverse.  NaN if all class means are equal.
     """
-    features = checks.matrix("features", features)
+    storage, features = Storage.of(features), checks.matrix("features", features)
     cut = sqrt(CUT.get(features.dtype, 1e-5))
-    return geometry.nc1(features, labels, cut=cut, K=num_classes)
+    return geometry.nc1(features, labels, cut=cut, K=num_classes, precision=storage)
 
 
 @exact
@@ -110,7 +110,7 @@ def sphere_metrics(features, labels, weight):
 
     Classes without a sample are left out of everything but ``nc2`` and ``weight_angle``.
     """
-    features = checks.matrix("features", features)
+    stored, features = features, checks.matrix("features", features)
     weight = checks.matrix("weight", weight, columns=features.shape[1], dtype=torch.float64).to(
         features.device
     )
@@ -118,7 +118,7 @@ def sphere_metrics(features, labels, weight):
     labels, _ = checks.labels(labels, K, length=len(features))
     means, counts = class_means(features, labels, K)
     present = counts > 0
-    nc1 = truncated_nc1(features, labels, num_classes=K)
+    nc1 = truncated_nc1(stored, labels, num_classes=K)
     head, means = weight[present], means[present]
     centred = means - features.double().mean(0)
     alignment = alignment_angles(head, means)
