@@ -380,7 +380,7 @@ COMBINATIONS = [
     ("01", {"dataset": "cifar10"}, "data set cifar10 is not at"),
     ("01", {"architecture": "resnet18", "widths": [0.25, 1]}, ""),
     ("02", {"K": 100, "d": 99}, "parameter K must be less than 100, got 100"),
-    ("02", {"net_scales": [1.0, 3.0]}, "parameter net_scales must be different from net_scale = 3"),
+    ("02", {"net_scales": [3.0]}, "number of entries of parameter net_scales must be at least 2"),
     ("02", {"lambda_w": 1.0, "lambda_h": 1.0}, "lambda_w and lambda_h are so large"),
     ("02", {"width": 0.5}, "parameter width must hold whole numbers >= 1 for architecture mlp"),
     ("02", {"width_per_class": 174}, "parameter width_per_class must be at most 173 for digits"),

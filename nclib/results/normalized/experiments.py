@@ -1,6 +1,6 @@
-"""Tables of result 2: what the notebook checks and draws about the problem on spheres.
+"""Experiments of result 2 on the model: rows and tables that the notebook checks and draws.
 
-Each function returns a tidy DataFrame (or a few); all of it is deterministic given ``seed``.
+Functions of one setting are for :func:`nclib.table.over`; all is deterministic given ``seed``.
 """
 
 from math import inf, log, nan
@@ -9,508 +9,604 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
 
-from nclib import frames
-from nclib.results.normalized import sphere, theory
+from nclib import checks, frames
+from nclib.results.normalized import theory
 from nclib.results.normalized.metrics import sphere_metrics
+from nclib.table import log_spaced
+from nclib.ufm import landscape
+from nclib.ufm.flow import descend
+from nclib.ufm.model import UFM
+from nclib.ufm.solve import best, newton_polish
 
 ROUNDING = 1e-12  # gaps below are rounding, and so is what a solver does there
+NC = ("nc1", "nc2", "nc3")
+METHODS = ("trust-region", "steepest-descent")
 
 
 def _generator(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def _optimal(K, n, d):
-    weight, labels = frames.simplex_etf(K, d), torch.arange(K).repeat_interleave(n)
-    return weight[labels], weight, labels
+def unit_start(problem, seed):
+    """Random coordinates with unit rows, the same for each kind of problem of these sizes."""
+    start = problem.start(_generator(seed), 1.0)
+    return {name: F.normalize(x, dim=1) for name, x in start.items()}
 
 
-def _collapse(labels):
-    """``measure`` for :func:`sphere.descend`: the metrics and their maximum."""
+def etf_point(K, n, d):
+    """The global minimum: features on their classifier, a simplex ETF."""
+    weight = frames.simplex_etf(K, d)
+    return {"features": weight[torch.arange(K).repeat_interleave(n)], "weight": weight}
 
-    def measure(features, weight):
-        found = sphere_metrics(features, labels, weight)
-        return found | {"worst": max(found["nc1"], found["nc2"], found["nc3"])}
 
-    return measure
+def shaken(point, size, seed):
+    """``point`` with Gaussian noise of this size on every entry."""
+    generator = _generator(seed)
+    noise = {name: torch.randn(x.shape, generator=generator) for name, x in point.items()}
+    return {name: x + size * noise[name].double() for name, x in point.items()}
+
+
+def gradient_norm(problem, point):
+    """Norm of the gradient in the coordinates; on spheres the Riemannian one."""
+    with torch.enable_grad():  # flow.descend measures without
+        gradient = problem.gradient(problem.coordinates(point))
+    return float(sum(g.square().sum() for g in gradient.values()) ** 0.5)
+
+
+def collapse(problem, point):
+    """:func:`sphere_metrics` of a point of the model, and ``worst``, the largest of NC1-NC3."""
+    found = sphere_metrics(point["features"], problem.targets, point["weight"])
+    return found | {"worst": max(found[name] for name in NC)}
+
+
+def lowest_two(problem, point):
+    """``(smallest, largest)`` Hessian eigenvalue at a minimum, without the flat directions."""
+    values = landscape.spectrum(problem, point)
+    positive = values[values > 1e-7 * values[-1]]
+    return float(positive[0]), float(positive[-1])
 
 
 # Derivatives and solvers ------------------------------------------------------------------------
 
 
-def derivative_errors(counts, d, scale, *, seed=0, step=5e-4):
-    """Largest errors of Riemannian gradient and Hessian against differences along geodesics.
+def derivative_errors(counts, d, scale, *, seed=0):
+    """Largest errors of the closed-form gradient and Hessian (2.L3), at a random point.
 
-    Fourth-order central differences of the loss (gradient) and of itself twice (Hessian), and the
-    asymmetry of the dense Hessian.  Returns a dict.
+    Against derivatives of the loss of the rows x/|x| by automatic differentiation: the gradient,
+    and the second derivative along a random tangent direction, relative to their sizes.
     """
-    features, weight, labels = sphere.random_point(counts, d, generator=_generator(seed))
-    draw = lambda rows: torch.randn(rows.shape, generator=_generator(seed + 1)).double()  # noqa: E731
-    tangent = lambda x, v: v - (v * x).sum(1, keepdim=True) * x  # noqa: E731
-    E, D = tangent(features, draw(features)), tangent(weight, draw(weight))
-
-    def moved(rows, along, t):
-        speed = along.norm(dim=1, keepdim=True)
-        return (speed * t).cos() * rows + (speed * t).sin() * along / speed
-
-    def loss(t):
-        return float(sphere.sphere_loss(moved(features, E, t), moved(weight, D, t), labels, scale))
-
-    h = step
-    slope = (8 * (loss(h) - loss(-h)) - loss(2 * h) + loss(-2 * h)) / (12 * h)
-    bend = (16 * (loss(h) + loss(-h)) - loss(2 * h) - loss(-2 * h) - 30 * loss(0)) / (12 * h * h)
-    pair = lambda out: float((out[0] * E).sum() + (out[1] * D).sum())  # noqa: E731
-    gradient = sphere.sphere_gradient(features, weight, labels, scale)
-    product = sphere.sphere_hessian_product(features, weight, labels, scale, E, D)
-    matrix = sphere.sphere_hessian(features, weight, labels, scale)
-    return {
-        "gradient": abs(pair(gradient) - slope),
-        "hessian": abs(pair(product) - bend),
-        "asymmetry": float((matrix - matrix.T).abs().max()),
-    }
+    problem = theory.normalized(counts, scale, d)
+    point = problem.place(unit_start(problem, seed))
+    draw = shaken({name: x * 0 for name, x in point.items()}, 1.0, seed + 1)
+    along = {n: v - (v * point[n]).sum(1, keepdim=True) * point[n] for n, v in draw.items()}
+    where = point["features"], point["weight"], problem.targets, scale
+    slopes, expected = theory.multipliers(*where)[:2], problem.gradient(point)
+    product = theory.hessian_product(*where, along["features"], along["weight"])
+    bend = sum(float((a * along[name]).sum()) for a, name in zip(product, along, strict=True))
+    curvature = landscape.curvature(problem, point, along)
+    off = [float((a - expected[n]).abs().max()) for a, n in zip(slopes, along, strict=True)]
+    size = max(float(g.abs().max()) for g in expected.values())
+    return {"gradient": max(off) / size, "hessian": abs(bend / curvature - 1)}
 
 
-def convergence(K, n, d, scale, lambda_w, lambda_h, *, seed=0):
-    """Solver histories on the normalized and the regularized problem from the same start.
+def pymanopt_path(problem, start, method, *, max_iter):
+    """Points at which a solver of pymanopt asks for the gradient: the start, each accepted step.
 
-    Columns ``problem, method, iteration, gap, gradient_norm``, up to the first gap below
-    ``ROUNDING``; and a summary with the final NC metrics per run.
+    ``method``: ``"trust-region"`` or ``"steepest-descent"`` (with line search).  pymanopt's spheres
+    are *columns*: everything is transposed on the way.
     """
-    features, weight, labels = sphere.random_point([n] * K, d, generator=_generator(seed))
-    normalized = f"normalized, τ = {scale:g}"
-    problems = {
-        normalized: (sphere.normalized(labels, scale), theory.optimum(K, scale).value),
-        "regularized": (
-            sphere.regularized(labels, lambda_w, lambda_h),
-            theory.regularized_optimum(K, n, lambda_w, lambda_h).value,
-        ),
-    }
-    rows, summary = [], []
-    for name, (problem, best) in problems.items():
-        for method in ("trust-region", "steepest-descent"):
-            found = sphere.minimize(problem, features, weight, method=method)
-            gaps = np.array([value - best for value, _ in found.history])
-            last = int(np.argmax(gaps < ROUNDING)) if (gaps < ROUNDING).any() else len(gaps) - 1
-            rows += [
-                {"problem": name, "method": method, "iteration": i, "gap": gaps[i]}
-                | {"gradient_norm": norm}
-                for i, (_, norm) in enumerate(found.history[: last + 1])
-            ]
-            metrics = sphere_metrics(found.features, labels, found.weight)
-            summary.append(
-                {"problem": name, "method": method, "iterations": found.iterations}
-                | {"gap": found.value - best, "gradient_norm": found.gradient_norm}
-                | {key: metrics[key] for key in ("nc1", "nc2", "nc3")}
-            )
-    return pd.DataFrame(rows), pd.DataFrame(summary)
+    import pymanopt
+    from pymanopt import manifolds, optimizers
+
+    names, path, current = list(start), [], []
+    kinds = [manifolds.Oblique if n in problem.sphere else manifolds.Euclidean for n in names]
+    manifold = manifolds.Product(
+        [kind(*start[n].T.shape) for kind, n in zip(kinds, names, strict=True)]
+    )
+
+    def inward(arrays):
+        there = zip(names, arrays, strict=True)
+        return {n: torch.from_numpy(np.ascontiguousarray(np.asarray(a).T)) for n, a in there}
+
+    def outward(tensors):
+        return [t.detach().numpy().T for t in tensors]
+
+    def graph(arrays):
+        """Variables and gradients; pymanopt asks for them again with each Hessian product."""
+        if not current or any(a is not b for a, b in zip(current[0], arrays, strict=True)):
+            point = {n: x.requires_grad_() for n, x in inward(arrays).items()}
+            value, rows = problem.value(point), list(point.values())
+            current[:] = arrays, rows, torch.autograd.grad(value, rows, create_graph=True)
+            path.append({n: x.detach() for n, x in point.items()})
+        return current[1:]
+
+    @pymanopt.function.numpy(manifold)
+    def cost(*point):
+        return float(problem.value(inward(point)))
+
+    @pymanopt.function.numpy(manifold)
+    def gradient(*point):
+        return outward(graph(point)[1])
+
+    @pymanopt.function.numpy(manifold)
+    def hessian(*arguments):
+        rows, gradients = graph(arguments[: len(names)])
+        along = list(inward(arguments[len(names) :]).values())
+        return outward(torch.autograd.grad(gradients, rows, along, retain_graph=True))
+
+    posed = pymanopt.Problem(manifold, cost, euclidean_gradient=gradient, euclidean_hessian=hessian)
+    kinds = dict(zip(METHODS, (optimizers.TrustRegions, optimizers.SteepestDescent), strict=True))
+    limits = {"max_iterations": max_iter, "min_gradient_norm": 1e-12, "max_time": np.inf}
+    limits |= {"max_cost_evaluations": np.inf, "verbosity": 0}
+    solver = kinds[checks.choice("method", method, METHODS)](**limits)
+    solver.run(posed, initial_point=[start[n].numpy().T for n in names])
+    return path
 
 
-def race(K, n, d, entries, *, target=1e-2, steps=2000, seed=0):
-    """Gradient-descent steps until max(NC1, NC2, NC3) < ``target``, checked every 10 steps.
+def convergence(problems, *, seeds, max_iter):
+    """Two solvers on several problems from the same random starts, up to the first rounding gap.
 
-    ``entries``: name -> (problem builder ``labels -> Problem``, step size).  ``inf``: not reached;
-    ``nan``: the step is too long for this problem, and the descent left the numbers.
+    ``problems``: name -> (problem, its minimum).  Columns ``problem, method, seed, iteration, gap,
+    gradient_norm, nc1, nc2, nc3``, at no more than 40 iterations each.
     """
     rows = []
-    for name, (build, step) in entries.items():
-        features, weight, labels = sphere.random_point([n] * K, d, generator=_generator(seed))
-        measure, problem, reached, done = _collapse(labels), build(labels), inf, 0
-        while done < steps and reached == inf:
-            features, weight, _ = sphere.descend(problem, features, weight, step=step, steps=10)
-            done += 10
-            if not (features.isfinite().all() and weight.isfinite().all()):
-                reached = nan
-            elif measure(features, weight)["worst"] < target:
-                reached = done
-        rows.append({"problem": name, "step": step, "iterations": reached})
+    for name, (problem, floor) in problems.items():
+        for method in METHODS:
+            for seed in seeds:
+                path = pymanopt_path(problem, unit_start(problem, seed), method, max_iter=max_iter)
+                gaps = np.array([float(problem.value(point)) - floor for point in path])
+                last = int(np.argmax(gaps < ROUNDING)) if (gaps < ROUNDING).any() else len(path) - 1
+                for i in log_spaced(max(last, 1), 40):
+                    found = collapse(problem, path[i])
+                    rows.append(
+                        {"problem": name, "method": method, "seed": seed, "iteration": i}
+                        | {"gap": gaps[i], "gradient_norm": gradient_norm(problem, path[i])}
+                        | {key: found[key] for key in NC}
+                    )
     return pd.DataFrame(rows)
+
+
+# Normalized against penalised -------------------------------------------------------------------
+
+
+def steps_until(problem, start, reached, *, most, every, **rates):
+    """Steps of gradient descent until ``reached(point)``, which is asked every so many.
+
+    ``rates``: as for :func:`nclib.ufm.flow.descend`.  ``inf``: not reached after ``most``; ``nan``:
+    the step is too long for this problem, and the descent left the numbers.
+    """
+    done, chunk = 0, 20 * every
+    while done < most:
+        try:
+            path = descend(problem, start, steps=chunk, record=[*range(0, chunk, every)], **rates)
+        except checks.InputError:
+            return nan
+        for step, point in zip(path.steps, path.points, strict=True):
+            if reached(point):
+                return done + step
+        start, done = problem.coordinates(path.points[-1]), done + chunk
+    return inf
+
+
+def race(name, scale, seed, *, K, n, d):
+    """``steps`` of gradient descent on a problem with penalties matched to ``scale`` (2.L10)."""
+    return {"steps": steps_to_collapse(theory.matched_problems(K, n, scale, d)[name], seed)}
+
+
+def steps_to_collapse(problem, seed):
+    """Steps of size 10 from unit rows until max(NC1, NC2, NC3) < 0.01, asked every ten."""
+
+    def near(point):
+        return collapse(problem, point)["worst"] < 0.01
+
+    start = unit_start(problem, seed)
+    return steps_until(problem, start, near, most=2000, every=10, rate=10.0)
+
+
+def race_ratios(table, scales):
+    """Steps of the sphere over those of each penalised problem, the largest over seeds."""
+    steps = table[table["scale"].isin(scales)].pivot(
+        index=["scale", "seed"], columns="name", values="steps"
+    )
+    penalised = steps[["hybrid", "regularized"]]
+    return (1 / penalised.div(steps["normalized"], axis=0)).max().to_dict()
+
+
+def conditioning(name, scale, *, K, n, d):
+    """Condition number and smallest positive curvature at the minimum of a matched problem.
+
+    By automatic differentiation of the loss, at the minimum in closed form, where the ``gradient``
+    vanishes (2.L10).
+    """
+    problem = theory.matched_problems(K, n, scale, d)[name]
+    point = theory.matched_points(K, n, scale, d)[name]
+    low, high = lowest_two(problem, point)
+    return {"kappa": high / low, "low": low, "gradient": gradient_norm(problem, point)}
+
+
+def matched_logits(scale, *, K, n, d, seed=0):
+    """Largest difference of the logits at minima found of the three matched problems (2.L10)."""
+    problems, logits = theory.matched_problems(K, n, scale, d), []
+    for problem in problems.values():
+        found = best(problem, 2, seed=seed, refine=True)
+        logits.append(problem.logits(found.point))
+    return max(float((z - logits[0]).abs().max()) for z in logits[1:])
 
 
 # The minimum and its curvature ------------------------------------------------------------------
 
 
-def random_gaps(K, d, scale, *, samples=2000, n=2, seed=0):
-    """Smallest ``f - f*`` over random points of the spheres (never below 0)."""
-    generator, best = _generator(seed), theory.optimum(K, scale).value
-    rows = F.normalize(torch.randn(samples, K + K * n, d, generator=generator).double(), dim=-1)
-    labels = torch.arange(K).repeat_interleave(n)
-    return float((sphere.mean_loss(scale * rows[:, K:] @ rows[:, :K].mT, labels) - best).min())
+def minima(K, n, d, scale, *, seed=0):
+    """Local minima from six random starts: ``|f - f*|`` of the lowest (``value``) and the highest
+    (``starts``), NC1, NC2 and NC3 the largest over all of them."""
+    problem, low = theory.normalized([n] * K, scale, d), theory.optimum(K, scale).value
+    found = best(problem, 6, seed=seed, gtol=1e-10, refine=True)
+    points = [{name: x[i] for name, x in found.points.items()} for i in range(6)]
+    table = pd.DataFrame([collapse(problem, point) for point in points])[list(NC)]
+    gaps = {"value": abs(found.value - low), "starts": float((found.values - low).abs().max())}
+    return gaps | table.max().to_dict()
 
 
-def spectrum(K, n, d, scale):
+def spectrum(scale, *, K, n, d):
     """Measured and closed-form Hessian eigenvalues at the minimum: ``index, measured, theory``."""
-    features, weight, labels = _optimal(K, n, d)
-    measured = sphere.sphere_hessian_eigenvalues(features, weight, labels, scale)
+    measured = landscape.spectrum(theory.normalized([n] * K, scale, d), etf_point(K, n, d))
     expected = theory.hessian_spectrum(K, n, d, scale)
     return pd.DataFrame({"index": range(len(measured)), "measured": measured, "theory": expected})
 
 
-def rates(K, n, d, scales, *, steps=400, seed=0):
-    """Measured and predicted contraction of gradient descent per step, ``step = 1/λ_max``."""
-    rows = []
-    for scale in scales:
-        features, weight, labels = _optimal(K, n, d)
-        noise = lambda x: 1e-3 * torch.randn(x.shape, generator=_generator(seed)).double()  # noqa: E731
-        _, high = theory.curvature_range(K, n, d, scale)
-        predicted = theory.descent_rate(K, n, d, scale)
-        start = features + noise(features), weight + noise(weight)
-        # stop well above rounding: the gradient has lost eight digits by then
-        last = min(steps, int(log(1e-8) / log(predicted)))
-        _, _, records = sphere.descend(
-            sphere.normalized(labels, scale), *start, step=1 / high, steps=last
-        )
-        norms = [record["gradient_norm"] for record in records]
-        measured = (norms[-1] / norms[-21]) ** (1 / 20)
-        rows.append({"scale": scale, "measured": measured, "predicted": predicted})
-    return pd.DataFrame(rows)
+def contraction(scale, *, K, n, d, seed=0):
+    """Measured and predicted contraction of gradient descent per step, step ``1/λ_max``."""
+    problem, (_, high) = (
+        theory.normalized([n] * K, scale, d),
+        theory.curvature_range(K, n, d, scale),
+    )
+    predicted = theory.descent_rate(K, n, d, scale)
+    # stop well above rounding: the gradient has lost eight digits by then
+    last = min(400, int(log(1e-8) / log(predicted)))
+    path = descend(
+        problem,
+        shaken(etf_point(K, n, d), 1e-3, seed),
+        rate=1 / high,
+        steps=last,
+        record=[last - 20],
+        measure=lambda point: {"norm": gradient_norm(problem, point)},
+    )
+    measured = (path.measured[-1]["norm"] / path.measured[-2]["norm"]) ** (1 / 20)
+    return {"measured": measured, "predicted": predicted}
 
 
-def rate_theory(K, n, d, scales):
-    """Predicted contraction of gradient descent with ``step = 1/λ_max``: ``scale, predicted``."""
-    rates = [theory.descent_rate(K, n, d, scale) for scale in scales]
-    return pd.DataFrame({"scale": scales, "predicted": rates})
+def block_steps(n, block, *, K, d, scale, seed=0):
+    """``iterations`` to ``f - f* < 1e-10`` from near the minimum; ``block``: features n times
+    as fast."""
+    problem = theory.normalized([n] * K, scale, d)
+    _, high = theory.curvature_range(K, n, d, scale, block_steps=block)
+    goal, start = theory.optimum(K, scale).value + 1e-10, shaken(etf_point(K, n, d), 0.1, seed)
+
+    def near(point):
+        return float(problem.value(point)) < goal
+
+    rates = {"rate": 1 / high, "rates": {"features": (n if block else 1) / high}}
+    return {"iterations": steps_until(problem, start, near, most=3000, every=5, **rates)}
 
 
-def block_steps(K, d, scale, samples, *, target=1e-10, steps=3000, seed=0):
-    """Steps to ``f - f* < target`` from near the minimum, with and without block steps, per n."""
-    rows = []
-    for n in samples:
-        for block in (False, True):
-            features, weight, labels = _optimal(K, n, d)
-            generator = _generator(seed)
-            shake = lambda x: x + 0.1 * torch.randn(x.shape, generator=generator).double()  # noqa: E731, B023
-            weight, features = shake(weight), shake(features)
-            _, high = theory.curvature_range(K, n, d, scale, block_steps=block)
-            best, done, gap = theory.optimum(K, scale).value, 0, inf
-            problem = sphere.normalized(labels, scale)
-            while done < steps and gap > target:
-                features, weight, records = sphere.descend(
-                    problem, features, weight, step=1 / high, block_steps=n if block else 1, steps=5
-                )
-                done, gap = done + 5, records[-1]["value"] - best
-            rows.append({"n": n, "block": block, "iterations": done})
-    return pd.DataFrame(rows)
+def curvature(size, scale):
+    """Closed-form smallest positive curvature and condition number at the minimum."""
+    low, high = theory.curvature_range(*size, scale)
+    return {"low": low, "kappa": high / low}
 
 
-def temperature_theory(sizes, scales):
-    """``λ⁺_min`` and condition number over scales for several ``(K, n, d)``."""
-    rows = []
-    for K, n, d in sizes:
-        for scale in scales:
-            low, high = theory.curvature_range(K, n, d, scale)
-            rows.append({"K": K, "n": n, "d": d, "scale": scale, "low": low, "kappa": high / low})
-    return pd.DataFrame(rows)
+def measured_best_scales(K, n, d):
+    """``(scale of largest curvature, scale of best conditioning)`` from Hessians by autograd."""
+    point = etf_point(K, n, d)
+
+    def extremes(x):
+        return lowest_two(theory.normalized([n] * K, float(np.exp(x)), d), point)
+
+    def flat(x):
+        return -log(extremes(x)[0])
+
+    def stretched(x):
+        low, high = extremes(x)
+        return log(high / low)
+
+    bounds = {"method": "bounded", "bounds": (log(0.2), log(5.0 * K))}
+    return tuple(float(np.exp(minimize_scalar(f, **bounds).x)) for f in (flat, stretched))
 
 
-def temperature_budget(K, n, d, scales, *, steps=300, step=2.0, seed=0):
-    """NC metrics after a fixed number of gradient steps (features n times as fast), per scale."""
-    rows = []
-    for scale in scales:
-        features, weight, labels = sphere.random_point([n] * K, d, generator=_generator(seed))
-        problem = sphere.normalized(labels, scale)
-        options = {"step": step, "block_steps": n, "steps": steps}
-        features, weight, _ = sphere.descend(problem, features, weight, **options)
-        rows.append({"scale": scale} | sphere_metrics(features, labels, weight))
-    return pd.DataFrame(rows)
+def budget(scale, *, K, n, d, seed=0):
+    """:func:`sphere_metrics` of the model after 300 gradient steps from a random start, features n
+    times as fast."""
+    problem = theory.normalized([n] * K, scale, d)
+    rates = {"rate": 2.0, "rates": {"features": 2.0 * n}, "steps": 300, "record": [300]}
+    end = descend(problem, unit_start(problem, seed), **rates).points[-1]
+    return sphere_metrics(end["features"], problem.targets, end["weight"])
 
 
 # Saddles and what is not one --------------------------------------------------------------------
+
+
+def _at(point):
+    """Problem and point of a member of the zoo."""
+    labels = point.labels
+    problem = theory.normalized(labels.bincount().tolist(), point.scale, point.weight.shape[1])
+    return problem, {"features": point.features, "weight": point.weight}
 
 
 def saddles(K, n, d, scale):
     """The zoo: loss, predicted and measured ``λ_min``, certificate, number of ways down."""
     rows = []
     for point in theory.zoo(K, n, d, scale):
-        where = point.features, point.weight, point.labels, scale
-        eigenvalues = sphere.sphere_hessian_eigenvalues(*where)
+        problem, where = _at(point)
+        eigenvalues = landscape.spectrum(problem, where)
         rows.append(
-            {
-                "name": point.name,
-                "value": point.value,
-                "loss": float(sphere.sphere_loss(*where)),
-                "predicted": point.min_eigenvalue,
-                "measured": float(eigenvalues[0]),
-                "largest": float(eigenvalues[-1]),
-                "certificate": theory.certificate(*where),
-                "negative": int((eigenvalues < -1e-9).sum()),
-            }
+            {"name": point.name, "value": point.value, "loss": float(problem.value(where))}
+            | {"predicted": point.min_eigenvalue, "measured": float(eigenvalues[0])}
+            | {"gradient": gradient_norm(problem, where)}
+            | {"certificate": theory.certificate(*where.values(), point.labels, scale)}
+            | {"negative": int((eigenvalues < -1e-9).sum())}
         )
     return pd.DataFrame(rows)
+
+
+def saddle_curvatures(scale, *, K, n, d, seed=0):
+    """``λ_min / scale`` of every member of the zoo and of points with equal classifiers (2.L7)."""
+    points = [*theory.zoo(K, n, d, scale)]
+    points.append(theory.equal_classifiers(K, n, d, scale, generator=_generator(seed)))
+    rows = []
+    for point in points:
+        problem, where = _at(point)
+        low = float(landscape.spectrum(problem, where)[0])
+        rows.append({"name": point.name, "low": low / scale})
+    return rows
 
 
 def sign_patterns(K, d, scale):
-    """``λ_min`` at all ``2^{2K}`` sign patterns on a line, one sample per class (K >= 3)."""
-    patterns = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * (2 * K))
-    found = [
-        theory.collinear(signs[:K], signs[K:], torch.arange(K), d, scale) for signs in patterns
-    ]
-    return pd.DataFrame(
-        {"value": [p.value for p in found], "low": [p.min_eigenvalue for p in found]}
-    )
+    """Measured ``λ_min`` at all ``2^{2K}`` sign patterns on a line, one sample per class."""
+    rows = []
+    for signs in torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * (2 * K)):
+        point = theory.collinear(signs[:K], signs[K:], torch.arange(K), d, scale)
+        rows.append({"value": point.value, "low": float(landscape.spectrum(*_at(point))[0])})
+    return pd.DataFrame(rows)
+
+
+class LeastGradient:
+    """Half the squared Riemannian gradient of a problem on spheres: its zeros are critical points
+    of any kind.  What :func:`nclib.ufm.solve.best` asks of a problem."""
+
+    def __init__(self, problem):
+        self.start, self.place, self.problem = problem.start, problem.place, problem
+
+    def __call__(self, **coordinates):
+        total = torch.func.grad(lambda x: self.problem(**x).sum())(self.place(coordinates))
+        return sum(g.square().sum((-2, -1)) for g in total.values()) / 2
+
+    many = __call__
 
 
 def critical_points(K, d, scale, *, starts=60, seed=0):
-    """Critical points found by driving the gradient norm to zero: ``value, gap, low``."""
-    found = sphere.multistart(
-        [1] * K, d, scale, starts=starts, generator=_generator(seed), critical=True
-    )
-    table = pd.DataFrame({"value": found.values, "low": found.min_eigenvalues})
-    table["gap"] = table["value"] - theory.optimum(K, scale).value
-    return table[np.asarray(found.relative_gradient) < 1e-9].reset_index(drop=True)
+    """Critical points, one sample per class, found by driving the gradient to zero: ``value, gap,
+    low``.  Starts that end where it is not zero are left out."""
+    problem, rows = theory.normalized([1] * K, scale, d), []
+    found = best(LeastGradient(problem), starts, seed=seed, gtol=1e-10)
+    for i in range(starts):
+        point = {name: stack[i] for name, stack in found.points.items()}
+        size = float(problem.logit_gradient(point).norm()) * scale
+        if gradient_norm(problem, point) < 1e-7 * size:
+            value, low = float(problem.value(point)), float(landscape.spectrum(problem, point)[0])
+            rows.append({"value": value, "low": low})
+    table = pd.DataFrame(rows)
+    return table.assign(gap=table["value"] - theory.optimum(K, scale).value)
 
 
-def equal_classifiers(settings, scales, *, seed=0):
-    """``λ_min`` with all classifiers equal, per (K, n, d) and scale (claim 2.L7)."""
-    rows = []
-    for K, n, d in settings:
-        for scale in scales:
-            point = theory.equal_classifiers(K, n, d, scale, generator=_generator(seed))
-            where = point.features, point.weight, point.labels, scale
-            gradient = sphere.sphere_gradient(*where)
-            rows.append(
-                {"K": K, "n": n, "d": d, "scale": scale}
-                | {"low": float(sphere.sphere_hessian_eigenvalues(*where)[0])}
-                | {"gradient": max(float(g.norm()) for g in gradient) / scale}
-            )
-    return pd.DataFrame(rows)
+def equal_classifiers(size, scale, *, seed=0):
+    """``λ_min`` and gradient over scale with all classifiers equal; ``size``: (K, n, d) (2.L7)."""
+    point = theory.equal_classifiers(*size, scale, generator=_generator(seed))
+    problem, where = _at(point)
+    low = float(landscape.spectrum(problem, where)[0])
+    return {"low": low, "gradient": gradient_norm(problem, where) / scale}
 
 
-def collapse_angles(K, n, dims, scale, angles):
+def collapse_angles(d, angle, *, K, n, scale):
     """``λ_min`` at total collapse against the angle between features and classifiers (2.L6)."""
-    rows = []
-    for d in dims:
-        for angle in angles:
-            point = theory.total_collapse(K, n, d, scale, angle=float(angle))
-            where = point.features, point.weight, point.labels, scale
-            eigenvalues = sphere.sphere_hessian_eigenvalues(*where)
-            low = float(eigenvalues[0])
-            rows.append(
-                {"d": d, "angle": angle, "measured": low, "predicted": point.min_eigenvalue}
-                | {"multiplicity": int((eigenvalues < low + 1e-9).sum())}
-            )
-    return pd.DataFrame(rows)
+    point = theory.total_collapse(K, n, d, scale, angle=angle)
+    values = landscape.spectrum(*_at(point))
+    low = float(values[0])
+    count = int((values < low + 1e-9).sum())
+    return {"measured": low, "predicted": point.min_eigenvalue, "multiplicity": count}
 
 
-def escapes(K, n, d, scale, sizes, *, step=1.0, steps=160, seed=0):
-    """Gradient descent that starts ``size`` away from total collapse: gradient norm per step.
+def escapes(size, *, K, n, d, scale, steps, seed=0):
+    """Gradient descent with step 1 from ``size`` away from total collapse: gradient norm per step.
 
-    ``predicted`` grows by the closed-form factor from the first step on.
+    ``growth``: the closed-form factor per step.
     """
-    rows = []
-    for size in sizes:
-        point = theory.total_collapse(K, n, d, scale)
-        generator = _generator(seed)
-        shake = lambda x: x + size * torch.randn(x.shape, generator=generator).double()  # noqa: E731, B023
-        problem = sphere.normalized(point.labels, scale)
-        start = shake(point.features), shake(point.weight)
-        _, _, records = sphere.descend(problem, *start, step=step, steps=steps)
-        growth = theory.escape_growth(K, n, scale, step)
-        for record in records:
-            rows.append(
-                {"size": size, "iteration": record["iteration"], "gap": record["value"]}
-                | {"gradient_norm": record["gradient_norm"], "growth": growth}
-            )
-    return pd.DataFrame(rows)
+    problem, where = _at(theory.total_collapse(K, n, d, scale))
+    path = descend(
+        problem,
+        shaken(where, size, seed),
+        rate=1.0,
+        steps=steps,
+        record=[*range(steps)],
+        measure=lambda point: {"gradient_norm": gradient_norm(problem, point)},
+    )
+    table = pd.DataFrame({"iteration": path.steps, "value": path.values})
+    growth = theory.escape_growth(K, n, scale, 1.0)
+    return pd.concat([table, pd.DataFrame(path.measured)], axis=1).assign(growth=growth)
 
 
-def starts(K, n, dims, scale, *, starts=100, seed=0):
-    """Final loss of many random starts per dimension: ``d, value, low``; and the raw results."""
-    rows, raw = [], {}
-    for d in dims:
-        found = sphere.multistart([n] * K, d, scale, starts=starts, generator=_generator(seed))
-        raw[d] = found
-        rows.append(pd.DataFrame({"d": d, "value": found.values, "low": found.min_eigenvalues}))
-    return pd.concat(rows, ignore_index=True), raw
+def ends(n, d, *, K, scale, starts, seed=0):
+    """Where random starts end: ``value`` and ``gradient`` of each, and the points, stacked."""
+    problem = theory.normalized([n] * K, scale, d)
+    found = best(problem, starts, seed=seed, max_iter=500)
+    slopes = problem.gradient(found.points)
+    norms = sum(g.square().sum((1, 2)) for g in slopes.values()).sqrt()
+    return pd.DataFrame({"value": found.values, "gradient": norms}), found.points
 
 
-def lift(found, index, scale):
-    """The point ``index`` of a :class:`~sphere.Starts` in its own and one dimension more.
+def caught(table, above):
+    """Share of starts that ended ``above`` this value where the gradient vanishes."""
+    return float(((table["value"] > above) & (table["gradient"] < 1e-6)).mean())
 
-    Returns a dict: its loss, the four lowest Hessian eigenvalues, the lowest after appending a zero
-    coordinate, and the certificate.
+
+def false_minimum(table, points, *, K, scale, above):
+    """The lowest critical end of one sample per class that lies ``above`` this value, or None.
+
+    ``table``, ``points``: of :func:`ends`.  A dict: its ``point`` and ``value``, the gradient and
+    the second smallest Hessian eigenvalue there (the smallest is the rotation's zero), the smallest
+    after a zero coordinate was appended, and the certificate.
     """
-    features, weight = found.features[index], found.weight[index]
-    own = sphere.sphere_hessian_eigenvalues(features, weight, found.labels, scale)
-    wide = F.pad(features, (0, 1)), F.pad(weight, (0, 1))
+    high = table[(table["value"] > above) & (table["gradient"] < 1e-6)]
+    if high.empty:
+        return None
+    index, d = high["value"].idxmin(), points["weight"].shape[2]
+    problem, lifted = (theory.normalized([1] * K, scale, dim) for dim in (d, d + 1))
+    near = {name: stack[index] for name, stack in points.items()}
+    point = problem.place(newton_polish(problem, near, steps=6).variables)
+    wide = {name: F.pad(rows, (0, 1)) for name, rows in point.items()}
     return {
-        "value": float(sphere.sphere_loss(features, weight, found.labels, scale)),
-        "eigenvalues": own[:4].tolist(),
-        "lifted": float(sphere.sphere_hessian_eigenvalues(*wide, found.labels, scale)[0]),
-        "certificate": theory.certificate(features, weight, found.labels, scale),
+        "point": point,
+        "value": float(problem.value(point)),
+        "gradient": gradient_norm(problem, point),
+        "strict": float(landscape.spectrum(problem, point)[1]),
+        "lifted": float(landscape.spectrum(lifted, wide)[0]),
+        "certificate": theory.certificate(*point.values(), problem.targets, scale),
     }
 
 
-def antipodes(K, n, scales):
+def antipode(scale, *, K, n):
     """Curvature of one sample's loss at the antipode of its classifier, W a fixed ETF (2.L16).
 
-    ``measured``: second difference-free derivative by autograd along the span of W; ``across``:
-    along a direction orthogonal to it, always negative.
+    ``measured``: by automatic differentiation along the span of W; ``across``: along a direction
+    orthogonal to it, always negative.
     """
     etf = frames.simplex_etf(K, K)  # the last coordinate is orthogonal to the span
+    options = {"K": K, "scale": scale, "sphere": "features", "fixed": {"weight": etf}}
+    problem = UFM(theory.LOSS, [0], K, (0, 0), **options)
+    point = {"features": -etf[:1], "weight": etf}
     inside = F.normalize(etf[1] - etf[2], dim=0)
-    outside = torch.eye(K, dtype=torch.float64)[-1]
-    rows = []
-    for scale in scales:
-        bends = []
-        for along in (inside, outside):
-
-            def loss(angle, scale=scale, along=along):
-                h = -angle.cos() * etf[0] + angle.sin() * along
-                return sphere.mean_loss(scale * (etf @ h)[None], torch.tensor([0])) / (K * n)
-
-            bends.append(float(torch.func.hessian(loss)(torch.zeros((), dtype=torch.float64))))
-        predicted = theory.antipode_curvature(K, n, scale)
-        rows.append(
-            {"scale": scale, "measured": bends[0], "across": bends[1], "predicted": predicted}
-        )
-    return pd.DataFrame(rows)
+    along = {"measured": inside, "across": torch.eye(K, dtype=torch.float64)[-1]}
+    bends = {
+        name: landscape.curvature(problem, point, {"features": v[None]}) / (K * n)
+        for name, v in along.items()
+    }
+    return bends | {"predicted": theory.antipode_curvature(K, n, scale)}
 
 
 # Landscapes on the circle -----------------------------------------------------------------------
 
-
-def circle_map(K, scale, *, points=121):
-    """Loss on the slice of :func:`theory.circle_slice`, angles in degrees."""
-    degrees = np.linspace(-180, 180, points)
-    turn, offset = np.meshgrid(degrees, degrees, indexing="ij")
-    value = theory.circle_slice(np.radians(turn), np.radians(offset), K, scale)
-    return pd.DataFrame({"turn": turn.ravel(), "offset": offset.ravel(), "value": value.ravel()})
+DEGREES = np.linspace(-180, 180, 121)
 
 
-def radial_map(K, decay, *, points=121, reach=7.0):
-    """The hybrid problem with W an ETF: features at distance ``radius`` and angle ``offset``."""
-    radius, degrees = np.linspace(1e-3, reach, points), np.linspace(-180, 180, points)
-    rows = []
-    for r in radius:
-        value = theory.circle_slice(2 * np.pi / K, np.radians(degrees), K, r) + decay / 2 * r * r
-        rows.append(pd.DataFrame({"radius": r, "offset": degrees, "value": value}))
-    return pd.concat(rows, ignore_index=True)
+def circle_map(turn, *, K, scale):
+    """A line of the slice of :func:`theory.circle_slice`, angles in degrees."""
+    value = theory.circle_slice(np.radians(turn), np.radians(DEGREES), K, scale)
+    return pd.DataFrame({"offset": DEGREES, "value": value})
 
 
-def feature_wells(K, scales, *, points=361):
+def radial_map(radius, *, K, decay):
+    """The hybrid problem with W an ETF: features at distance ``radius`` and any angle."""
+    value = theory.circle_slice(2 * np.pi / K, np.radians(DEGREES), K, radius)
+    return pd.DataFrame({"offset": DEGREES, "value": value + decay / 2 * radius * radius})
+
+
+def feature_wells(scale, *, K):
     """Loss of one sample over the angle of its feature to its classifier, W an ETF in the plane."""
-    degrees = np.linspace(-180, 180, points)
-    rows = []
-    for scale in scales:
-        value = theory.circle_slice(2 * np.pi / K, np.radians(degrees), K, scale)
-        rows.append(pd.DataFrame({"scale": scale, "angle": degrees, "value": value}))
-    return pd.concat(rows, ignore_index=True)
+    degrees = np.linspace(-180, 180, 361)
+    value = theory.circle_slice(2 * np.pi / K, np.radians(degrees), K, scale)
+    return pd.DataFrame({"angle": degrees, "value": value})
 
 
 # Dimensions, codes, imbalance, sign constraints -------------------------------------------------
 
 
-def best_start(counts, d, scale, *, starts=12, seed=0):
-    """The lowest of several random starts: ``(value, features, weight, labels, spread)``."""
-    found = sphere.multistart(counts, d, scale, starts=starts, generator=_generator(seed))
-    best = int(found.values.argmin())
-    spread = float(found.values.max() - found.values.min())
-    return float(found.values[best]), found.features[best], found.weight[best], found.labels, spread
+def dimension(K, d, *, scale, starts=6, seed=0):
+    """Best of several starts: gap to f*, NC2 of the classifier and its floor."""
+    problem = theory.normalized([1] * K, scale, d)
+    found = best(problem, starts, seed=seed, refine=True)
+    metrics = collapse(problem, found.point)
+    gap = found.value - theory.optimum(K, scale).value
+    return {"gap": gap} | {name: metrics[name] for name in ("nc2", "nc2_floor")}
 
 
-def dimensions(classes, scale, *, extra=1, starts=12, seed=0):
-    """Gap to f* and NC2 against its floor for d = 2 … K-1+extra: ``K, d, gap, nc2, floor``."""
-    rows = []
-    for K in classes:
-        for d in range(2, K + extra):
-            value, features, weight, labels, _ = best_start(
-                [1] * K, d, scale, starts=starts, seed=seed
-            )
-            metrics = sphere_metrics(features, labels, weight)
-            gap = value - theory.optimum(K, scale).value
-            rows.append(
-                {"K": K, "d": d, "gap": gap} | {k: metrics[k] for k in ("nc2", "nc2_floor")}
-            )
+def dimensions(classes, scale, *, seed=0):
+    """:func:`dimension` for d = 2 … K for each K of ``classes``."""
+    rows = [
+        {"K": K, "d": d} | dimension(K, d, scale=scale, seed=seed)
+        for K in classes
+        for d in range(2, K + 1)
+    ]
     return pd.DataFrame(rows)
 
 
-def codes(cases, *, starts=12, seed=0):
-    """Best of several starts against a named code: ``name, K, d, scale, found, code``.
+def bipyramid():
+    """Triangular bipyramid: two poles and an equilateral triangle on the equator, ``(5, 3)``."""
+    poles = torch.tensor([[0.0, 0, 1], [0, 0, -1]], dtype=torch.float64)
+    return torch.cat([poles, frames.polygon(3, 3)])
 
-    ``cases``: (name, code (K, d), scale).
+
+def codes(cases, *, seed=0):
+    """Best of ten starts against a named code: the losses, and the relative ``gap``.
+
+    ``cases``: (name, code (K, d), scale).  Searched in log f: at a large scale f is tiny.
     """
     rows = []
     for name, code, scale in cases:
         K, d = code.shape
-        value, *_ = best_start([1] * K, d, scale, starts=starts, seed=seed)
+        problem = theory.normalized([1] * K, scale, d, log=True)
+        found = best(problem, 10, seed=seed, max_iter=400, refine=True)
+        known = theory.code_value(code, scale)
         rows.append(
-            {"name": name, "K": K, "d": d, "scale": scale, "found": value}
-            | {"code": theory.code_value(code, scale)}
+            {"name": name, "K": K, "d": d, "scale": scale, "found": np.exp(found.value)}
+            | {"code": known, "gap": found.value - log(known)}
         )
     return pd.DataFrame(rows)
 
 
 def imbalance(cases, *, starts=6, seed=0):
-    """Imbalanced minima: value, spread over starts, certificate, NC2; and the Gram matrices of W.
+    """Imbalanced minima: ``(table, Gram matrices of W)``; ``cases``: (counts, d, scale).
 
-    ``cases``: (counts, d, scale).
+    Value, spread over starts, certificate, NC metrics; ``etf``: how much higher the loss of a
+    simplex ETF is; ``closer``: how much larger the smallest cosine of rows is than an ETF's, the
+    first, largest class left out.
     """
     rows, grams = [], []
     for counts, d, scale in cases:
-        value, features, weight, labels, spread = best_start(
-            counts, d, scale, starts=starts, seed=seed
-        )
-        metrics = sphere_metrics(features, labels, weight)
+        problem = theory.normalized(counts, scale, d)
+        found = best(problem, starts, seed=seed, refine=True)
+        metrics, point = collapse(problem, found.point), found.point
+        etf = frames.simplex_etf(len(counts), d)
+        balanced = float(problem.value({"features": etf[problem.targets], "weight": etf}))
         rows.append(
-            {"counts": "-".join(map(str, counts)), "d": d, "scale": scale, "value": value}
-            | {"spread": spread, "nc1": metrics["nc1"], "nc2": metrics["nc2"]}
-            | {"certificate": theory.certificate(features, weight, labels, scale)}
+            {"counts": "-".join(map(str, counts)), "d": d, "scale": scale, "value": found.value}
+            | {"spread": float(found.values.max() - found.values.min())}
+            | {"etf": balanced - found.value, "nc1": metrics["nc1"], "nc2": metrics["nc2"]}
+            | {"certificate": theory.certificate(*point.values(), problem.targets, scale)}
         )
-        grams.append(weight @ weight.T)
+        gram, K = point["weight"] @ point["weight"].T, len(counts)
+        rows[-1]["closer"] = float(gram[1:, 1:].min()) + 1 / (K - 1)
+        grams.append(gram)
     return pd.DataFrame(rows), grams
 
 
-def nonnegative(cases, *, starts=12, seed=0):
-    """Minima over features without negative entries: ``K, n, d, scale``, gaps and geometry (2.L13).
+def nonnegative_minimum(K, n, d, scale, *, seed=0):
+    """Minimum over features without negative entries: gaps and geometry (2.L13).
 
-    ``cases``: (K, n, d >= K, scale).  Some starts end in a spurious minimum (one in four for K = d
-    = 10): the lowest of up to ``starts`` is taken, fewer if one is as low as the explicit point.
-    ``above``: its value minus the loss there; a search that ends above it got stuck.
+    Some starts end in a false minimum (one in four for K = d = 10): the lowest of twelve counts.
+    ``above``: its value minus the loss of the explicit point; a search that ends above it got
+    stuck.
     """
-    rows = []
-    for K, n, d, scale in cases:
-        labels = torch.arange(K).repeat_interleave(n)
-        problem = sphere.nonnegative(labels, scale)
-        best = theory.optimum(K, scale, nonnegative=True)
-        axes = torch.eye(K, d, dtype=torch.float64)
-        etf = F.normalize(axes - axes.mean(0), dim=1)
-        known = float(sphere.sphere_loss(axes[labels], etf, labels, scale))
-        generator, ends = _generator(seed), []
-        while len(ends) < starts and not any(end.value < known + 1e-9 for end in ends):
-            start = sphere.random_point([n] * K, d, generator=generator)[:2]
-            ends.append(sphere.minimize(problem, *start, method="lbfgs", max_iter=5000))
-        found = min(ends, key=lambda end: end.value)
-        means = found.features[torch.arange(K) * n]
-        cosines = (found.features * found.weight[labels]).sum(1)
-        rows.append(
-            {"K": K, "n": n, "d": d, "scale": scale}
-            | {"gap": found.value - best.value, "above": found.value - known}
-            | {"above_etf": found.value - theory.optimum(K, scale).value}
-            | {"orthonormal": float((means @ means.T - torch.eye(K)).abs().max())}
-            | {"cosine": float((cosines - best.cosine).abs().max())}
-            | sphere_metrics(found.features, labels, found.weight)
-        )
-    return pd.DataFrame(rows)
-
-
-def matched_logits(K, n, d, scale, *, seed=0):
-    """Largest difference of logits between the normalized problem and its matched penalised ones.
-
-    Also the smallest positive and the largest Hessian eigenvalue of each (2.L10).
-    """
-    features, weight, labels = sphere.random_point([n] * K, d, generator=_generator(seed))
-    matched = theory.matched_penalties(K, n, scale)
-    problems = {
-        "normalized": (scale, sphere.normalized(labels, scale)),
-        "hybrid": (1.0, sphere.hybrid(labels, matched.feature_decay)),
-        "regularized": (1.0, sphere.regularized(labels, matched.lambda_w, matched.lambda_h)),
-    }
-    logits, rows = {}, []
-    for name, (factor, problem) in problems.items():
-        found = sphere.minimize(problem, features, weight, method="lbfgs", max_iter=5000)
-        logits[name] = factor * found.features @ found.weight.T
-        low, high = sphere.curvature(problem, found.features, found.weight)
-        difference = float((logits[name] - logits["normalized"]).abs().max())
-        rows.append({"problem": name, "difference": difference, "low": low, "high": high})
-    return pd.DataFrame(rows)
+    problem = theory.normalized([n] * K, scale, d, nonnegative=True)
+    target = theory.optimum(K, scale, nonnegative=True)
+    axes = torch.eye(K, d, dtype=torch.float64)
+    etf = F.normalize(axes - axes.mean(0), dim=1)
+    known = float(problem.value({"features": axes[problem.targets], "weight": etf}))
+    found = best(problem, 12, seed=seed, refine=True)
+    means = found.point["features"][::n]
+    return {
+        "gap": found.value - target.value,
+        "above": found.value - known,
+        "above_etf": found.value - theory.optimum(K, scale).value,
+        "orthonormal": float((means @ means.T - torch.eye(K)).abs().max()),
+    } | collapse(problem, found.point)

@@ -15,20 +15,20 @@ from PIL import Image
 
 from nclib import files
 from nclib.plots import style
-from nclib.plots.style import MARKERS, PALETTE, THEORY
+from nclib.plots.panels import heatmaps, lines
+from nclib.plots.style import MARKERS, PALETTE, THEORY, scales
 
 # One colour per way of training, in every figure.
 MODE_COLORS = {"normalized": PALETTE[0], "hybrid": PALETTE[1], "regularized": PALETTE[2]}
+MODE_LOOKS = dict(zip(MODE_COLORS, zip(MODE_COLORS.values(), "os^", strict=True), strict=True))
 METRICS = {"nc1": "NC1", "nc2": "NC2", "nc3": "NC3"}
+PLAIN = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]
+TURNS = [-180, -90, 0, 90, 180]
 
 
-def _plain_ticks(ax, axis, values):
-    """Label a logarithmic axis with plain numbers, as far as they are in view."""
-    low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
-    shown = [v for v in values if low <= v <= high]
-    axis = ax.xaxis if axis == "x" else ax.yaxis
-    axis.set_ticks(shown, [f"{v:g}" for v in shown])
-    axis.set_ticks([], minor=True)
+def finding(verdict, holds, otherwise):
+    """The title of a figure: a finding where its row shows it, else what is plotted."""
+    return holds if verdict in ("holds", "counterexample") else otherwise
 
 
 def _color(name):
@@ -38,33 +38,57 @@ def _color(name):
 # The model --------------------------------------------------------------------------------------
 
 
-def convergence(history, race):
-    """Figure 1: solvers on both problems, and gradient descent against the clock of steps.
+def _band(ax, table, column, **look):
+    """Median and range over the seeds of paths of different length, each held at its end."""
+    table = table.assign(step=table["iteration"] + 1, value=table[column].clip(lower=1e-16))
+    grid = np.geomspace(1, table["step"].max(), 60)
+    paths = [
+        np.interp(np.log(grid), np.log(part["step"]), np.log(part["value"]))
+        for _, part in table.groupby("seed")
+    ]
+    middle, low, high = np.exp([np.median(paths, 0), np.min(paths, 0), np.max(paths, 0)])
+    ax.plot(grid, middle, **look)
+    ax.fill_between(grid, low, high, color=look["color"], alpha=0.2, lw=0)
 
-    ``history``: problem, method, iteration, gap, gradient_norm; ``race``: problem, iterations.
+
+def convergence(history, race, title):
+    """Figure 1: solvers on both problems from the same starts, and gradient descent on all three.
+
+    ``history``: problem, method, seed, iteration, gap, gradient_norm, nc1, nc2, nc3 (median and
+    range over seeds); ``race``: name, scale, seed, steps; ``title`` of the race.
     """
-    figure, axes = style.grid(1, 3, width=9.8, height=3.0, width_ratios=[1, 1, 1.25])
-    looks = {"trust-region": {"marker": "o", "ms": 4}, "steepest-descent": {"linewidth": 1}}
+    figure, axes = style.grid(1, 4, width=11, height=2.9)
+    history = history.assign(worst=history[list(METRICS)].max(axis=1))
+    panels = {"gap": "$f - f^*$", "gradient_norm": "gradient norm", "worst": "max(NC1, NC2, NC3)"}
     for (problem, method), part in history.groupby(["problem", "method"], sort=False):
-        options = looks[method] | {"color": _color(problem), "label": f"{problem}: {method}"}
-        for ax, column in zip(axes, ("gap", "gradient_norm"), strict=False):
-            ax.semilogy(part["iteration"] + 1, part[column].clip(lower=1e-16), **options)
-    for ax in axes[:2]:
-        ax.set(xlabel="iteration + 1", xscale="log")
-    axes[0].set(ylabel="$f - f^*$", title="Every solver reaches $f^*$")
-    axes[1].set(ylabel="gradient norm", title="Second order: a few iterations")
-    names = axes[0].get_legend_handles_labels()
-    figure.legend(*names, loc="outside lower left", ncols=4)
-    ax, names = axes[2], list(race["problem"])
-    steps = race["iterations"].replace(np.inf, np.nan)
-    ax.barh(range(len(names)), steps, color=[_color(name) for name in names], height=0.65)
-    for i, value in enumerate(steps):
-        ax.annotate(f" {value:.0f}", (value, i), va="center", fontsize=7.5)
-    ax.set(xscale="log", xlabel="gradient steps to NC1–3 < 0.01")
-    ax.set_xlim(steps.min() / 3, steps.max() * 2.5)
-    ax.set_yticks(range(len(names)), names, fontsize=7)
-    ax.invert_yaxis()
-    ax.set_title("Faster? Not for all penalties")
+        look = {"color": _color(problem), "label": f"{problem}: {method}"}
+        look["ls"] = "-" if method == "trust-region" else "--"
+        for ax, column in zip(axes, panels, strict=False):
+            _band(ax, part, column, **look)
+    for ax, label in zip(axes, panels.values(), strict=False):
+        scales(ax, "xy")
+        ax.set(xlabel="iteration + 1", ylabel=label)
+    axes[0].set_title("Two solvers, both problems")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    lines(axes[3], race.replace(np.inf, np.nan), "scale", "steps", by="name", looks=MODE_LOOKS,
+          labels={name: name for name in MODE_LOOKS}, log="y", title=title,
+          xlabel=r"effective scale $\|w\|\|h\|$", ylabel="steps to NC1–3 < 0.01")  # fmt: skip
+    scales(axes[3], "", {"y": [30, 100, 300, 1000]})
+    axes[3].legend()
+    return figure
+
+
+def conditioning(table, closed, title):
+    """Condition number at the matched minima.  ``table``: name, scale, kappa; ``closed``: scale,
+    kappa of the normalized problem."""
+    figure, ax = style.grid(1, 1, width=4.5, height=3.0)
+    lines(ax, table, "scale", "kappa", by="name", looks=MODE_LOOKS, log="xy", points=True,
+          xlabel=r"effective scale $\|w\|\|h\|$", ylabel=r"condition number $\kappa$")  # fmt: skip
+    ax.plot(closed["scale"], closed["kappa"], label="closed form", **THEORY)
+    scales(ax, "", {"x": PLAIN, "y": [5, 10, 30, 100, 300]})
+    ax.axvline(1, **style.GUIDE)
+    ax.set_title(title)
+    ax.legend()
     return figure
 
 
@@ -75,31 +99,25 @@ def spectrum(table, blocks, rates, curve):
     scale, predicted on a finer grid; ``blocks``: n, block, iterations.
     """
     figure, (left, middle, right) = style.grid(1, 3, width=9.8, height=3.0)
-    for (scale, part), color, marker in zip(table.groupby("scale"), PALETTE, MARKERS, strict=False):
-        left.plot(
-            part["index"], part["measured"], marker, color=color, ms=3.5, label=rf"$\tau={scale:g}$"
-        )
-        left.plot(part["index"], part["theory"], **(THEORY | {"linewidth": 1}))
-    left.set(xlabel="index", ylabel="eigenvalue", title="The whole Hessian in closed form (dashed)")
-    left.legend(markerscale=1.5)
+    labels = {scale: rf"$\tau={scale:g}$" for scale in table["scale"].unique()}
+    lines(left, table, "index", "measured", by="scale", labels=labels, theory="theory", points=True,
+          ylabel="eigenvalue", title="The whole Hessian in closed form (dashed)")  # fmt: skip
+    for line in left.lines:
+        line.set(markersize=2.5, linewidth=0.8)
+    left.legend(markerscale=2)
+    lines(middle, rates, "scale", "measured", points=True, xlabel=r"scale $\tau$",
+          ylabel="contraction per gradient step", title="… so the speed is known")  # fmt: skip
     middle.plot(curve["scale"], curve["predicted"], **THEORY)
-    middle.plot(rates["scale"], rates["measured"], "o", color=PALETTE[0])
-    middle.set(xlabel=r"scale $\tau$", ylabel="contraction per gradient step")
-    middle.set_title("... so the speed of descent is known")
-    for (block, part), color in zip(blocks.groupby("block"), (PALETTE[3], PALETTE[0]), strict=True):
-        label = "features $n$ times as fast" if block else "one step size"
-        right.loglog(
-            part["n"], part["iterations"], "s-" if block else "o-", color=color, label=label
-        )
-    right.set(xlabel="samples per class $n$", ylabel="steps to $f-f^*<10^{-10}$")
-    right.set_title("Block steps: $n$ drops out")
-    _plain_ticks(right, "x", sorted(blocks["n"].unique()))
-    _plain_ticks(right, "y", [20, 50, 100, 200, 500])
+    names = {False: "one step size", True: "features $n$ times as fast"}
+    lines(right, blocks, "n", "iterations", by="block", labels=names, log="xy",
+          xlabel="samples per class $n$", ylabel="steps to $f-f^*<10^{-10}$",
+          title="Block steps: $n$ drops out")  # fmt: skip
+    scales(right, "", {"x": sorted(blocks["n"].unique()), "y": [20, 50, 100, 200, 500]})
     right.legend()
     return figure
 
 
-def saddles(table, escapes, best):
+def saddles(table, escapes, best, title):
     """Figure 3: the zoo of critical points and how fast descent leaves one.
 
     ``table``: name, value, predicted, measured; ``escapes``: size, iteration, gradient_norm,
@@ -111,139 +129,141 @@ def saddles(table, escapes, best):
     rows = np.arange(len(table))
     left.barh(rows, table["value"], color=PALETTE[0], height=0.6)
     left.axvline(best, label="global minimum $f^*$", **THEORY)
-    left.legend(loc="lower right")
+    left.legend(loc="upper right", bbox_to_anchor=(1, 0.9))
     left.set_yticks(rows, table["name"], fontsize=7.5)
-    left.set(xlabel="loss", title="Critical, not minimal ...")
+    left.set(xlabel="loss", title="Critical, not minimal …")
     middle.barh(rows, table["measured"], color=PALETTE[3], height=0.6, label="measured")
     middle.plot(table["predicted"], rows, "k|", ms=13, mew=1.6, label="closed form")
     middle.axvline(0, color="0.3", lw=0.8)
     middle.set_yticks(rows, [""] * len(rows))
-    middle.set(xlabel=r"smallest Hessian eigenvalue $\lambda_{\min}$")
-    middle.set_title("... a strict saddle, every one")
+    middle.set(xlabel=r"smallest Hessian eigenvalue $\lambda_{\min}$", title=title)
     middle.legend(loc="lower left")
     for ax in (left, middle):
-        ax.invert_yaxis()
-    sizes = sorted(escapes["size"].unique(), reverse=True)
-    for size, color in zip(sizes, PALETTE, strict=False):
-        part = escapes[escapes["size"] == size]
-        right.semilogy(
-            part["iteration"],
-            part["gradient_norm"],
-            color=color,
-            label=f"start {size:g} away",
-        )
+        ax.set_ylim(len(table) + 1.0, -0.6)
+    names = {size: f"start {size:g} away" for size in escapes["size"].unique()}
+    lines(right, escapes, "iteration", "gradient_norm", by="size", labels=names, log="y",
+          xlabel="gradient step", ylabel="gradient norm",
+          title="Leaving total collapse as predicted")  # fmt: skip
+    for line in right.lines:
+        line.set_marker("")
+    for _, part in escapes.groupby("size"):
         early = part[part["gradient_norm"].cummax() < 0.03]
         later = early.iloc[len(early) // 3 :]
         if len(later) > 2:
-            line = later["gradient_norm"].iloc[0] * later["growth"] ** (
-                later["iteration"] - later["iteration"].iloc[0]
-            )
-            right.semilogy(later["iteration"], line, **THEORY)
-    right.set(xlabel="gradient step", ylabel="gradient norm")
-    right.set_title("Escape from total collapse, predicted")
+            steps = later["iteration"] - later["iteration"].iloc[0]
+            grown = later["gradient_norm"].iloc[0] * later["growth"] ** steps
+            right.plot(later["iteration"], grown, **THEORY)
     right.legend(loc="lower right")
     return figure
 
 
-def _heat(ax, table, x, y, value, levels):
-    grid = table.pivot(index=y, columns=x, values=value)
-    where = grid.columns, grid.index, grid.to_numpy()
-    norm = LogNorm(levels[0], levels[-1]) if levels[0] > 0 else None
-    return ax.contourf(*where, levels=levels, cmap=style.SEQUENTIAL, norm=norm, antialiased=False)
+def bound(table, limit, title):
+    """Figure 12: curvature of non-minimal critical points against the scale.
 
-
-def landscape(sphere_map, radial, wells, K, best, norm):
-    """Figure 4: a slice of the normalized and of the penalised problem, and one sample alone.
-
-    ``sphere_map``: turn, offset, value; ``radial``: radius, offset, value; ``wells``: scale, angle,
-    value; ``norm``: feature norm at the penalised minimum.
+    ``table``: name, scale, low (``λ_min`` over the scale); ``limit``: the published bound.
     """
-    figure, (left, middle, right) = style.grid(1, 3, width=9.8, height=3.0)
-    levels = np.linspace(0, np.ceil(sphere_map["value"].max() * 2) / 2, 19)
-    image = _heat(left, sphere_map, "offset", "turn", "value", levels)
-    left.plot([0, 0], [120, -120], "w*", ms=11, mec="k", mew=0.6)
-    left.axhline(0, color="w", lw=0.8, ls=":")
-    left.annotate("total collapse", (-170, 6), color="w", fontsize=7.5)
-    left.set(xlabel=r"feature minus classifier $\psi$ [°]", ylabel=r"turn per class $\varphi$ [°]")
-    left.set_title(f"On the circle: two minima, both $f^* = {best:.3f}$")
-    left.set(xticks=[-180, -90, 0, 90, 180], yticks=[-120, 0, 120])
-    figure.colorbar(image, ax=left, label="loss", format="%.1f")
-    lowest, highest = radial["value"].min(), radial["value"].max()
-    levels = np.geomspace(0.98 * lowest, 1.02 * highest, 19)
-    image = _heat(middle, radial, "offset", "radius", "value", levels)
-    middle.plot([0], [norm], "w*", ms=11, mec="k", mew=0.6)
-    middle.set(xlabel=r"feature minus classifier $\psi$ [°]", ylabel=r"feature norm $\|h\|$")
-    middle.set_title("Free, penalised norm")
-    middle.set_xticks([-180, -90, 0, 90, 180])
-    ticks = levels[:: len(levels) // 5]
-    figure.colorbar(image, ax=middle, label="loss + penalty", ticks=ticks, format="%.2g")
-    for (scale, part), color in zip(wells.groupby("scale"), PALETTE, strict=False):
-        right.plot(part["angle"], part["value"] / scale, color=color, label=rf"$\tau={scale:g}$")
-    right.set(xlabel="feature to its classifier [°]", ylabel=r"loss of one sample $/\,\tau$")
-    right.set_xticks([-180, -90, 0, 90, 180])
-    right.set_title(rf"One feature: false well if $\tau>{K - 1}$")
-    right.legend(loc="upper center")
+    figure, ax = style.grid(1, 1, width=6.5, height=3.3)
+    table = table.assign(depth=-table["low"])
+    lines(ax, table, "scale", "depth", by="name", log="xy", xlabel=r"scale $\tau$",
+          ylabel=r"$-\lambda_{\min}/\tau$", title=title)  # fmt: skip
+    for line in ax.lines:
+        line.set_markersize(3)
+    ax.set_ylim(1e-8, 2)
+    ax.axvline(limit, label="bound of the theorem,\nas we remember it", **THEORY)
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def temperature(theory, budget, nets, marks, predicted):
+def _heat(ax, table, y, levels):
+    grid = table.pivot(index=y, columns="offset", values="excess")
+    where = grid.columns, grid.index, grid.to_numpy().clip(levels[0], levels[-1])
+    norm = LogNorm(levels[0], levels[-1])
+    return ax.contourf(*where, levels=levels, cmap=style.SEQUENTIAL, norm=norm, antialiased=False)
+
+
+def landscape(sphere_map, radial, wells, K, norm, title):
+    """Figure 4: a slice of the normalized and of the penalised problem, and one sample alone.
+
+    ``sphere_map``: turn, offset, excess (over the minimum); ``radial``: radius, offset, excess;
+    ``wells``: scale, angle, value; ``norm``: feature norm at the penalised minimum.
+    """
+    figure, (left, middle, right) = style.grid(1, 3, width=10.2, height=3.1)
+    levels, about = np.geomspace(0.01, 10, 19), r"feature minus classifier $\psi$ [°]"
+    _heat(left, sphere_map, "turn", levels)
+    left.plot([0, 0], [120, -120], "w*", ms=11, mec="k", mew=0.6)
+    left.axhline(0, color="w", lw=0.8, ls=":")
+    left.annotate("total collapse: critical, no minimum", (-172, 7), color="w", fontsize=7.5)
+    left.set(xlabel=about, ylabel=r"turn per class $\varphi$ [°]", xticks=TURNS)
+    left.set(yticks=[-120, 0, 120], title="On the circle: two minima (stars)")
+    image = _heat(middle, radial, "radius", levels)
+    middle.plot([0], [norm], "w*", ms=11, mec="k", mew=0.6)
+    middle.set(xlabel=about, ylabel=r"feature norm $\|h\|$", xticks=TURNS)
+    middle.set_title("Norm free and penalised: one more direction")
+    bar = figure.colorbar(image, ax=[left, middle], label="loss above its minimum")
+    bar.set_ticks([0.01, 0.1, 1, 10], labels=["0.01", "0.1", "1", "10"])
+    for (scale, part), color in zip(wells.groupby("scale"), PALETTE, strict=False):
+        right.plot(part["angle"], part["value"] / scale, color=color, label=rf"$\tau={scale:g}$")
+        end = part.iloc[[0, -1]]
+        right.plot(end["angle"], end["value"] / scale, "v" if scale > K - 1 else "^", color=color)
+    right.set(xlabel="feature to its classifier [°]", ylabel=r"loss of one sample $/\,\tau$")
+    right.set(xticks=TURNS, title=title)
+    right.legend(loc="upper center", title="▽ well at the antipode, △ top", title_fontsize=7)
+    return figure
+
+
+def temperature(theory, budget, nets, marks, predicted, titles):
     """Figure 6: the scale decides the curvature, and the curvature the collapse.
 
-    ``theory``: K, n, d, scale, low, kappa; ``budget``: scale, nc1, nc2, nc3 of the model; ``nets``:
-    scale, nc1, nc2, nc3; ``marks``: K -> best scales (curvature, conditioning); ``predicted``: best
-    scale for the model's and for the networks' sizes.
+    ``theory``: K, scale, low, kappa; ``budget``: scale, nc1, nc2, nc3 of the model; ``nets``: the
+    same per seed; ``marks``: K -> best scales (curvature, conditioning); ``predicted``: best scale
+    for the model's and for the networks' sizes; ``titles`` of the model and the networks.
     """
-    figure, axes = style.grid(1, 4, width=10.5, height=2.8)
-    for (K, part), color in zip(theory.groupby("K"), PALETTE, strict=False):
-        curved, conditioned = marks[K]
-        axes[0].loglog(part["scale"], part["low"], color=color, label=f"$K={K}$")
-        axes[0].axvline(curved, color=color, ls=":", lw=1)
-        axes[1].loglog(part["scale"], part["kappa"], color=color, label=f"$K={K}$")
-        axes[1].axvline(conditioned, color=color, ls=":", lw=1)
-    axes[0].set(ylabel=r"smallest positive eigenvalue $\lambda^+_{\min}$")
-    axes[0].set_title("Curvature: one best scale per $K$")
-    axes[0].set_ylim(theory["low"].max() * 1e-7, theory["low"].max() * 4)
-    axes[1].set(ylabel=r"condition number $\kappa$", title="Conditioning: another one")
-    axes[0].legend()
-    for ax, table, title, mark in (
-        (axes[2], budget, "Model after a fixed budget", predicted[0]),
-        (axes[3], nets, "Networks after a fixed budget", predicted[1]),
-    ):
-        ax.axvline(mark, label="predicted best", **THEORY)
-        table = table.sort_values("scale")
-        for (column, label), color, marker in zip(METRICS.items(), PALETTE, MARKERS, strict=False):
-            clipped = table[column].clip(lower=1e-16)
-            ax.loglog(table["scale"], clipped, marker + "-", color=color, label=label)
-        ax.set_title(title)
-    figure.legend(*axes[3].get_legend_handles_labels(), loc="outside lower right", ncols=4)
-    for ax in axes:
-        ax.set_xlabel(r"scale $\tau$")
+    figure, axes = style.grid(2, 2, width=9.0, height=2.9)
+    names = {K: f"$K={K}$" for K in marks}
+    what = {"low": r"smallest positive eigenvalue $\lambda^+_{\min}$"}
+    what["kappa"] = r"condition number $\kappa$"
+    for i, (ax, (column, label)) in enumerate(zip(axes[0], what.items(), strict=True)):
+        lines(ax, theory, "scale", column, by="K", labels=names, log="xy", ylabel=label,
+              guides=[best[i] for best in marks.values()], xlabel=r"scale $\tau$")  # fmt: skip
+        for line in ax.lines:
+            line.set_marker("")
+    axes[0, 0].set_ylim(theory["low"].max() * 1e-7, theory["low"].max() * 4)
+    axes[0, 0].set_title("Curvature: one best scale (dotted) per $K$")
+    axes[0, 1].set_title("Conditioning: another one")
+    axes[0, 0].legend(loc="lower left")
+    for ax, table, title, mark in zip(axes[1], (budget, nets), titles, predicted, strict=True):
+        for (column, label), look in zip(METRICS.items(), zip(PALETTE, MARKERS), strict=False):  # noqa: B905
+            lines(ax, table.assign(metric=label), "scale", column, by="metric", floor=1e-16,
+                  looks={label: look})  # fmt: skip
+        ax.axvline(mark, label="predicted", **THEORY)
+        scales(ax, "xy", {"x": PLAIN})
+        ax.set(xlabel=r"scale $\tau$", ylabel="after a fixed budget", title=title)
+    axes[1, 1].legend(loc="lower right")
     return figure
 
 
 def dimensions(table):
     """Figure 9: gap to f* and NC2 against its floor.  ``table``: K, d, gap, nc2, nc2_floor."""
     figure, (left, right) = style.grid(1, 2, height=3.3, width=9.5)
-    for (K, part), color, marker in zip(table.groupby("K"), PALETTE, MARKERS, strict=False):
-        options = {"color": color, "label": f"$K={K}$"}
-        left.semilogy(part["d"], part["gap"].clip(lower=1e-16), marker + "-", **options)
-        left.axvline(K - 1, color=color, ls=":", lw=1)
-        right.plot(part["d"] / (K - 1), part["nc2"], marker, **options)
-    ratio = np.linspace(0.1, 1, 200)
+    names = {K: f"$K={K}$" for K in table["K"].unique()}
+    lines(left, table, "d", "gap", by="K", labels=names, log="y", floor=1e-16,
+          guides=[K - 1 for K in names], xlabel="dimension $d$", ylabel="$f-f^*$",
+          title="$f^*$ is reached from $d = K-1$ (dotted) on")  # fmt: skip
+    left.set_xticks(sorted(table["d"].unique()))
+    table, ratio = table.assign(ratio=table["d"] / (table["K"] - 1)), np.linspace(0.1, 1, 200)
+    lines(right, table, "ratio", "nc2", by="K", labels=names, points=True, xlabel="$d/(K-1)$",
+          ylabel="NC2 of the classifier", title="Below it, NC2 is close to its floor")  # fmt: skip
     right.plot([*ratio, 1.5], [*np.sqrt(2 - 2 * np.sqrt(ratio)), 0], label="floor", **THEORY)
-    left.set(xlabel="dimension $d$", ylabel="$f-f^*$", xticks=sorted(table["d"].unique()))
-    left.set_title("$f^*$ is reached from $d = K-1$ (dotted) on")
+    right.set(xlim=(0.2, 1.35))
     left.legend()
-    right.set(xlabel="$d/(K-1)$", ylabel="NC2 of the classifier")
-    right.set(xlim=(0.2, 1.35), title="Below it, NC2 stays close to its floor")
     right.legend()
     return figure
 
 
-def spurious(table, points, value):
+def spurious(table, point, labels, value):
     """Figure 10: where random starts end in d = 2 and 3, and the false minimum on the circle.
 
-    ``table``: n, d, value; ``points``: (features, weight, labels) of the false minimum.
+    ``table``: n, d, value; ``point``: ``features`` and ``weight`` of the false minimum, or None.
     """
     figure, axes = style.grid(1, 3, width=9.8, height=3.0, width_ratios=[1, 1, 0.8])
     bins = np.linspace(-0.02, 0.52, 19)
@@ -253,121 +273,117 @@ def spurious(table, points, value):
         colors, names = [PALETTE[0], PALETTE[3]], ["$d=3$", "$d=2$"]
         ax.hist(ends, bins, weights=shares, color=colors, label=names)
         ax.set(xlabel="final loss", ylabel="share of starts", ylim=(0, 1.05))
-        ax.set_title(f"$K=3$, $n={n}$: caught only on the circle")
+        ax.set_title(f"Where starts end, $K=3$, $n={n}$")
         ax.legend()
-    _circle(axes[2], *points, size=90)
-    axes[2].set_title(f"The false minimum, $f={value:.4f}$\n(dots: features)")
+    axes[2].axis("off")
+    if point is not None:
+        _circle(axes[2], point["features"], point["weight"], labels, size=90)
+        axes[2].set_title(f"The false minimum, $f={value:.4f}$\n(dots: features)")
     return figure
 
 
 def imbalance(grams, table):
     """Figure 11: Gram matrices of W at imbalanced minima.  ``table``: counts, certificate, nc2."""
-    figure, axes = style.grid(1, len(grams), width=9.5, height=3.2)
-    for ax, gram, row in zip(axes, grams, table.itertuples(), strict=True):
-        image = ax.imshow(gram, cmap=style.DIVERGING, vmin=-1, vmax=1)
-        for i, j in np.ndindex(*gram.shape):
-            shade = "w" if abs(float(gram[i, j])) > 0.7 else "k"
-            text = f"{float(gram[i, j]):.2f}"
-            ax.annotate(text, (j, i), ha="center", va="center", color=shade, fontsize=7)
-        ax.set(xticks=range(len(gram)), yticks=range(len(gram)), xlabel="class")
-        ax.set_title(f"sizes {row.counts}, NC2 = {row.nc2:.2f}")
-    axes[0].set_ylabel("class")
-    figure.suptitle(
-        "Imbalanced classes: certified global minima, no longer a simplex ETF", fontsize=10
-    )
-    figure.colorbar(image, ax=axes, label="cosine of classifier rows", shrink=0.8)
-    return figure
+    rows = table.itertuples()
+    named = {f"{row.counts}\nNC2 = {row.nc2:.2f}": g for row, g in zip(rows, grams, strict=True)}
+    return heatmaps(named, label="cosine of classifier rows", digits=2, width=9.0)
 
 
 # Networks ---------------------------------------------------------------------------------------
 
 
-def _cell_style(row):
-    """Colour by mode; matched penalties dash-dotted."""
-    look = {"color": MODE_COLORS[row["name"]], "lw": 1.5, "linestyle": "-"}
-    if "matched" in row["label"]:
-        look["linestyle"] = "-."
-    return look
+def _net_looks(curves, strong):
+    """Label -> its line: colour by mode; scales other than 1 dotted, matched penalties dashed."""
+    looks, others = {}, sorted(set(curves["scale"]) - {strong, 1.0})
+    tints = dict(zip(others, sns.light_palette(PALETTE[0], len(others) + 2)[:1:-1], strict=True))
+    for label, part in curves.groupby("label", sort=False):
+        name, scale = part["name"].iloc[0], part["scale"].iloc[0]
+        looks[label] = {"color": MODE_COLORS[name], "lw": 1.5, "ls": "-"}
+        if name == "normalized" and scale != 1:
+            looks[label] |= {"ls": ":", "lw": 1.8, "color": tints.get(scale, MODE_COLORS[name])}
+        elif "matched" in label:
+            looks[label]["ls"] = "-."
+    return looks
 
 
-def network_curves(curves, floors, *, strong):
+def network_curves(curves, floors, titles, *, strong):
     """Figure 7: collapse, loss, effective scale and accuracy against epochs, per way of training.
 
-    ``curves``: cell, name, label, scale, epoch and metrics; ``floors``: scale -> name -> value of
-    the loss; ``strong``: the scale drawn with a full line, others are dotted, each in its tint.
+    ``curves``: label, name, scale, seed, epoch and metrics (mean and range over seeds); ``floors``:
+    scale -> lowest possible loss; ``titles``: of single panels; ``strong``: the matched scale.
     """
-    figure, axes = style.grid(2, 3, width=9, height=2.4, sharex=True)
-    axes = axes.ravel()
-    panels = [
-        *METRICS.items(),
-        ("loss", "cross-entropy"),
-        ("effective_scale", r"scale $\|w\|\|h\|$"),
-    ]
-    panels.append(("test_accuracy", "test accuracy [%]"))
-    others = sorted(set(curves.query("name == 'normalized'")["scale"]) - {strong})
-    shades = sns.light_palette(MODE_COLORS["normalized"], len(others) + 2)[:1:-1]
-    tints = dict(zip(others, shades, strict=True))
-    for _, part in curves.groupby("cell"):
-        row = part.iloc[0]
-        look = _cell_style(row)
-        if row["name"] == "normalized" and row["scale"] != strong:
-            look |= {"linestyle": ":", "lw": 1.8, "color": tints[row["scale"]]}
-        label = row["label"].replace("τ", r"$\tau$")
-        part = part[part["epoch"] > 0]
-        for ax, (column, _) in zip(axes, panels, strict=True):
-            ax.plot(part["epoch"], part[column], label=label, **look)
-    for ax, (column, label) in zip(axes, panels, strict=True):
-        ax.set(ylabel=label, xscale="log")
-        if column not in ("test_accuracy", "loss"):
-            ax.set_yscale("log")
-    for i, lines in enumerate(floors.values()):
-        value = lines["ReLU" if "ReLU" in lines else "ETF"]
-        axes[3].axhline(value, label=None if i else "floor of normalized nets", **THEORY)
-    axes[3].legend(handles=axes[3].get_lines()[-len(floors) :][:1], loc="center right")
-    axes[3].set_ylim(-0.05, min(2.4, axes[3].get_ylim()[1]))
-    best = curves.loc[curves["epoch"] > 0, "test_accuracy"].max()
-    axes[5].set_ylim(best - 9, best + 1)
+    figure, axes = style.grid(2, 3, width=9.5, height=2.5, sharex=True)
+    panels = METRICS | {"loss": "cross-entropy", "effective_scale": r"scale $\|w\|\|h\|$"}
+    panels["test_accuracy"] = "test accuracy [%]"
+    curves = curves[curves["epoch"] > 0]
+    for label, look in _net_looks(curves, strong).items():
+        own = curves[curves["label"] == label].groupby("epoch")
+        for ax, column in zip(axes.flat, panels, strict=True):
+            values = own[column].agg(["mean", "min", "max"])
+            ax.plot(values.index, values["mean"], label=label.replace("τ", r"$\tau$"), **look)
+            ax.fill_between(
+                values.index, values["min"], values["max"], color=look["color"], alpha=0.15, lw=0
+            )
     last = curves["epoch"].max()
-    for ax in axes:
-        _plain_ticks(ax, "x", [e for e in (1, 2, 5, 10, 20, 50, 100, 200, 500) if e <= last])
-    for ax in axes[:3]:
-        _plain_ticks(ax, "y", [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1])
-    _plain_ticks(axes[4], "y", [0.3, 1, 2, 3, 5, 10, 20])
-    axes[0].set_title("Within-class spread")
-    axes[1].set_title("Distance of W to the ETF")
-    axes[2].set_title("Distance to self-duality")
-    axes[3].set_title("The loss rests on its floor")
-    axes[4].set_title("What the penalties choose")
-    axes[5].set_title("Accuracy does not follow")
-    for ax in axes[3:]:
+    for ax, (column, label) in zip(axes.flat, panels.items(), strict=True):
+        scales(ax, "x" if column in ("loss", "test_accuracy") else "xy")
+        ax.set(ylabel=label, title=titles.get(column, ""))
+    for scale, value in floors.items():
+        style.reference(axes[1, 0], value, rf"lowest possible, $\tau={scale:g}$")
+    axes[1, 0].set_ylim(-0.05, min(2.4, axes[1, 0].get_ylim()[1]))
+    axes[1, 2].set_ylim(curves["test_accuracy"].max() - 9, None)
+    for ax in axes.flat:
+        ticks = {"x": [e for e in (1, 2, 5, 10, 20, 50, 100, 200, 500) if e <= last]}
+        scales(ax, "", ticks if ax in axes[1, [0, 2]] else ticks | {"y": [0.003, *PLAIN]})
+    for ax in axes[1]:
         ax.set_xlabel("epoch")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
-def width(final):
-    """Figure 8: random labels against width.  ``final``: width, nc1, nc2, nc3, train_accuracy."""
-    figure, (left, right) = style.grid(1, 2, height=3.2)
-    table = final.groupby("width", as_index=False).mean(numeric_only=True)
-    for (column, label), color, marker in zip(METRICS.items(), PALETTE, MARKERS, strict=False):
-        left.loglog(table["width"], table[column], marker + "-", color=color, label=label)
-        left.loglog(final["width"], final[column], marker, color=color, alpha=0.3)
-    left.set(xlabel="hidden width", ylabel="metric at the last epoch")
-    left.set_title("Random labels: wider nets collapse all the same")
-    left.legend()
-    right.semilogx(table["width"], table["train_accuracy"], "o-", color=PALETTE[0])
-    right.set(xlabel="hidden width", ylabel="training accuracy on random labels [%]")
-    right.set_title("... once they can fit them")
-    for ax in (left, right):
-        ax.set_xticks(table["width"], [f"{w:g}" for w in table["width"]])
-        ax.minorticks_off()
+def generalization(final, title):
+    """Figure 13: test accuracy and collapse on test data at the end, every seed as a dot.
+
+    ``final``: label, name, seed, test_accuracy, test_nc1, test_nc3.
+    """
+    panels = {"test_accuracy": "test accuracy [%]", "test_nc1": "NC1 on test data"}
+    panels["test_nc3"] = "NC3 on test data"
+    figure, axes = style.grid(1, 3, width=9.8, height=2.7, sharey=True)
+    names = list(final["label"].unique())
+    for ax, (column, label) in zip(axes, panels.items(), strict=True):
+        for i, name in enumerate(names):
+            own = final[final["label"] == name]
+            ax.plot(own[column], [i] * len(own), "o", color=_color(name), alpha=0.7)
+            ax.plot(own[column].mean(), i, "k|", ms=11)
+        ax.set(xlabel=label, yticks=range(len(names)), yticklabels=names)
+    axes[0].invert_yaxis()
+    axes[0].set_title(title)
+    return figure
+
+
+def width(final, title):
+    """Figure 8: random labels against width, true ones beside them.
+
+    ``final``: width, seed, labels (true or random), nc1, nc2, nc3, train_accuracy.
+    """
+    panels = METRICS | {"train_accuracy": "training accuracy [%]"}
+    figure, axes = style.grid(1, 4, width=10.5, height=2.8)
+    looks = {"random": (PALETTE[3], "o"), "true": (PALETTE[0], "s")}
+    for ax, (column, label) in zip(axes, panels.items(), strict=True):
+        log = "x" if column == "train_accuracy" else "xy"
+        lines(ax, final, "width", column, by="labels", looks=looks, log=log, xlabel="width",
+              ylabel=label)  # fmt: skip
+        widths = {"x": sorted(final["width"].unique())}
+        scales(ax, "", widths if log == "x" else widths | {"y": PLAIN})
+    axes[0].set_title(title)
+    axes[-1].legend(title="labels")
     return figure
 
 
 # Spheres ----------------------------------------------------------------------------------------
 
 
-def _circle(ax, features, weight, labels, *, size=14, reach=None):
+def _circle(ax, features, weight, labels, *, size=14):
     """Features (dots) and classifiers (rays) in the plane."""
     angle = np.linspace(0, 2 * np.pi, 361)
     ax.plot(np.cos(angle), np.sin(angle), color="0.75", lw=0.8, zorder=1)
@@ -376,38 +392,39 @@ def _circle(ax, features, weight, labels, *, size=14, reach=None):
     for k, w in enumerate(np.asarray(weight)):
         ax.plot([0, w[0]], [0, w[1]], color=PALETTE[k % len(PALETTE)], lw=1.4, zorder=2)
         ax.plot(*w, marker="D", color=PALETTE[k % len(PALETTE)], mec="k", mew=0.5, ms=5, zorder=4)
-    reach = reach or 1.15 * max(1.0, np.abs(features).max(), np.abs(weight).max())
+    reach = 1.15 * max(1.0, np.abs(features).max(), np.abs(weight).max())
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     ax.axis("off")
 
 
-def modes(films, titles):
+def modes(films, titles, notes):
     """Figure 5a: last epoch of networks with two-dimensional features, one per way of training.
 
-    ``films``: tables of :func:`nets.film`.
+    ``films``: tables of :func:`nets.film`; ``notes`` stand below the pictures.
     """
-    figure, axes = style.grid(1, len(films), width=8.5, height=3.1)
-    for ax, film, title in zip(axes, films, titles, strict=True):
+    figure, axes = style.grid(1, len(films), width=8.5, height=3.3)
+    for ax, film, title, note in zip(axes, films, titles, notes, strict=True):
         last = film[film["epoch"] == film["epoch"].max()]
         points = {kind: part for kind, part in last.groupby("kind")}
         features = points["feature"][["x0", "x1"]].to_numpy()
         weight = points["classifier"][["x0", "x1"]].to_numpy()
         _circle(ax, features, weight, points["feature"]["label"], size=12)
         ax.set_title(title, loc="center")
+        ax.text(0.5, -0.03, note, transform=ax.transAxes, ha="center", va="top", fontsize=8.5)
     return figure
 
 
-def camera(weight, tilt=18.0, turn=25.0):
+def camera(weight, turn=25.0):
     """A ``(3, 3)`` view (right, up, towards the eye) that shows final classifiers ``(K, 3)`` well.
 
-    The first classifier points up; then the view turns and tilts by degrees.
+    The first classifier points up; then the view turns by ``turn`` degrees and tilts a little.
     """
     weight = np.asarray(weight, float)
     up = weight[0] / np.linalg.norm(weight[0])
     eye = weight[1] - up * (up @ weight[1])
     eye /= np.linalg.norm(eye)
     frame = np.stack([np.cross(up, eye), up, eye])
-    a, b = np.radians(turn), np.radians(tilt)
+    a, b = np.radians(turn), np.radians(18)
     about_up = np.array([[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]])
     about_right = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
     return about_right @ about_up @ frame
@@ -433,8 +450,8 @@ class Globe:
         self.circles = LineCollection([], colors="0.85", linewidths=0.6, zorder=1)
         self.edges = LineCollection([], colors="0.35", linewidths=0.8, zorder=2)
         self.rays = LineCollection([], linewidths=1.4, zorder=3, colors=PALETTE[:num_classes])
-        for lines in (self.circles, self.edges, self.rays):
-            ax.add_collection(lines)
+        for collection in (self.circles, self.edges, self.rays):
+            ax.add_collection(collection)
         start = np.zeros((len(self.colors), 2))
         self.dots = ax.scatter(*start.T, s=size, lw=0, zorder=4)
         self.tips = ax.scatter(
@@ -500,16 +517,16 @@ def collapse(films, epochs, captions):
     return figure
 
 
-def animate(films, path, *, captions, seconds=8.0, spin=50.0, width=6.4, dpi=90):
+def animate(films, path, *, captions):
     """Write the films side by side as an animated GIF that loops; returns its size in bytes.
 
-    All films share the epochs of the first.  Spheres turn by ``spin`` degrees.  The last frame
-    rests for two seconds.  128 colours, no dithering: below one megabyte, equal bytes for
+    All films share the epochs of the first.  Spheres turn by 50 degrees in eight seconds; the last
+    frame rests for two.  128 colours, no dithering: below one megabyte, equal bytes for
     equal input.
     """
     taken = [_frames(film) for film in films]
     epochs = sorted(taken[0][0])
-    figure = Figure(figsize=(width, width / len(films) + 0.35), dpi=dpi, layout="none")
+    figure = Figure(figsize=(6.4, 6.4 / len(films) + 0.35), dpi=90, layout="none")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(films), squeeze=False)[0]
     figure.subplots_adjust(0.01, 0.07, 0.99, 0.88, wspace=0.02)
@@ -521,24 +538,24 @@ def animate(films, path, *, captions, seconds=8.0, spin=50.0, width=6.4, dpi=90)
     images = []
     for i, epoch in enumerate(epochs):
         for globe, (frames, _, dim) in zip(globes, taken, strict=True):
-            turn = 25 + spin * (i / max(1, len(epochs) - 1) - 0.5)
+            turn = 25 + 50 * (i / max(1, len(epochs) - 1) - 0.5)
             view = camera(frames[epochs[-1]][1], turn=turn) if dim == 3 else None
             globe.draw(*frames[epoch], view)
         heading.set_text(f"step {epoch}")
         figure.canvas.draw()
         pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
         images.append(Image.fromarray(pixels.copy()))
-    return _write_gif(images, Path(path), seconds)
+    return _write_gif(images, Path(path))
 
 
-def _write_gif(images, path, seconds):
+def _write_gif(images, path):
     options = {"method": Image.Quantize.MEDIANCUT, "dither": Image.Dither.NONE}
     # One palette for all frames, from the first, a middle and the last one.
     samples = [images[0], images[len(images) // 2], images[-1]]
     strip = Image.fromarray(np.concatenate([np.asarray(image) for image in samples]))
     palette = strip.quantize(128, **options)
     frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
-    durations = [int(1000 * seconds / len(frames))] * (len(frames) - 1) + [2000]
+    durations = [8000 // len(frames)] * (len(frames) - 1) + [2000]
     options = {"append_images": frames[1:], "duration": durations, "loop": 0, "optimize": True}
     with files.replacing(path) as temporary:
         frames[0].save(temporary, format="gif", save_all=True, **options)

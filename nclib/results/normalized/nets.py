@@ -10,6 +10,7 @@ Three ways to train the last layer (:data:`MODES`), all without a bias:
 """
 
 from dataclasses import dataclass, replace
+from math import log
 
 import pandas as pd
 import torch
@@ -93,28 +94,20 @@ def matched(name, K, scale):
 
 
 class SphereClassifier(nets.Classifier):
-    """``scale · features @ W.T`` without bias; features and rows of W on the sphere or free.
+    """The backbone of a :class:`nclib.deep.nets.Classifier` with a new head trained by ``mode``.
 
-    ``features(x)`` are what the head sees, of norm 1 if ``unit_features``.  If ``unit_weight``,
-    call :meth:`retract` after every optimiser step.  A feature vector that is exactly zero stays
+    Logits ``scale · features @ W.T`` without bias; features and rows of W on the sphere or free.
+    ``features(x)`` are what the head sees, of norm 1 if the mode says so.  If rows of W are on the
+    sphere, call :meth:`retract` after every optimiser step.  Features that are exactly zero stay
     zero.
     """
 
-    def __init__(
-        self, backbone, dim, num_classes, *, scale=1.0, unit_features=True, unit_weight=True
-    ):
-        checks.integer("dim", dim, 2)
-        super().__init__(backbone, nn.Linear(dim, checks.integer("K", num_classes, 2), bias=False))
-        self.scale = checks.real("scale", scale, above=0)
-        self.unit_features, self.unit_weight = unit_features, unit_weight
-        self.retract()
-
-    @classmethod
-    def around(cls, net, mode):
-        """The backbone of a :class:`nclib.deep.nets.Classifier` with a head trained by ``mode``."""
-        options = {"unit_features": mode.unit_features, "unit_weight": mode.unit_weight}
+    def __init__(self, net, mode):
         K, dim = net.head.weight.shape
-        return cls(net.backbone, dim, K, scale=mode.scale, **options)
+        super().__init__(net.backbone, nn.Linear(checks.integer("dim", dim, 2), K, bias=False))
+        self.scale = mode.scale
+        self.unit_features, self.unit_weight = mode.unit_features, mode.unit_weight
+        self.retract()
 
     def features(self, inputs):
         """Last-layer features ``(N, d)``."""
@@ -174,15 +167,13 @@ def backbone(architecture, data, *, width, dim, feature_relu=False):
     and average pooling, so that features have no negative entry.
     """
     checks.choice("architecture", architecture, ARCHITECTURES)
-    K, channels = data.num_classes, data.inputs.shape[1]
+    sizes = width
     if architecture == "mlp":
-        widths = [data.inputs[0].numel(), int(width), int(width), dim]
-        return nets.mlp(widths, K, bias=False, final_relu=feature_relu, final_norm=False)
-    if architecture == "cnn":
-        shape = [int(width), 2 * int(width), 4 * int(width), dim]
-        return nets.cnn(shape, K, in_channels=channels, bias=False)
-    depth = int(architecture.removeprefix("resnet"))
-    return nets.resnet(depth, K, width=width, in_channels=channels, bias=False)
+        sizes = [int(width), int(width), dim]
+    elif architecture == "cnn":
+        sizes = [int(width), 2 * int(width), 4 * int(width), dim]
+    options = {"bias": False, "final_relu": feature_relu, "final_norm": False}
+    return nets.build(architecture, data, sizes, **options)
 
 
 @dataclass(frozen=True)
@@ -206,7 +197,8 @@ def cell_data(cell, data):
 def measure(net, data, test_data=None):
     """Collapse metrics on ``data`` in eval mode, loss, accuracies (percent) and effective scale.
 
-    ``effective_scale`` is ``scale · mean ‖w‖ · mean ‖h‖``: what multiplies the cosines.
+    ``effective_scale`` is ``scale · mean ‖w‖ · mean ‖h‖``: what multiplies the cosines.  With
+    ``test_data`` also ``test_accuracy``, ``test_nc1`` and ``test_nc3``.
     """
     features = collect.features(net, data.inputs)
     with torch.no_grad():
@@ -218,7 +210,11 @@ def measure(net, data, test_data=None):
         "effective_scale": float(net.scale * norms),
     }
     if test_data is not None:
+        tested = sphere_metrics(
+            collect.features(net, test_data.inputs), test_data.labels, net.weight
+        )
         found["test_accuracy"] = 100 * collect.accuracy(net, test_data)
+        found |= {f"test_{name}": tested[name] for name in ("nc1", "nc3")}
     return found
 
 
@@ -231,7 +227,7 @@ def train_cell(cell, architecture, data, recipe, *, feature_relu=False, watch=No
 
     def build():
         shape = {"width": cell.width, "dim": cell.dim, "feature_relu": feature_relu}
-        return SphereClassifier.around(backbone(architecture, data, **shape), cell.mode)
+        return SphereClassifier(backbone(architecture, data, **shape), cell.mode)
 
     net = nets.seeded(cell.seed, build).to(data.inputs.device)
     watch = watch or (lambda net, epoch: measure(net, data))
@@ -250,7 +246,7 @@ def train_cell(cell, architecture, data, recipe, *, feature_relu=False, watch=No
 
 
 @dataclass(frozen=True)
-class Study:
+class Nets:
     """``curves``: one row per cell and measured epoch; ``final``: the last ones; ``nets``."""
 
     curves: pd.DataFrame
@@ -262,7 +258,7 @@ class Study:
         return self.curves.groupby("cell", sort=True).last().reset_index()
 
 
-def study(
+def train_nets(
     cells,
     architecture,
     train_data,
@@ -274,11 +270,11 @@ def study(
     checkpoint=None,
     augment=None,
 ):
-    """Train all ``cells``, one after the other and each with its own checkpoint; :class:`Study`.
+    """Train all ``cells``, one after the other and each with its own checkpoint; :class:`Nets`.
 
     ``every``: measure every so many epochs, and the first and last.  ``checkpoint``: ``cell ->
     path`` or ``None``.  Curves have the columns of :func:`measure` and ``cell, name, label, scale,
-    width, dim, seed``.
+    width, dim, seed, labels`` (true or random).
     """
     points = set(range(0, recipe.epochs + 1, every)) | {recipe.epochs}
     curves, found = [], []
@@ -298,12 +294,13 @@ def study(
         )
         tags = {"cell": i, "name": cell.mode.name, "label": str(cell.mode)}
         tags |= {"scale": cell.mode.scale, "width": cell.width, "dim": cell.dim, "seed": cell.seed}
+        tags |= {"labels": "random" if cell.random_labels else "true"}
         curves.append(history.assign(**tags))
         found.append(net)
-    return Study(pd.concat(curves, ignore_index=True), found)
+    return Nets(pd.concat(curves, ignore_index=True), found)
 
 
-def film(cell, architecture, data, recipe, *, epochs, feature_relu=False):
+def film(cell, architecture, data, recipe, *, epochs):
     """Features and classifiers at the given ``epochs`` of one training, for pictures.
 
     Returns a DataFrame with ``epoch``, ``kind`` (``feature`` or ``classifier``), ``label`` and the
@@ -320,21 +317,42 @@ def film(cell, architecture, data, recipe, *, epochs, feature_relu=False):
             rows.append(table.assign(epoch=epoch, kind=kind, label=labels.cpu().numpy()))
         return {}
 
-    net, _ = train_cell(
-        cell, architecture, data, recipe, feature_relu=feature_relu, watch=watch, measure_at=epochs
-    )
+    net, _ = train_cell(cell, architecture, data, recipe, watch=watch, measure_at=epochs)
     return pd.concat(rows, ignore_index=True), net
 
 
-def floors(K, scale, dim, *, nonnegative=False):
-    """What the loss of a bias-free normalized net on balanced data cannot go below: name -> value.
+def floor(K, scale, *, nonnegative):
+    """What the loss of a bias-free normalized net on balanced data cannot go below (2.L1, 2.L13).
 
-    ``log K`` (no information), ``ETF`` (any features), ``ReLU`` (features without negative entry)
-    and, for ``dim = 2`` and K > 3, ``polygon``.
+    ``nonnegative``: features without a negative entry, as after a ReLU.
     """
-    lines = {"log K": theory.optimum(K, 1e-12).value, "ETF": theory.optimum(K, scale).value}
-    if nonnegative:
-        lines["ReLU"] = theory.optimum(K, scale, nonnegative=True).value
-    if dim == 2 and K > 3:
-        lines["polygon"] = theory.polygon_value(K, scale)
-    return lines
+    return theory.optimum(K, scale, nonnegative=nonnegative).value
+
+
+def share_above_floor(curves, classes, *, nonnegative):
+    """Of each scale of the normalized nets, how much of the way from log K down to the floor their
+    loss has left, the largest over seeds; a mapping from the scale as a text."""
+    final = curves[curves["name"] == "normalized"].groupby(["scale", "seed"])["loss"].last()
+    found = {}
+    for scale, losses in final.groupby("scale"):
+        low = floor(classes, scale, nonnegative=nonnegative)
+        found[f"{scale:g}"] = (losses.max() - low) / (log(classes) - low)
+    return found
+
+
+def ratios(final, ours, theirs, names=("nc1", "nc2", "nc3")):
+    """Metrics of the nets labelled ``ours`` over those of ``theirs``, the largest over seeds."""
+    means = final.groupby(["label", "seed"])[list(names)].last()
+    return (means.loc[ours] / means.loc[theirs]).max().to_dict()
+
+
+def gains(final, ours, theirs):
+    """How much larger the test accuracy of ``ours`` is in percent, the smallest over seeds."""
+    values = final.groupby(["label", "seed"])["test_accuracy"].last()
+    return float((values[ours] - values[theirs]).min())
+
+
+def best_scale(table):
+    """The scale with the smallest max(NC1, NC2, NC3), the mean over seeds."""
+    worst = table[["nc1", "nc2", "nc3"]].max(axis=1).groupby(table["scale"]).mean()
+    return float(worst.idxmin())

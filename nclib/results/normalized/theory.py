@@ -15,15 +15,20 @@ Claims are rows of result 2's table, for example "2.L4".
 """
 
 from dataclasses import dataclass
-from math import comb, cos, exp, hypot, log, log1p, pi, sin, sqrt
+from math import comb, cos, exp, hypot, log, sin, sqrt
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import brentq, minimize_scalar
 
-from nclib import checks
+from nclib import checks, frames, losses
 from nclib.frames import simplex_etf
+from nclib.ufm import scalar
+from nclib.ufm.model import UFM
+
+LOSS = losses.ExactCrossEntropy()
+BOTH = ("features", "weight")
 
 UNIT_TOLERANCE = 1e-5  # how far from 1 the norm of a row may be: float32 rounding, nothing more
 
@@ -51,6 +56,35 @@ def _wrong_probability(K, margin):
 
 def _softplus(x):
     return float(np.logaddexp(0.0, x))
+
+
+# ------------------------------------------------------------------------------------------------
+# The problem and its penalised relatives
+
+
+def normalized(counts, scale, d, **options):
+    """The problem as a :class:`~nclib.ufm.model.UFM`: unit features and unit classifier rows.
+
+    ``counts[k]`` samples of class k.  ``options``: ``nonnegative`` features (claim 2.L13), or
+    ``log`` to minimise log f: the same critical points, for scales at which f is as small as
+    ``e^{-scale}``.
+    """
+    return UFM.classes(
+        counts, LOSS, widths=d, decays=(0, 0), scale=_scale(scale), sphere=BOTH, **options
+    )
+
+
+def hybrid(counts, feature_decay, d):
+    """Unit classifiers, free features with penalty ``feature_decay/2 · mean ‖h‖²`` (2.L10)."""
+    decay = checks.real("feature_decay", feature_decay, above=0) / sum(counts)
+    return UFM.classes(counts, LOSS, widths=d, decays=(decay, 0), sphere="weight")
+
+
+def regularized(counts, lambda_w, lambda_h, d):
+    """Free classifiers and features with penalties ``λ/2`` on their squared norms (2.L10)."""
+    lambda_w = checks.real("lambda_w", lambda_w, above=0)
+    lambda_h = checks.real("lambda_h", lambda_h, above=0)
+    return UFM.classes(counts, LOSS, widths=d, decays=(lambda_h, lambda_w))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -102,17 +136,9 @@ def code_value(code, scale):
     With a simplex ETF this is ``optimum(K, scale).value``; with other codes the candidates for
     ``K > d + 1`` (claim 2.L14).
     """
-    code = unit_rows("code", code)
-    gaps = _scale(scale) * (code @ code.T - code.square().sum(1, keepdim=True))
-    others = gaps.fill_diagonal_(-torch.inf).logsumexp(1)
-    return float(F.softplus(others, threshold=50).mean())
-
-
-def polygon(K, d=2):
-    """Regular K-gon on the unit circle of the first two coordinates, ``(K, d)``."""
-    K, d = checks.integer("K", K, 2), checks.integer("d", d, 2)
-    angles = 2 * pi * torch.arange(K, dtype=torch.float64) / K
-    return F.pad(torch.stack([angles.cos(), angles.sin()], 1), (0, d - 2))
+    code = on_sphere("code", code)
+    problem = normalized([1] * len(code), scale, code.shape[1])
+    return float(problem.value({"features": code, "weight": code}))
 
 
 def polygon_value(K, scale):
@@ -121,34 +147,7 @@ def polygon_value(K, scale):
     That nothing on the circle is lower is proved for K <= 3 (it is the ETF) and numerical beyond
     (claim 2.L14).
     """
-    K, scale = checks.integer("K", K, 2), _scale(scale)
-    return log1p(sum(exp(-2 * scale * sin(pi * j / K) ** 2) for j in range(1, K)))
-
-
-def orthoplex(K, d=None):
-    """The K vectors ``±e_j``, K even, ``(K, d)`` with ``d >= K/2``; row K/2 + j is minus row j."""
-    K = checks.integer("K", K, 2)
-    if K % 2:
-        raise checks.InputError(f"an orthoplex has an even number of vertices, got K={K}")
-    half = torch.eye(K // 2, dtype=torch.float64)
-    d = K // 2 if d is None else checks.integer("d", d, 1)
-    if d < K // 2:
-        raise checks.InputError(f"an orthoplex of K={K} vertices needs d >= {K // 2}, got d={d}")
-    return F.pad(torch.cat([half, -half]), (0, d - K // 2))
-
-
-def icosahedron():
-    """The 12 vertices of the icosahedron on the unit sphere, ``(12, 3)``."""
-    golden = (1 + sqrt(5)) / 2
-    corners = [(0, s, t * golden) for s in (1, -1) for t in (1, -1)]
-    rows = [np.roll(corner, shift) for shift in range(3) for corner in corners]
-    return torch.tensor(np.array(rows)) / hypot(1, golden)
-
-
-def bipyramid():
-    """Triangular bipyramid: two poles and an equilateral triangle on the equator, ``(5, 3)``."""
-    poles = torch.tensor([[0.0, 0, 1], [0, 0, -1]], dtype=torch.float64)
-    return torch.cat([polygon(3, 3), poles])
+    return code_value(frames.polygon(checks.integer("K", K, 2)), scale)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -211,25 +210,23 @@ def _blocks(K, n, d, scale, block_steps=False):
     return scale * q, [(name, v, m) for (name, v, *_), m in zip(unit, counts, strict=True) if m]
 
 
-def hessian_blocks(K, n, d, scale, *, block_steps=False):
+def hessian_blocks(K, n, d, scale):
     """The distinct eigenvalues of the Riemannian Hessian at the minimum, as :class:`Block`s.
 
-    Balanced classes of n samples, ``d >= K-1``.  ``block_steps=True`` gives the spectrum that
-    gradient descent sees when its step for features is n times the one for classifiers: that of
-    n = 1, whatever n is (claim 2.L8).
+    Balanced classes of n samples, ``d >= K-1`` (claim 2.L8).
     """
     K, n, d = _sizes(K, n, d, rank=checks.integer("K", K, 2) - 1, what="the minimum")
-    c, blocks = _blocks(K, n, d, _scale(scale), block_steps)
+    c, blocks = _blocks(K, n, d, _scale(scale))
     return [Block(name, 0.0 if v is None else c * v, m) for name, v, m in blocks]
 
 
-def hessian_spectrum(K, n, d, scale, *, block_steps=False):
+def hessian_spectrum(K, n, d, scale):
     """All ``(d-1)(K + nK)`` Riemannian Hessian eigenvalues at the global minimum, ascending.
 
     Float64 tensor.  The null space has dimension ``d(K-1) - K(K-1)/2``, the rotations of the ETF;
-    everything else is positive (claims 2.L3, 2.L8; arguments as in :func:`hessian_blocks`).
+    everything else is positive (claim 2.L8).
     """
-    blocks = hessian_blocks(K, n, d, scale, block_steps=block_steps)
+    blocks = hessian_blocks(K, n, d, scale)
     values = torch.tensor([b.eigenvalue for b in blocks], dtype=torch.float64)
     counts = torch.tensor([b.multiplicity for b in blocks])
     return torch.repeat_interleave(values, counts).sort().values
@@ -243,47 +240,44 @@ def _extremes(K, n, d, scale, block_steps=False):
 
 
 def curvature_range(K, n, d, scale, *, block_steps=False):
-    """``(smallest positive, largest)`` eigenvalue at the minimum (claim 2.L9)."""
+    """``(smallest positive, largest)`` eigenvalue at the minimum (claim 2.L9).
+
+    ``block_steps=True``: of what gradient descent sees when its step for features is n times the
+    one for classifiers, the spectrum for n = 1 (claim 2.L8).
+    """
     K, n, d = _sizes(K, n, d, rank=checks.integer("K", K, 2) - 1, what="the minimum")
     c, low, high = _extremes(K, n, d, _scale(scale), block_steps)
     return c * low, c * high
 
 
-def condition_number(K, n, d, scale, *, block_steps=False):
+def condition_number(K, n, d, scale):
     """Largest over smallest positive Hessian eigenvalue at the minimum (claim 2.L9)."""
-    K, n, d = _sizes(K, n, d, rank=checks.integer("K", K, 2) - 1, what="the minimum")
-    _, low, high = _extremes(K, n, d, _scale(scale), block_steps)
+    low, high = curvature_range(K, n, d, scale)
     return high / low
 
 
-def descent_rate(K, n, d, scale, *, step=None, block_steps=False):
-    """Factor by which the distance to the minimum shrinks per gradient-descent step (claim 2.L8).
-
-    ``step`` defaults to one over the largest eigenvalue; a value above 1 means divergence.
-    """
-    if step is None:
-        return 1 - 1 / condition_number(K, n, d, scale, block_steps=block_steps)
-    low, high = curvature_range(K, n, d, scale, block_steps=block_steps)
-    step = checks.real("step", step, above=0)
-    return max(abs(1 - step * low), abs(1 - step * high))
+def descent_rate(K, n, d, scale):
+    """Factor by which the distance to the minimum shrinks per step of gradient descent with step
+    one over the largest eigenvalue (claim 2.L8)."""
+    return 1 - 1 / condition_number(K, n, d, scale)
 
 
-def best_scale(K, n, d, *, block_steps=False):
+def best_scale(K, n, d):
     """The temperature advisor: ``(scale of largest curvature, scale of best conditioning)``.
 
     The first maximises the smallest positive Hessian eigenvalue at the minimum: fastest at a fixed
-    step.  The second minimises the condition number, fastest at the step that suits it; it is
-    ``(K-1) n/(3n-1)`` for K >= 4 and d >= K.  For K = 2 the condition number is n + 1 at every
-    scale and the tie goes to the first (claim 2.L9).
+    step.  The second minimises the condition number, fastest at the step that suits it; for K >= 4
+    and d >= K, and only then, it is :func:`best_conditioning`.  For K = 2 the condition number is
+    n + 1 at every scale and the tie goes to the first (claim 2.L9).
     """
     K, n, d = _sizes(K, n, d, rank=checks.integer("K", K, 2) - 1, what="the minimum")
 
     def log_curvature(x):
-        c, low, _ = _extremes(K, n, d, exp(x), block_steps)
+        c, low, _ = _extremes(K, n, d, exp(x))
         return log(c) + log(low)
 
     def log_conditioning(x):
-        _, low, high = _extremes(K, n, d, exp(x), block_steps)
+        _, low, high = _extremes(K, n, d, exp(x))
         return log(low) - log(high)
 
     curvature = _maximise(log_curvature, log(1e-2), log(50 + 2 * log(K)))
@@ -292,11 +286,17 @@ def best_scale(K, n, d, *, block_steps=False):
     return exp(curvature), exp(_maximise(log_conditioning, log(1e-2), log(50.0 * K)))
 
 
-def _maximise(fun, low, high, points=300):
+def best_conditioning(K, n):
+    """``(K-1) n/(3n-1)``, the scale of the smallest condition number for K >= 4, d >= K (2.L9)."""
+    K, n = _sizes(checks.integer("K", K, 4), n)
+    return (K - 1) * n / (3 * n - 1)
+
+
+def _maximise(fun, low, high):
     """Argument of the maximum of ``fun`` on an interval: a grid, then golden sections."""
-    grid = np.linspace(low, high, points)
+    grid = np.linspace(low, high, 300)
     best = int(np.argmax([fun(x) for x in grid]))
-    if best in (0, points - 1):
+    if best in (0, len(grid) - 1):
         return float(grid[best])
     bracket = tuple(grid[best - 1 : best + 2])
     return float(minimize_scalar(lambda x: -fun(x), bracket=bracket, method="golden", tol=1e-13).x)
@@ -306,7 +306,7 @@ def _maximise(fun, low, high, points=300):
 # Points on the product of spheres
 
 
-def unit_rows(name, value, *, columns=None):
+def on_sphere(name, value, *, columns=None):
     """``value`` as a float64 matrix whose rows have norm 1 up to float32 rounding."""
     value = checks.matrix(name, value, columns=columns, dtype=torch.float64)
     deviation = (value.detach().norm(dim=1) - 1).abs()
@@ -327,11 +327,11 @@ def sphere_point(features, weight, labels, scale):
     Float64; unit rows, d >= 2, every class with a sample, scale > 0, or an
     :class:`~nclib.checks.InputError` that says what is wrong.
     """
-    features = unit_rows("features", features)
+    features = on_sphere("features", features)
     N, d = features.shape
     if d < 2:
         raise checks.InputError(f"the sphere needs dimension d >= 2, got features of d={d}")
-    weight = unit_rows("weight", weight, columns=d).to(features.device)
+    weight = on_sphere("weight", weight, columns=d).to(features.device)
     if len(weight) < 2:
         raise checks.InputError(f"weight must have K >= 2 rows, one per class, got {len(weight)}")
     labels, K = checks.labels(labels, len(weight), length=N)
@@ -339,39 +339,49 @@ def sphere_point(features, weight, labels, scale):
     return features, weight, labels.to(features.device), _scale(scale)
 
 
-def logit_gradient(features, weight, labels, scale):
-    """``G (N, K)``, the gradient of f with respect to the cosines ``features @ weight.T``.
+def multipliers(features, weight, labels, scale):
+    """Riemannian gradients, radial parts, and G: ``(grad_features, grad_weight, beta, alpha, G)``.
 
-    ``scale (softmax - onehot)/N``, with the entry of the true class as minus the sum of the others:
-    its relative precision survives where the softmax rounds to 1.  Leading dimensions broadcast.
+    ``G (N, K)`` is the gradient with respect to the cosines ``features @ weight.T``; ``alpha (K,)``
+    and ``beta (N,)`` are the inner products of the Euclidean gradients with the rows they belong
+    to, the Lagrange multipliers of the unit norms at a critical point (claim 2.L3).
     """
-    onehot = F.one_hot(labels, weight.shape[-2]).to(features)
-    wrong = (scale * features @ weight.mT).softmax(-1) * (1 - onehot)
-    return scale / len(labels) * (wrong - onehot * wrong.sum(-1, keepdim=True))
-
-
-def multipliers(features, weight, G):
-    """Riemannian gradients and radial parts: ``(grad_features, grad_weight, beta, alpha)``.
-
-    ``alpha (K,)`` and ``beta (N,)`` are the inner products of the Euclidean gradients with the
-    rows they belong to, the Lagrange multipliers of the unit norms at a critical point.  Leading
-    dimensions broadcast.
-    """
+    problem = UFM(
+        LOSS, labels, weight.shape[1], (0, 0), K=len(weight), scale=scale, sphere=BOTH
+    )  # fmt: skip
+    G = scale * problem.logit_gradient({"features": features, "weight": weight})
     grad_features, grad_weight = G @ weight, G.mT @ features
-    beta, alpha = (features * grad_features).sum(-1), (weight * grad_weight).sum(-1)
+    beta, alpha = (features * grad_features).sum(1), (weight * grad_weight).sum(1)
+    grad_features = grad_features - beta[:, None] * features
+    return grad_features, grad_weight - alpha[:, None] * weight, beta, alpha, G
+
+
+def hessian_product(features, weight, labels, scale, along_features, along_weight):
+    """Riemannian Hessian times a tangent direction, a pair in the order of the arguments (2.L3).
+
+    ``features (N, d)``, ``weight (K, d)``: unit rows; ``along_features``, ``along_weight``: tangent
+    there.  Costs about two gradients: for iterative eigenvalue solvers.
+    """
+    features, weight, labels, scale = sphere_point(features, weight, labels, scale)
+    E, D = along_features, along_weight
+    *_, beta, alpha, G = multipliers(features, weight, labels, scale)
+    P = (scale * features @ weight.T).softmax(1)
+    moved = P * scale * (features @ D.T + E @ weight.T)
+    G_dot = scale / len(features) * (moved - P * moved.sum(1, keepdim=True))
     return (
-        grad_features - beta[..., None] * features,
-        grad_weight - alpha[..., None] * weight,
-        beta,
-        alpha,
+        _tangent(features, G @ D + G_dot @ weight) - beta[:, None] * E,
+        _tangent(weight, G.T @ E + G_dot.T @ features) - alpha[:, None] * D,
     )
+
+
+def _tangent(rows, vectors):
+    return vectors - (vectors * rows).sum(1, keepdim=True) * rows
 
 
 def dual_matrix(features, weight, labels, scale):
     """``S = [[-diag α, Gᵀ], [G, -diag β]]``, ``(K+N, K+N)``, classes first (claim 2.L4)."""
     features, weight, labels, scale = sphere_point(features, weight, labels, scale)
-    G = logit_gradient(features, weight, labels, scale)
-    _, _, beta, alpha = multipliers(features, weight, G)
+    *_, beta, alpha, G = multipliers(features, weight, labels, scale)
     return _dual_matrix(G, alpha, beta)
 
 
@@ -398,15 +408,14 @@ def certificate(features, weight, labels, scale, *, gtol=1e-6):
     :class:`~nclib.checks.InputError` says how large it is.  :func:`gap_bound` works at any point.
     """
     features, weight, labels, scale = sphere_point(features, weight, labels, scale)
-    G = logit_gradient(features, weight, labels, scale)
-    grad_features, grad_weight, beta, alpha = multipliers(features, weight, G)
+    grad_features, grad_weight, beta, alpha, G = multipliers(features, weight, labels, scale)
     norm = hypot(float(grad_features.norm()), float(grad_weight.norm()))
     allowed = checks.real("gtol", gtol, above=0) * max(float(G.norm()), 1e-2)
     if norm > allowed:
         raise checks.InputError(
             f"the point is not critical: its Riemannian gradient has norm {norm:.3g}, more than "
             f"{allowed:.3g}, and the certificate speaks of critical points only; minimise further "
-            "(nclib.results.normalized.sphere.solve) or ask gap_bound"
+            "(nclib.ufm.solve.best) or ask gap_bound"
         )
     return float(torch.linalg.eigvalsh(_dual_matrix(G, alpha, beta))[0])
 
@@ -500,7 +509,9 @@ def merged_classes(K, n, d, scale, *, groups):
 def orthoplex_point(K, n, d, scale):
     """Classes on the vertices ``±e_j``, features on them; even K >= 4 (claim 2.L4)."""
     K, n, d = _sizes(checks.integer("K", K, 4), n, d)
-    weight, scale = orthoplex(K, d), _scale(scale)
+    if K % 2 or d < K // 2:
+        raise checks.InputError(f"an orthoplex needs an even K and d >= K/2, got K={K}, d={d}")
+    weight, scale = F.pad(frames.cross_polytope(K // 2), (0, d - K // 2)), _scale(scale)
     Z = 1 + exp(-2 * scale) + (K - 2) * exp(-scale)
     opposite, other = exp(-2 * scale) / Z, exp(-scale) / Z
     A, B = 2 * opposite + (K - 2) * other, K * other
@@ -514,10 +525,9 @@ def polygon_point(K, n, d, scale):
     j = np.arange(K)
     p = np.exp(-2 * scale * np.sin(np.pi * j / K) ** 2)
     p /= p.sum()
-    spread = lambda r: float(p @ (2 * np.sin(np.pi * j * r / K) ** 2))  # noqa: E731
-    B = max(spread(r) for r in range(2, K // 2 + 1))
-    value = polygon_value(K, scale)
-    return _paired("regular polygon", polygon(K, d), n, scale, value, spread(1), B, rank=2)
+    A, *others = (float(p @ (2 * np.sin(np.pi * j * r / K) ** 2)) for r in range(1, K // 2 + 1))
+    value, code = polygon_value(K, scale), frames.polygon(K, d)
+    return _paired("regular polygon", code, n, scale, value, A, max(others), rank=2)
 
 
 def _antipodal_probability(K, scale):
@@ -597,7 +607,10 @@ def equal_classifiers(K, n, d, scale, *, generator=None):
     """
     K, n, d = _sizes(K, checks.integer("n", n, 2), d, rank=3, what="this family")
     scale = _scale(scale)
-    random = lambda *shape: torch.randn(*shape, d, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def random(*shape):
+        return torch.randn(*shape, d, generator=generator, dtype=torch.float64)
+
     w = F.normalize(random(), dim=0)
     rows = []
     for _ in range(n // 2):
@@ -641,7 +654,7 @@ def zoo(K, n, d, scale):
     if d >= K - 1:
         points.append(antipodal_etf(K, n, d, scale))
         points += [flipped_features(K, n, d, scale, flips=r) for r in range(1, n)]
-    if K > 2:  # two classes at opposite poles are the minimum
+    if K > 2 and K % 2:  # for even K these are two groups
         signs = (torch.arange(K) % 2 == 0).double() * 2 - 1
         labels = _balanced_labels(K, n)
         points.append(collinear(signs, signs[labels], labels, d, scale))
@@ -704,13 +717,9 @@ def regularized_optimum(K, n, lambda_w, lambda_h):
     K, n = _sizes(K, n)
     lambda_w = checks.real("lambda_w", lambda_w, above=0)
     lambda_h = checks.real("lambda_h", lambda_h, above=0)
-    mu = (K - 1) * sqrt(n * lambda_w * lambda_h)
-    if mu >= (K - 1) / K:
-        return PenalisedOptimum(log(K), 0.0, 0.0, 0.0)
-    margin = log((K - 1) * (1 - mu) / mu)
+    value, margin = scalar.cross_entropy(sqrt(n * lambda_w * lambda_h), K)
     scale = margin * (K - 1) / K
     ratio = sqrt(n * lambda_h / lambda_w)  # ‖w‖² / ‖h‖²
-    value = _softplus(log(K - 1) - margin) + mu * margin
     return PenalisedOptimum(value, scale, sqrt(scale * ratio), sqrt(scale / ratio))
 
 
@@ -721,7 +730,10 @@ def hybrid_optimum(K, feature_decay):
     """
     K = checks.integer("K", K, 2)
     decay = checks.real("feature_decay", feature_decay, above=0)
-    slope = lambda b: K * _wrong_probability(K, b * K / (K - 1)) - decay * b  # noqa: E731
+
+    def slope(b):
+        return K * _wrong_probability(K, b * K / (K - 1)) - decay * b
+
     norm = brentq(slope, 0.0, 1 / decay, xtol=1e-15, rtol=1e-14)
     value = _softplus(log(K - 1) - norm * K / (K - 1)) + decay * norm * norm / 2
     return PenalisedOptimum(value, norm, 1.0, norm)
@@ -745,3 +757,31 @@ def matched_penalties(K, n, scale):
     K, n = _sizes(K, n)
     q = optimum(K, scale).wrong_probability
     return Matched(q, q / n, K * q / _scale(scale))
+
+
+def matched_problems(K, n, scale, d):
+    """The problems ``normalized``, ``hybrid``, ``regularized`` with these penalties (2.L10)."""
+    penalties, counts = matched_penalties(K, n, scale), [n] * K
+    return {
+        "normalized": normalized(counts, scale, d),
+        "hybrid": hybrid(counts, penalties.feature_decay, d),
+        "regularized": regularized(counts, penalties.lambda_w, penalties.lambda_h, d),
+    }
+
+
+def matched_points(K, n, scale, d):
+    """Their minima: the same simplex ETF, with the norms (1, 1), (scale, 1), (√scale, √scale)."""
+    K, n, d = _sizes(K, n, d)
+    weight, labels = simplex_etf(K, d), _balanced_labels(K, n)
+    norms = {"normalized": (1, 1), "hybrid": (scale, 1), "regularized": (sqrt(scale),) * 2}
+    return {
+        name: {"features": h * weight[labels], "weight": w * weight}
+        for name, (h, w) in norms.items()
+    }
+
+
+def temperature_bound(K, d):
+    """``2(d-2)/(1 + (K mod 2)/K)``: below it, as we remember it, the published landscape theorem
+    holds.  We could not check it against the text; claims 2.L4 and 2.L7 need no bound."""
+    K, _, d = _sizes(K, 1, d)
+    return 2 * (d - 2) / (1 + (K % 2) / K)

@@ -6,6 +6,8 @@ import pytest
 from torch import nn
 
 from nclib.deep import data
+from nclib.deep.nets import Classifier
+from nclib.metrics import geometry
 from nclib.results.normalized import metrics, nets
 from tests.device_cases import RECIPE, K, forgotten, generator, named, works
 
@@ -14,7 +16,8 @@ CELL = nets.Cell(nets.Mode("normalized"), 8, dim=2)
 
 
 def sphere(t):
-    return nets.SphereClassifier(nn.Flatten(), 64, K).to(t.there)
+    net = Classifier(nn.Flatten(), nn.Linear(64, K))
+    return nets.SphereClassifier(net, nets.Mode("normalized")).to(t.there)
 
 
 # module.function (or class) -> a call of it
@@ -32,7 +35,7 @@ CASES = {
     "nets.cell_data": lambda t: nets.cell_data(replace(CELL, random_labels=True), t.data),
     "nets.measure": lambda t: nets.measure(sphere(t), t.data, t.data),
     "nets.train_cell": lambda t: nets.train_cell(CELL, "mlp", t.data, RECIPE),
-    "nets.study": lambda t: nets.study(
+    "nets.train_nets": lambda t: nets.train_nets(
         [CELL, replace(CELL, random_labels=True)],
         "mlp",
         t.data,
@@ -41,12 +44,10 @@ CASES = {
         augment=data.crop_and_flip,
     ),
     "nets.film": lambda t: nets.film(CELL, "mlp", t.data, RECIPE, epochs=[0, 2]),
-    "metrics.angles_between": lambda t: metrics.angles_between(t.features[:24], t.features[24:]),
     "metrics.pairwise_angles": lambda t: metrics.pairwise_angles(t.features),
     "metrics.simplex_deviation": lambda t: metrics.simplex_deviation(t.features[:K]),
-    "metrics.class_means": lambda t: metrics.class_means(t.features, t.labels, K),
     "metrics.alignment_angles": lambda t: metrics.alignment_angles(
-        t.weight, metrics.class_means(t.features, t.labels, K)[0]
+        t.weight, geometry.class_means(t.features, t.labels, K)[0]
     ),
     "metrics.within_class_angles": lambda t: metrics.within_class_angles(t.features, t.labels),
     "metrics.truncated_nc1": lambda t: metrics.truncated_nc1(t.features, t.labels),
@@ -55,7 +56,7 @@ CASES = {
 
 # Functions and classes that take no tensor.
 HOST = """
-nets: Mode Study published matched floors
+nets: Mode Nets published matched floor share_above_floor ratios gains best_scale
 metrics: simplex_angle
 """
 

@@ -3,99 +3,181 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
-from nclib.results.normalized import experiments as sphere_study
-from nclib.results.normalized import sphere, theory
-
-
-def test_convergence_ends_at_the_closed_forms():
-    history, summary = sphere_study.convergence(4, 2, 5, 1.5, 5e-3, 2e-3)
-    assert set(summary["problem"]) == {"normalized, τ = 1.5", "regularized"}
-    assert summary["gap"].abs().max() < 1e-12
-    assert summary["nc2"].max() < 1e-6
-    newton = summary.query("method == 'trust-region'")
-    assert newton["nc2"].max() < 1e-9
-    assert (history.groupby(["problem", "method"])["gap"].last() < 1e-12).all()
+from nclib import frames
+from nclib.results.normalized import experiments as study
+from nclib.results.normalized import theory
+from nclib.table import over
+from nclib.ufm import landscape
 
 
-def test_race_counts_in_tens_and_says_when_it_is_not_won():
-    entries = {
-        "quick": (lambda y: sphere.normalized(y, 2.0), 3.0),
-        "slow": (lambda y: sphere.normalized(y, 2.0), 1e-4),
-        "too long": (lambda y: sphere.regularized(y, 5e-4, 1e-4), 1e6),
+def test_solvers_end_at_the_closed_forms():
+    problems = {
+        "normalized": (theory.normalized([2] * 4, 1.5, 5), theory.optimum(4, 1.5).value),
+        "regularized": (
+            theory.regularized([2] * 4, 5e-3, 2e-3, 5),
+            theory.regularized_optimum(4, 2, 5e-3, 2e-3).value,
+        ),
     }
-    table = sphere_study.race(4, 2, 5, entries, steps=200).set_index("problem")["iterations"]
-    assert table["quick"] % 10 == 0
-    assert table["quick"] < 200
-    assert table["slow"] == math.inf
-    assert math.isnan(table["too long"])
+    history = study.convergence(problems, seeds=[0], max_iter=500)
+    ends = history.groupby(["problem", "method"]).last()
+    assert len(ends) == 4
+    assert ends["gap"].abs().max() < 1e-11
+    assert ends[["nc2", "nc3"]].max().max() < 1e-4
+    start = history.query("iteration == 0").groupby("problem")["gap"].nunique()
+    assert (start == 1).all()  # the same start for both solvers
+    newton = history.query("method == 'trust-region'").groupby("problem")["iteration"].max()
+    assert newton.max() <= 40
 
 
-def test_random_points_are_above_the_minimum():
-    assert sphere_study.random_gaps(3, 2, 1.0, samples=500) > 0
+def test_trust_region_points_by_their_gradient():
+    problem = theory.normalized([2] * 3, 1.0, 4)
+    start = study.unit_start(problem, 0)
+    path = study.pymanopt_path(problem, start, "trust-region", max_iter=100)
+    assert all(torch.equal(path[0][name], start[name]) for name in start)
+    assert study.gradient_norm(problem, path[-1]) < 1e-6
+    for rows in path[-1].values():
+        assert (rows.norm(dim=1) - 1).abs().max() < 1e-12
 
 
-def test_spectrum_and_rates_agree_with_theory():
-    table = sphere_study.spectrum(4, 2, 4, 2.0)
+def test_steps_until_counts_and_says_when_it_is_not_reached():
+    problem = theory.normalized([2] * 4, 2.0, 5)
+    start = study.unit_start(problem, 0)
+    low = theory.optimum(4, 2.0).value
+
+    def near(point):
+        return float(problem.value(point)) < low + 1e-3
+
+    count = study.steps_until(problem, start, near, most=400, every=5, rate=3.0)
+    assert 0 < count < 400
+    assert count % 5 == 0
+    assert study.steps_until(problem, start, near, most=100, every=5, rate=1e-4) == math.inf
+    free = theory.regularized([2] * 4, 5e-4, 1e-4, 5)
+    assert math.isnan(study.steps_until(free, start, near, most=400, every=5, rate=1e6))
+
+
+def test_race_and_its_ratios():
+    fast = study.race("normalized", 3.0, 0, K=10, n=5, d=20)["steps"]
+    slow = study.race("hybrid", 3.0, 0, K=10, n=5, d=20)["steps"]
+    assert fast < slow
+    table = pd.DataFrame({"name": ["normalized", "hybrid", "regularized"] * 2, "seed": 0})
+    table = table.assign(scale=[1.0] * 3 + [2.0] * 3, steps=[30, 60, 40, 30, 300, 90])
+    assert study.race_ratios(table, [1.0, 2.0]) == {"hybrid": 0.5, "regularized": 0.75}
+    assert study.race_ratios(table, [2.0]) == {"hybrid": 0.1, "regularized": 30 / 90}
+
+
+def test_conditioning_of_matched_problems():
+    setting = {"K": 4, "n": 2, "d": 5}
+    table = over(study.conditioning, name=["normalized", "regularized"], scale=[2.0], **setting)
+    kappa = table.set_index("name")["kappa"]
+    assert kappa["normalized"] == pytest.approx(theory.condition_number(4, 2, 5, 2.0))
+    assert table["gradient"].max() < 1e-14
+    # weight decay curves the within-class directions by lambda_h
+    low = table.set_index("name")["low"]
+    assert low["regularized"] == pytest.approx(theory.matched_penalties(4, 2, 2.0).lambda_h)
+    assert study.matched_logits(2.0, **setting) < 1e-6
+
+
+def test_spectrum_rates_and_block_steps():
+    table = study.spectrum(2.0, K=4, n=2, d=4)
     assert (table["measured"] - table["theory"]).abs().max() < 1e-13
-    table = sphere_study.rates(5, 2, 6, [0.3, 0.7])
-    assert (table["measured"] - table["predicted"]).abs().max() < 1e-5
-    curve = sphere_study.rate_theory(5, 2, 6, [0.3, 0.7])
-    assert (curve["predicted"] - table["predicted"]).abs().max() == 0
+    row = study.contraction(0.7, K=5, n=2, d=6)
+    assert abs(row["measured"] - row["predicted"]) < 1e-5
+    steps = {
+        (n, block): study.block_steps(n, block, K=4, d=5, scale=2.0)["iterations"]
+        for n in (1, 10)
+        for block in (False, True)
+    }
+    assert steps[1, True] == steps[1, False]
+    assert steps[10, True] <= 1.5 * steps[1, True]
+    assert steps[10, False] > 3 * steps[10, True]
 
 
-def test_block_steps():
-    table = sphere_study.block_steps(4, 5, 2.0, [1, 10]).set_index(["n", "block"])["iterations"]
-    assert table[1, True] == table[1, False]
-    assert table[10, True] <= 1.5 * table[1, True]
-    assert table[10, False] > 3 * table[10, True]
+def test_best_scales_by_measured_hessians():
+    measured = study.measured_best_scales(4, 1, 4)
+    assert np.allclose(measured, theory.best_scale(4, 1, 4), rtol=1e-4)
 
 
-def test_temperature():
-    table = sphere_study.temperature_theory([(4, 2, 5)], [0.5, 2.0])
-    assert table["kappa"].tolist() == [theory.condition_number(4, 2, 5, s) for s in (0.5, 2.0)]
-    budget = sphere_study.temperature_budget(6, 3, 8, [0.1, 2.0, 12.0], steps=150)
-    assert budget["nc2"].idxmin() == 1
+def test_budget_is_best_in_the_middle():
+    table = over(study.budget, scale=[0.1, 2.0, 12.0], K=6, n=3, d=8)
+    assert table["nc2"].idxmin() == 1
+
+
+def test_minima_are_collapse():
+    found = study.minima(4, 2, 4, 2.0)
+    assert found["value"] < 1e-12
+    assert found["starts"] < 1e-9
+    assert max(found[name] for name in study.NC) < 1e-5
 
 
 def test_saddles():
-    table = sphere_study.saddles(4, 2, 6, 1.0)
+    table = study.saddles(4, 2, 6, 1.0)
     assert (table["measured"] - table["predicted"]).abs().max() < 1e-13
     assert (table["value"] - table["loss"]).abs().max() < 1e-14
     assert (table["certificate"] < 0).all()
     assert (table["negative"] > 0).all()
-    assert len(sphere_study.sign_patterns(3, 4, 1.0)) == 64
-    found = sphere_study.critical_points(3, 4, 1.0, starts=20)
-    assert (found.query("gap > 1e-9")["low"] < -0.28).all()
+    assert table["name"].is_unique
+    signs = study.sign_patterns(3, 4, 1.0)
+    assert len(signs) == 64
+    assert abs(signs["low"].max() + 0.28397) < 5e-6
+    found = study.critical_points(3, 4, 1.0, starts=20)
+    others = found.query("gap > 1e-9")
+    assert len(others) > 5
+    assert (others["low"] < -0.28).all()
+    ways = pd.DataFrame(study.saddle_curvatures(100.0, K=3, n=2, d=4))
+    assert (ways["low"] < -0.05).all()
+
+
+def test_least_gradient_vanishes_at_critical_points_only():
+    problem = theory.normalized([1] * 3, 2.0, 4)
+    least = study.LeastGradient(problem)
+    etf = study.etf_point(3, 1, 4)
+    assert float(least(**etf)) < 1e-30
+    start = study.unit_start(problem, 0)
+    assert float(least(**start)) == pytest.approx(study.gradient_norm(problem, start) ** 2 / 2)
+    scaled = {name: 3 * x for name, x in start.items()}
+    assert float(least(**scaled)) == pytest.approx(float(least(**start)))
 
 
 def test_collapse_and_equal_classifiers():
-    table = sphere_study.collapse_angles(3, 2, (2, 4), 1.0, [0.0, 1.0, math.pi / 2])
+    setting = {"K": 3, "n": 2, "scale": 1.0}
+    table = over(study.collapse_angles, d=[2, 4], angle=[0.0, 1.0, math.pi / 2], **setting)
     assert (table["measured"] - table["predicted"]).abs().max() < 1e-13
-    table = sphere_study.equal_classifiers([(3, 2, 4)], [1.0, 50.0])
-    assert table["gradient"].max() < 1e-14
-    assert (table["low"] < 0).all()
+    row = study.equal_classifiers((3, 2, 4), 50.0)
+    assert row["gradient"] < 1e-14
+    assert row["low"] < 0
 
 
 def test_escapes_grow_at_the_predicted_rate():
-    table = sphere_study.escapes(4, 3, 6, 2.0, [1e-7], steps=50)
+    table = study.escapes(1e-7, K=4, n=3, d=6, scale=2.0, steps=50)
     grown = table["gradient_norm"].iloc[45] / table["gradient_norm"].iloc[35]
     assert abs(grown ** (1 / 10) / table["growth"].iloc[0] - 1) < 1e-4
 
 
-def test_spurious_minimum_and_its_lift():
-    table, raw = sphere_study.starts(3, 1, (2, 3), 12.0, starts=40)
-    assert (table.query("d == 3")["value"] < 1e-7).all()
-    index = int((raw[2].values > 0.05).nonzero()[0])
-    lifted = sphere_study.lift(raw[2], index, 12.0)
-    assert abs(lifted["value"] - 0.4569019405) < 1e-8
-    assert lifted["eigenvalues"][0] > -1e-9
-    assert abs(lifted["lifted"] - lifted["certificate"]) < 1e-9
+def test_false_minimum_and_its_lift():
+    for seed in range(5):  # one start in about ten ends there
+        table, points = study.ends(1, 2, K=3, scale=12.0, starts=60, seed=seed)
+        false = study.false_minimum(table, points, K=3, scale=12.0, above=0.05)
+        if false:
+            break
+    assert abs(false["value"] - 0.4569019405) < 1e-8
+    assert abs(false["lifted"] - false["certificate"]) < 1e-9
+    labels, where = torch.arange(3), false["point"]
+    lowest = landscape.spectrum(theory.normalized([1] * 3, 12.0, 2), where)[0]
+    assert abs(float(lowest)) < 1e-9
+    assert theory.certificate(*where.values(), labels, 12.0) < -1
+    assert study.caught(table, 0.05) > 0
+    space, points = study.ends(1, 3, K=3, scale=12.0, starts=40)
+    assert space["value"].max() < 1e-7
+    assert study.caught(space, 0.05) == 0
+    assert study.false_minimum(space, points, K=3, scale=12.0, above=0.05) is None
 
 
 def test_antipodes():
-    table = sphere_study.antipodes(4, 2, [1.0, 3.0, 5.0])
+    table = over(study.antipode, scale=[1.0, 3.0, 5.0], K=4, n=2)
     assert (table["measured"] - table["predicted"]).abs().max() < 1e-13
     assert (np.sign(table["measured"].round(12)) == [-1, 0, 1]).all()
     assert (table["across"] < 0).all()
@@ -103,65 +185,42 @@ def test_antipodes():
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 def test_maps_contain_the_minimum(scale):
-    table = sphere_study.circle_map(3, scale, points=121)
+    table = over(study.circle_map, turn=[0.0, 120.0], K=3, scale=scale)
     assert abs(table["value"].min() - theory.optimum(3, scale).value) < 1e-12
-    wells = sphere_study.feature_wells(3, [scale])
+    wells = study.feature_wells(scale, K=3)
     assert abs(wells["value"].min() - theory.optimum(3, scale).value) < 1e-12
     best = theory.hybrid_optimum(3, 0.05)
-    radial = sphere_study.radial_map(3, 0.05, points=241)
+    radial = over(study.radial_map, radius=list(np.linspace(0.1, 7, 241)), K=3, decay=0.05)
     assert 0 <= radial["value"].min() - best.value < 1e-3
     assert abs(radial.loc[radial["value"].idxmin(), "radius"] - best.feature_norm) < 0.03
 
 
 def test_dimensions_and_codes():
-    table = sphere_study.dimensions([4], 2.0, starts=4).set_index("d")
+    table = study.dimensions([4], 2.0).set_index("d")
     assert table.loc[2, "gap"] > 1e-2
     assert table.loc[3:, "gap"].abs().max() < 1e-12
-    found = sphere_study.codes([("square", theory.polygon(4), 2.0)], starts=4).iloc[0]
-    assert abs(found["found"] - theory.polygon_value(4, 2.0)) < 1e-12
+    cases = [("square", frames.polygon(4), 2.0), ("bipyramid", study.bipyramid(), 10.0)]
+    square, bipyramid = study.codes(cases).itertuples()
+    assert abs(square.found - theory.polygon_value(4, 2.0)) < 1e-12
+    assert bipyramid.gap < -1e-3
+    cosines = sorted((study.bipyramid() @ study.bipyramid().T)[0].tolist())
+    assert np.allclose(cosines, [-0.5, -0.5, 0, 0, 1]) or np.allclose(cosines, [-1, 0, 0, 0, 1])
 
 
 def test_imbalance_and_nonnegative():
-    table, grams = sphere_study.imbalance([([5, 3, 1], 5, 2.0)], starts=4)
+    table, grams = study.imbalance([([5, 3, 1], 5, 2.0)], starts=4)
     assert abs(table["value"].iloc[0] - 0.0894508790) < 1e-9
     assert table["certificate"].iloc[0] > -1e-9
+    assert table["etf"].iloc[0] > 1e-3
     assert abs(float(grams[0][0, 0]) - 1) < 1e-12
-    table = sphere_study.nonnegative([(3, 2, 4, 2.0)])
-    assert table["gap"].abs().max() < 1e-9
-    assert table["above_etf"].min() > 0.05
-    assert table["orthonormal"].max() < 1e-4
-
-
-def test_nonnegative_goes_on_while_it_is_stuck_and_says_by_how_much(monkeypatch):
-    minimize, calls = sphere_study.sphere.minimize, []
-
-    def first_stuck(problem, *start, **options):
-        calls.append(start)
-        return minimize(problem, *start, **options | ({"max_iter": 1} if len(calls) == 1 else {}))
-
-    monkeypatch.setattr(sphere_study.sphere, "minimize", first_stuck)
-    table = sphere_study.nonnegative([(3, 1, 3, 2.0)])
-    assert len(calls) > 1
-    assert table["above"].max() < 1e-9
-    calls.clear()
-    table = sphere_study.nonnegative([(3, 1, 3, 2.0)], starts=1)
-    assert table["above"].min() > 1e-3
-    assert table["above"][0] == pytest.approx(table["gap"][0], abs=1e-12)
-
-
-def test_matched_logits():
-    table = sphere_study.matched_logits(4, 2, 5, 3.0).set_index("problem")
-    assert table["difference"].max() < 1e-6
-    low, high = theory.curvature_range(4, 2, 5, 3.0)
-    assert abs(table.loc["normalized", "low"] / low - 1) < 1e-6
-    assert abs(table.loc["normalized", "high"] / high - 1) < 1e-6
-    # weight decay curves the within-class directions by lambda_h
-    lambda_h = theory.matched_penalties(4, 2, 3.0).lambda_h
-    assert abs(table.loc["regularized", "low"] / lambda_h - 1) < 1e-5
+    row = study.nonnegative_minimum(3, 2, 4, 2.0)
+    assert abs(row["gap"]) < 1e-9
+    assert abs(row["above"]) < 1e-9
+    assert row["above_etf"] > 0.05
+    assert row["orthonormal"] < 1e-4
 
 
 def test_derivatives():
-    errors = sphere_study.derivative_errors([3, 1, 2], 3, 2.0)
-    assert errors["gradient"] < 1e-10
-    assert errors["hessian"] < 1e-7
-    assert errors["asymmetry"] < 1e-15
+    errors = study.derivative_errors([3, 1, 2], 3, 2.0)
+    assert errors["gradient"] < 1e-12
+    assert errors["hessian"] < 1e-10

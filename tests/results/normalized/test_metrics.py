@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from nclib import frames
 from nclib.checks import InputError
-from nclib.metrics import nc_metrics
+from nclib.metrics import geometry, nc_metrics
 from nclib.results.normalized import metrics as angles
-from nclib.results.normalized import theory
 
 
 def cloud(counts, d, seed=0, noise=1.0, mean=0.0, dtype=torch.float64):
@@ -35,7 +34,7 @@ class TestAngles:
     def test_precise_near_zero_and_half_a_turn(self, angle):
         u = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
         v = torch.tensor([[math.cos(angle), math.sin(angle)]], dtype=torch.float64)
-        measured = math.radians(float(angles.angles_between(u, v)))
+        measured = math.radians(float(geometry.angles_between(u, v)))
         assert measured == pytest.approx(angle, rel=8 * 2**-52, abs=0)
 
     def test_zero_vectors_have_no_direction(self):
@@ -59,7 +58,7 @@ class TestAngles:
 
     def test_deviation_is_over_pairs(self):
         """Square in the plane: four right angles and two of 180, against 109.47."""
-        mean, largest = angles.simplex_deviation(theory.polygon(4))
+        mean, largest = angles.simplex_deviation(frames.polygon(4))
         target = math.degrees(math.acos(-1 / 3))
         assert abs(mean - (4 * (target - 90) + 2 * (180 - target)) / 6) < 1e-10
         assert abs(largest - (180 - target)) < 1e-10
@@ -207,7 +206,7 @@ class TestSphereMetrics:
         ("K", "d", "expected"), [(10, 2, 1.0282), (8, 2, 0.965), (10, 9, 0.0), (3, 5, 0.0)]
     )
     def test_floor(self, K, d, expected):
-        weight = theory.polygon(K, d) if d == 2 else frames.simplex_etf(K, d)
+        weight = frames.polygon(K, d) if d == 2 else frames.simplex_etf(K, d)
         found = angles.sphere_metrics(weight, torch.arange(K), weight)
         assert abs(found["nc2_floor"] - expected) < 1e-3
         assert abs(found["nc2"] - found["nc2_floor"]) < 1e-12

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ def digits():
 
 
 def build(mode, digits, width=32, dim=8, seed=0, **options):
-    make = lambda: normalized.SphereClassifier.around(
+    make = lambda: normalized.SphereClassifier(
         normalized.backbone("mlp", digits, width=width, dim=dim, **options), mode
     )
     return nets.seeded(seed, make)
@@ -142,7 +143,7 @@ class TestTraining:
         ]
         path = lambda cell: tmp_path / f"{cells.index(cell)}.pt"
         arguments = cells, "mlp", train_data, test_data, RECIPE
-        study = normalized.study(*arguments, every=10, checkpoint=path)
+        study = normalized.train_nets(*arguments, every=10, checkpoint=path)
         assert list(study.curves.query("cell == 0")["epoch"]) == [0, 10, 20, 30]
         assert list(study.final["epoch"]) == [30, 30, 30]
         sphere, free, random = (study.final.iloc[i] for i in range(3))
@@ -153,7 +154,7 @@ class TestTraining:
         assert sphere["test_accuracy"] > 85
         assert math.isnan(random["test_accuracy"])
         assert random["nc1"] > sphere["nc1"]
-        again = normalized.study(*arguments, every=10, checkpoint=path)
+        again = normalized.train_nets(*arguments, every=10, checkpoint=path)
         assert again.final["nc1"].equals(study.final["nc1"])
 
     def test_same_seed_same_result_and_seeds_differ(self, digits):
@@ -184,7 +185,7 @@ class TestTraining:
         width = {"mlp": 16, "cnn": 4, "resnet18": 1 / 16, "resnet50": 1 / 16}[architecture]
         base = normalized.backbone(architecture, train_data, width=width, dim=8).eval()
         assert base.bias is None
-        net = normalized.SphereClassifier.around(base, normalized.Mode("normalized")).eval()
+        net = normalized.SphereClassifier(base, normalized.Mode("normalized")).eval()
         assert net.features(train_data.inputs[:2]).shape == (2, dim)
 
     def test_relu_features_are_nonnegative(self, digits):
@@ -227,12 +228,35 @@ class TestFilm:
         assert (norms - 1).abs().max() < 1e-5
 
 
-def test_floors():
-    lines = normalized.floors(10, 3.0, 2)
-    assert abs(lines["log K"] - math.log(10)) < 1e-9
-    assert abs(lines["ETF"] - 0.2784389411) < 1e-9
-    assert abs(lines["polygon"] - 0.8879) < 1e-4
-    assert "ReLU" not in lines
-    lines = normalized.floors(10, 3.0, 64, nonnegative=True)
-    assert abs(lines["ReLU"] - 0.3227810650) < 1e-9
-    assert "polygon" not in lines
+def test_floor():
+    assert abs(normalized.floor(10, 3.0, nonnegative=False) - 0.2784389411) < 1e-9
+    assert abs(normalized.floor(10, 3.0, nonnegative=True) - 0.3227810650) < 1e-9
+
+
+def curves():
+    """Two labels, two seeds, two epochs."""
+    rows = []
+    for label, factor in (("a", 1.0), ("b", 2.0)):
+        for seed in (0, 1):
+            for epoch in (0, 9):
+                value = factor * (1 + seed) if epoch else 50.0
+                rows.append({"label": label, "name": "normalized", "scale": factor, "seed": seed}
+                            | {"epoch": epoch, "nc1": value, "nc2": 1.0, "nc3": value**2}
+                            | {"loss": 1.5, "test_accuracy": 90 + 3 * factor * seed})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_comparisons_take_the_worst_seed_at_the_end():
+    table = curves()
+    assert normalized.ratios(table, "b", "a") == {"nc1": 2.0, "nc2": 1.0, "nc3": 4.0}
+    assert normalized.ratios(table, "a", "b", ["nc1"]) == {"nc1": 0.5}
+    assert normalized.gains(table, "b", "a") == 0.0
+    assert normalized.gains(table, "a", "b") == -3.0
+    assert normalized.best_scale(table[table["epoch"] == 9]) == 1.0
+
+
+def test_share_above_floor_by_hand():
+    share = normalized.share_above_floor(curves(), 4, nonnegative=False)
+    for scale in (1.0, 2.0):
+        low = theory.optimum(4, scale).value
+        assert share[f"{scale:g}"] == pytest.approx((1.5 - low) / (math.log(4) - low))

@@ -2,7 +2,7 @@
 
 The oracle for every Hessian is ``torch.func.hessian`` of the plain cross-entropy of normalised
 rows: x/‖x‖ is a second-order retraction, so at unit rows its Hessian on tangent vectors is the
-Riemannian one.  None of it uses nclib.results.normalized.sphere.
+Riemannian one.
 """
 
 import math
@@ -154,7 +154,7 @@ class TestCodes:
     @pytest.mark.parametrize("K", [2, 3, 4, 5, 8, 12])
     @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
     def test_polygon_value(self, K, scale):
-        code = theory.polygon(K)
+        code = frames.polygon(K)
         loss = F.cross_entropy(scale * code @ code.T, torch.arange(K))
         assert abs(theory.polygon_value(K, scale) - float(loss)) < 1e-13
         assert abs(theory.code_value(code, scale) - float(loss)) < 1e-13
@@ -165,7 +165,7 @@ class TestCodes:
         gap = scale * (1 - math.cos(2 * math.pi / K))
         leading = (2 if K > 2 else 1) * math.exp(-gap)
         assert abs(theory.polygon_value(K, scale) / leading - 1) < 1e-10
-        assert abs(theory.code_value(theory.polygon(K), scale) / leading - 1) < 1e-10
+        assert abs(theory.code_value(frames.polygon(K), scale) / leading - 1) < 1e-10
 
     def test_polygon_is_the_etf_up_to_three_classes(self):
         for K in (2, 3):
@@ -177,26 +177,17 @@ class TestCodes:
         found = min(solve(K, 2, balanced(K, 1), scale, seed)[0] for seed in range(6))
         assert abs(found - theory.polygon_value(K, scale)) < 1e-9
 
-    @pytest.mark.parametrize(("K", "code"), [(6, theory.orthoplex(6)), (12, theory.icosahedron())])
+    @pytest.mark.parametrize(
+        ("K", "code"), [(6, frames.cross_polytope(3)), (12, frames.icosahedron())]
+    )
     def test_polytopes_are_the_floor_on_the_sphere(self, K, code):
         found = min(solve(K, 3, balanced(K, 1), 2.0, seed)[0] for seed in range(8))
         assert abs(found - theory.code_value(code, 2.0)) < 1e-9
 
-    def test_polytopes_have_the_right_cosines(self):
-        gram = theory.icosahedron() @ theory.icosahedron().T
-        for row in gram:
-            expected = [-1.0] + [-(5**-0.5)] * 5 + [5**-0.5] * 5 + [1.0]
-            assert (row.sort().values - torch.tensor(expected)).abs().max() < 1e-7
-        gram = theory.bipyramid() @ theory.bipyramid().T
-        assert sorted(round(float(c), 9) for c in gram[3]) == [-1.0, 0, 0, 0, 1.0]
-        assert sorted(round(float(c), 9) for c in gram[0]) == [-0.5, -0.5, 0, 0, 1.0]
-
     @pytest.mark.parametrize(
         ("call", "message"),
         [
-            (lambda: theory.orthoplex(5), "even"),
-            (lambda: theory.orthoplex(6, 2), "d >= 3"),
-            (lambda: theory.polygon(4, 1), "d must be at least 2"),
+            (lambda: theory.polygon_value(1, 1.0), "K must be at least 2"),
             (lambda: theory.code_value(torch.ones(3, 2), 1.0), "unit sphere"),
         ],
     )
@@ -236,8 +227,10 @@ class TestSpectrum:
         size = torch.ones(len(matrix), dtype=torch.float64)
         size[K * (d - 1) :] = n
         expected = torch.linalg.eigvalsh(size.sqrt()[:, None] * matrix * size.sqrt())
-        found = theory.hessian_spectrum(K, n, d, 1.5, block_steps=True)
-        assert (found - expected).abs().max() < 1e-13
+        low, high = theory.curvature_range(K, n, d, 1.5, block_steps=True)
+        assert abs(high - float(expected[-1])) < 1e-13
+        positive = expected[expected > 1e-9]
+        assert abs(low - float(positive[0])) < 1e-13
 
     @pytest.mark.parametrize(
         ("K", "n", "d", "scale", "kappa"),
@@ -278,7 +271,7 @@ class TestSpectrum:
             (lambda: theory.hessian_spectrum(3, 1, 4, -1.0), "scale must be greater than 0"),
             (lambda: theory.hessian_spectrum(1, 1, 4, 1.0), "K must be at least 2"),
             (lambda: theory.best_scale(5, 1, 3), "d >= 4 for K=5, got d=3"),
-            (lambda: theory.descent_rate(5, 1, 5, 1.0, step=0), "step must be greater than 0"),
+            (lambda: theory.best_conditioning(3, 2), "K must be at least 4"),
         ],
     )
     def test_bad_input(self, call, message):
@@ -293,10 +286,8 @@ class TestRates:
     def test_rates_of_the_spec(self, scale, rate):
         assert abs(theory.descent_rate(6, 3, 9, scale) - rate) < 1e-8
 
-    @pytest.mark.parametrize(
-        ("block_steps", "step", "after"), [(False, None, 100), (False, 1.1, 160), (True, None, 40)]
-    )
-    def test_plain_gradient_descent_has_this_rate(self, block_steps, step, after):
+    @pytest.mark.parametrize(("block_steps", "after"), [(False, 100), (True, 40)])
+    def test_plain_gradient_descent_has_this_rate(self, block_steps, after):
         K, n, d, scale = 4, 3, 5, 2.0
         weight, labels = frames.simplex_etf(K, d), balanced(K, n)
         rows = F.normalize(
@@ -305,15 +296,16 @@ class TestRates:
         size = torch.ones(len(rows), 1, dtype=torch.float64)
         if block_steps:
             size[K:] = n
-        default = 1 / theory.curvature_range(K, n, d, scale, block_steps=block_steps)[1]
+        low, high = theory.curvature_range(K, n, d, scale, block_steps=block_steps)
         norms = []
         for _ in range(after + 1):
             rows.requires_grad_()
             (g,) = torch.autograd.grad(plain_loss(rows[K:], rows[:K], labels, scale), rows)
             norms.append(float((g * size.sqrt()).norm()))
-            rows = F.normalize(rows.detach() - (step or default) * size * g)
-        expected = theory.descent_rate(K, n, d, scale, step=step, block_steps=block_steps)
-        assert abs((norms[after] / norms[after - 10]) ** 0.1 - expected) < 1e-4
+            rows = F.normalize(rows.detach() - size / high * g)
+        assert abs((norms[after] / norms[after - 10]) ** 0.1 - (1 - low / high)) < 1e-4
+        if not block_steps:
+            assert theory.descent_rate(K, n, d, scale) == pytest.approx(1 - low / high)
 
     def test_escape_growth(self):
         assert abs(theory.escape_growth(4, 3, 2.0, 1.0) - 1.2886751345948129) < 1e-12
@@ -347,7 +339,12 @@ class TestBestScale:
     @pytest.mark.parametrize(("K", "n"), [(4, 1), (10, 5), (50, 3)])
     def test_best_conditioning_has_a_closed_form(self, K, n):
         expected = (K - 1) * n / (3 * n - 1)
-        assert abs(theory.best_scale(K, n, K + 2)[1] / expected - 1) < 1e-9
+        assert theory.best_conditioning(K, n) == pytest.approx(expected)
+        assert abs(theory.best_scale(K, n, K)[1] / expected - 1) < 1e-9
+
+    @pytest.mark.parametrize(("K", "n", "d"), [(5, 2, 4), (10, 5, 9), (3, 2, 4), (3, 1, 3)])
+    def test_elsewhere_the_closed_form_is_wrong(self, K, n, d):
+        assert abs(theory.best_scale(K, n, d)[1] * (3 * n - 1) / ((K - 1) * n) - 1) > 0.05
 
     def test_two_classes_tie(self):
         curved, conditioned = theory.best_scale(2, 3, 4)
@@ -367,6 +364,30 @@ def assert_critical_with(point, tolerance=1e-12):
     if point.min_eigenvalue is not None:
         assert abs(float(spectrum[0]) - point.min_eigenvalue) < tolerance
     return spectrum
+
+
+class TestDerivatives:
+    """Gradient and Hessian product anywhere, against automatic differentiation of x/|x|."""
+
+    @pytest.mark.parametrize(
+        ("K", "N", "d", "scale"), [(3, 6, 4, 1.7), (2, 2, 2, 0.3), (5, 9, 3, 6.0)]
+    )
+    def test_by_autograd(self, K, N, d, scale):
+        weight, features, labels = random_rows(K, d, 1), random_rows(N, d, 2), torch.arange(N) % K
+        along = [x - (x * r).sum(1, keepdim=True) * r for x, r in (
+            (random_rows(N, d, 3), features), (random_rows(K, d, 4), weight))]  # fmt: skip
+
+        def slope(h, w):
+            return torch.func.grad(plain_loss, argnums=(0, 1))(h, w, labels, scale)
+
+        found = theory.multipliers(features, weight, labels, scale)[:2]
+        for a, b in zip(found, slope(features, weight), strict=True):
+            assert (a - b).abs().max() < 1e-14
+        _, expected = torch.func.jvp(slope, (features, weight), tuple(along))
+        product = theory.hessian_product(features, weight, labels, scale, *along)
+        for a, b, rows in zip(product, expected, (features, weight), strict=True):
+            b = b - (b * rows).sum(1, keepdim=True) * rows
+            assert (a - b).abs().max() < 1e-13
 
 
 class TestZoo:
@@ -393,7 +414,8 @@ class TestZoo:
         names = [point.name for point in theory.zoo(6, 3, 8, 2.0)]
         expected = ["total collapse", "2 groups of 3", "3 groups of 2", "orthoplex"]
         expected += ["regular polygon", "antipodal ETF", "1 of 3 features flipped"]
-        assert names == [*expected, "2 of 3 features flipped", "collinear"]
+        assert names == [*expected, "2 of 3 features flipped"]
+        assert theory.zoo(3, 1, 4, 1.0)[-1].name == "collinear"
 
     @pytest.mark.parametrize(
         ("name", "value", "curvature", "negative"),
@@ -684,6 +706,48 @@ def penalised(K, n, d, lambda_w, lambda_h, decay=None, seed=0):
     found = minimize(fun, start, jac=True, method="L-BFGS-B", options=options)
     x = torch.from_numpy(found.x).view(-1, d)
     return found.fun, x[:K].norm(dim=1), x[K:].norm(dim=1)
+
+
+class TestProblems:
+    def test_values_by_hand(self):
+        rows, weight, labels = (
+            random_rows(5, 4, 0),
+            random_rows(2, 4, 1),
+            torch.tensor([0] * 3 + [1] * 2),
+        )
+        point, counts = {"features": 2 * rows, "weight": weight}, [3, 2]
+        plain = F.cross_entropy(2 * rows @ weight.T, labels)
+        found = theory.hybrid(counts, 0.3, 4).value(point)
+        assert abs(float(found - plain - 0.15 * 4)) < 1e-14
+        found = theory.regularized(counts, 0.1, 0.2, 4).value(point)
+        assert abs(float(found - plain - 0.05 * 2 - 0.1 * 20)) < 1e-14
+        unit = {"features": rows, "weight": weight}
+        found = theory.normalized(counts, 3.0, 4).value(unit)
+        assert abs(float(found - plain_loss(rows, weight, labels, 3.0))) < 1e-14
+
+    @pytest.mark.parametrize("scale", [0.5, 2.0])
+    def test_matched_points_are_minima_with_the_same_logits(self, scale):
+        problems = theory.matched_problems(4, 2, scale, 5)
+        points = theory.matched_points(4, 2, scale, 5)
+        logits = {name: problem.logits(points[name]) for name, problem in problems.items()}
+        for name, problem in problems.items():
+            assert (logits[name] - logits["normalized"]).abs().max() < 1e-14
+            slopes = problem.gradient(problem.coordinates(points[name]))
+            assert max(float(g.abs().max()) for g in slopes.values()) < 1e-14
+
+    @pytest.mark.parametrize(
+        ("call", "message"),
+        [
+            (lambda: theory.normalized([1, 1], 0.0, 2), "scale must be greater than 0"),
+            (lambda: theory.normalized([2, 0], 1.0, 3), "must be at least 1"),
+            (lambda: theory.hybrid([1, 1], -1.0, 3), "feature_decay must be greater than 0"),
+            (lambda: theory.regularized([1, 1], 0.0, 1.0, 3), "lambda_w must be greater than 0"),
+            (lambda: theory.regularized([1, 1], 1.0, 0.0, 3), "lambda_h must be greater than 0"),
+        ],
+    )
+    def test_bad_input(self, call, message):
+        with pytest.raises(InputError, match=message):
+            call()
 
 
 class TestPenalised:
