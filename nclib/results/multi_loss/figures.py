@@ -11,6 +11,7 @@ LOOKS = {name: (LOSS_COLORS[name], LOSS_MARKERS[name]) for name in LOSS_NAMES}
 LOSSES = {"by": "loss", "looks": LOOKS, "labels": LOSS_NAMES}
 TARGET_ONE = "mse, M = 1"  # the control of the networks' MSE
 NETS = LOSSES | {"looks": LOOKS | {TARGET_ONE: ("0.55", "v")}}
+NETS["labels"] = LOSS_NAMES | {TARGET_ONE: "MSE, $M = 1$"}
 STRENGTH = r"strength $c=\sqrt{n\lambda_W\lambda_H}$"
 
 
@@ -237,7 +238,7 @@ def agreement(curves, pairs, lengths, *, title):
     middle.set(ylabel="distance to cross-entropy", ylim=(0, None))
     middle.set_title("At the end: same seed (full), other (open)")
     panels.lines(right, lengths, "epochs", "distance", log="x", **LOSSES)
-    right.set(ylabel="distance to another seed of cross-entropy", ylim=(0, None))
+    right.set(ylabel="distance, different seeds", ylim=(0, None))
     ticks = sorted(lengths["epochs"].unique())
     right.set_xticks(ticks, ticks)
     right.set(xlabel="training length [epochs]", title="Two seeds: loss against cross-entropy")
