@@ -498,6 +498,7 @@ def train_nets(
         for seed in seeds
     ]
     longest = max(epochs)
+    moments = {*log_spaced(longest, 13)[1:], *range(1, longest, max(1, longest // 20))}
 
     def measure(net, cell, epoch):
         found = {"test_accuracy": 100 * collect.accuracy(net, test_data)}
@@ -515,7 +516,7 @@ def train_nets(
             train_data,
             recipe,
             measure=measure,
-            measure_at=log_spaced(longest, 13)[1:] if width == max(widths) or validation else (),
+            measure_at=moments if width == max(widths) or validation else (),
             checkpoint=checkpoint and checkpoint(width),
             together=architecture == "mlp",
             augment=augment,
