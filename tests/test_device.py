@@ -129,7 +129,9 @@ def test_the_imitation_sees_the_crash_of_the_first_gpu_run():
 # Settings that run the network part of a notebook in seconds; the sizes say nothing.
 TINY = {
     "00_quickstart": {"epochs": 20, "train_per_class": 20},
-    "01_multi_loss_equivalence": {"epochs": [2, 4], "seeds": [0, 1], "widths": [2, 8]},
+    "01_multi_loss_equivalence": {
+        "epochs": [2, 4], "long_epochs": 6, "seeds": [0, 1], "widths": [2, 8],
+    },
     "02_normalized_features": {
         "epochs": 2, "measure_every": 1, "temperatures": [1.0, 3.0], "widths": [8, 16],
         "test_per_class": 20, "K": 4, "n": 1, "d": 4, "scales": [1.0],

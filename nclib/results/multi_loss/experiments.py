@@ -4,21 +4,27 @@ Row functions take one setting and return one row of a table, for :func:`nclib.t
 *setting* is what :func:`problem` takes: ``K, n, d, lambda_w, lambda_h, lambda_b``.
 """
 
+import math
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy.stats import f as f_distribution
+from torch import nn
 
 from nclib import checks, frames, losses
 from nclib.deep import collect, nets, train
 from nclib.deep import data as image_data
 from nclib.metrics import nc_metrics
+from nclib.metrics.geometry import class_means, etf_error, gram_distance
 from nclib.results.multi_loss import theory
 from nclib.table import log_spaced
 from nclib.ufm import landscape
 from nclib.ufm.model import UFM
-from nclib.ufm.solve import best
+from nclib.ufm.solve import best, gradient
 
 ARCHITECTURES = ("mlp", "cnn", "resnet18", "resnet50")
 
@@ -35,19 +41,24 @@ def problem(loss, *, K, n, d, lambda_w, lambda_h, lambda_b=0.0):
 def optimal_point(loss, *, generator=None, **setting):
     """An explicit global minimiser (d >= K-1): a simplex ETF at the optimal margin, turned at
     random, the mean component in one more dimension."""
-    exact, K, n = theory.optimum(loss, **setting), setting["K"], setting["n"]
-    logits = exact.margin * frames.centring(K) + exact.mean_component
+    exact = theory.optimum(loss, **setting)
+    logits = exact.margin * frames.centring(setting["K"]) + exact.mean_component
+    return balanced_point(logits, bias=exact.bias, generator=generator, **setting)
+
+
+def balanced_point(logits, *, K, n, d, lambda_w, lambda_h, lambda_b, bias=0.0, generator=None):
+    """The cheapest W and H with these class logits ``(K, K)`` of rank at most d, turned at random;
+    every entry of the bias is ``bias`` (none if ``lambda_b`` is ``None``)."""
     left, size, right = torch.linalg.svd(logits)
     rank = int((size > 1e-14).sum())
-    basis = frames.random_rotation(setting["d"], max(rank, 1), generator=generator)[:, :rank]
-    root = size[:rank].sqrt()
-    scale = (n * setting["lambda_h"] / setting["lambda_w"]) ** 0.25
+    basis = frames.random_rotation(d, max(rank, 1), generator=generator)[:, :rank]
+    root, scale = size[:rank].sqrt(), (n * lambda_h / lambda_w) ** 0.25
     point = {
         "features": (right[:rank].T * root / scale @ basis.T).repeat_interleave(n, 0),
         "weight": left[:, :rank] * root * scale @ basis.T,
     }
-    if setting["lambda_b"] is not None:
-        point["bias"] = torch.full((K,), exact.bias, dtype=torch.float64)
+    if lambda_b is not None:
+        point["bias"] = torch.full((K,), float(bias), dtype=torch.float64)
     return point
 
 
@@ -96,24 +107,106 @@ def equivalent(loss, **setting):
     }
 
 
-def contrastive_violation(loss, *, K, seed=0, samples=20_000, scale=3.0):
-    """Largest violation of the contrastive property found by random search (claim 1.L2).
+def temperature_error(logits, plain):
+    """Largest error of the softmax of class logits ``(K, K)`` at the temperature that turns it into
+    cross-entropy's, whose class logits are ``plain`` (claim 1.L6)."""
+    scaled = logits * margin_of(plain) / margin_of(logits)
+    return float((scaled.softmax(1) - plain.softmax(1)).abs().max())
+
+
+def contrastive_violation(loss, *, K, seed=0):
+    """The contrastive property on 20 000 random logits of size 3 (claim 1.L2).
 
     ``lower``: by how much the loss falls below its value at equal wrong logits with the same
     ``Σ_j (z_j - z_y)``; ``shift``: how much it changes when all logits are shifted.  Both are 0 up
-    to rounding for a loss that has the property.  ``loss`` is anything with ``per_sample(logits,
-    labels)``, so users can test their own.
+    to rounding for a loss that has the property.  ``strict``: by how much, relative to the loss, it
+    is above that value at least where the wrong logits differ (standard deviation above 1).
+    ``loss`` is anything with ``per_sample(logits, labels)``, so users can test their own.
     """
     generator = torch.Generator().manual_seed(seed)
-    logits = scale * torch.randn(samples, K, generator=generator, dtype=torch.float64)
-    labels = torch.randint(K, (samples,), generator=generator)
-    own = logits.gather(1, labels[:, None])
+    logits = 3.0 * torch.randn(20_000, K, generator=generator, dtype=torch.float64)
+    labels = torch.randint(K, (len(logits),), generator=generator)
+    own, wrong = logits.gather(1, labels[:, None]), 1 - F.one_hot(labels, K)
     margin = (own - logits).sum(1, keepdim=True) / (K - 1)
-    equal = own - margin * (1 - F.one_hot(labels, K))
     value = loss.per_sample(logits, labels)
-    lower = (loss.per_sample(equal, labels) - value).max()
+    excess = value - loss.per_sample(own - margin * wrong, labels)
     shift = (loss.per_sample(logits + 1.7, labels) - value).abs().max()
-    return {"lower": float(lower), "shift": float(shift)}
+    spread = ((logits - own + margin) * wrong).square().sum(1) / (K - 1)
+    strict = (excess / value.abs())[spread > 1].min()
+    return {"lower": float(-excess.min()), "strict": float(strict), "shift": float(shift)}
+
+
+S_GRID = torch.linspace(0.0, 12.0, 4001, dtype=torch.float64)
+
+
+def margin_curve(loss, K):
+    """The loss at the margins :data:`S_GRID` over equal wrong logits, from logits ``(4001, K)``."""
+    logits = F.pad(S_GRID[:, None], (0, K - 1))
+    return loss.per_sample(logits, torch.zeros(len(S_GRID), dtype=torch.int64))
+
+
+def minimising_margin(loss, c, *, K):
+    """The margin that minimises the scalar problem, by looking at all of :data:`S_GRID`."""
+    return float(S_GRID[(margin_curve(loss, K) + c * (K - 1) * S_GRID).argmin()])
+
+
+def largest_jump(loss, K):
+    """The largest step that the minimising margin makes while c changes (claim 1.L3).
+
+    The minimisers for all c are the corners of the lower convex hull of the curve; with one
+    minimiser for every c they follow each other on the grid (spacing .003).
+    """
+    points, hull = np.stack([S_GRID, margin_curve(loss, K)], 1), []
+    for x, y in points:
+        while len(hull) > 1:
+            (x1, y1), (x2, y2) = hull[-2:]
+            if (x2 - x1) * (y - y1) > (y2 - y1) * (x - x1):
+                break
+            hull.pop()
+        hull.append((x, y))
+    return float(np.diff([x for x, _ in hull]).max())
+
+
+def uniqueness(gamma, K):
+    """Whether the focal loss has a c with two minimisers: predicted by ``K > 1/t_c`` and found."""
+    share = K * theory.focal_convexity_threshold(gamma)
+    return {
+        "share": share,
+        "predicted": share > 1,
+        "found": largest_jump(losses.Focal(gamma), K) > 0.01,
+    }
+
+
+def many_classes(gamma):
+    """A K at which the focal loss has a clear tie, ``⌈1.72/t_c⌉`` (30 for γ = 3), at most 100."""
+    t_c = theory.focal_convexity_threshold(gamma)
+    return min(100, math.ceil(1.72 / t_c)) if t_c else 100
+
+
+def tie(gamma, K):
+    """The whole model, two samples per class, at the strength of the tie, ``c_glob`` (1.L3).
+
+    ``difference``: of the values of the simplex ETF and of W = H = 0, no bias; ``gradient``: the
+    largest entry of their gradients.  ``partial``: how far a third critical point lies below both
+    once the bias is free: most classes form a simplex ETF, the others stay at zero.
+    """
+    _, c, jump = theory.focal_thresholds(K, gamma)
+    lam = c / 2**0.5
+    setting = {"K": K, "n": 2, "d": K, "lambda_w": lam, "lambda_h": lam}
+    ufm = problem(losses.Focal(gamma), **setting, lambda_b=None)
+    etf, some = jump * frames.centring(K), torch.zeros(K, K, dtype=torch.float64)
+    some[: 3 * K // 4, : 3 * K // 4] = etf[: 3 * K // 4, : 3 * K // 4]
+    points = [balanced_point(z, **setting, lambda_b=None) for z in (etf, 0 * etf)]
+    values = [float(ufm.value(point)) for point in points]
+    slopes = [part.abs().max() for point in points for part in gradient(ufm, point).values()]
+    start = balanced_point(some, **setting, lambda_b=0.0)
+    free = problem(losses.Focal(gamma), **setting, lambda_b=0.0)
+    third = best(free, {name: x[None] for name, x in start.items()}).value
+    return {
+        "difference": abs(values[0] - values[1]),
+        "gradient": float(max(slopes)),
+        "partial": min(values) - third,
+    }
 
 
 def against_closed_form(loss, setting):
@@ -137,11 +230,12 @@ def against_closed_form(loss, setting):
     }
 
 
-def gain_near_threshold(loss, factor, *, K, d, seed=0):
+def gain_near_threshold(loss, factor, lambda_b, *, K, d, seed=0):
     """How far the minimum lies below W = H = 0 at ``factor`` times the threshold (claim 1.L4)."""
-    c = factor * theory.threshold(loss, K=K)
-    found = best(problem(loss, K=K, n=1, d=d, lambda_w=c, lambda_h=c), seed=seed)
-    return theory.value_at_zero(loss, K=K) - found.value
+    c = factor * theory.threshold(loss, K=K, lambda_b=lambda_b)
+    setting = {"K": K, "n": 1, "d": d, "lambda_w": c, "lambda_h": c, "lambda_b": lambda_b}
+    found = best(problem(loss, **setting), seed=seed)
+    return theory.value_at_zero(loss, K=K, lambda_b=lambda_b) - found.value
 
 
 def smoothing_gap(alpha, *, seed=0, **setting):
@@ -164,6 +258,12 @@ def saddle(loss, rank, **setting):
         "height": float(ufm.value(point)) - theory.optimum(loss, **setting).value,
         "certificate": ufm.certificate(point),
     }
+
+
+def saddle_logits(loss, rank, **setting):
+    """Class logits, as in :func:`class_logits`, of a critical point of this rank (1.L6)."""
+    ufm = problem(loss, **setting)
+    return class_logits(ufm, landscape.saddle(ufm, rank))
 
 
 def way_down(rank, *, loss, **setting):
@@ -198,19 +298,26 @@ def zero_modes(loss, lambda_b, **setting):
     }
 
 
-def focal_window(ratio, *, K=30, gamma=3.0, starts=12, seed=0):
-    """Share of random starts that reach the global minimum at ``c = ratio * c_loc`` (1.L11)."""
-    loss, n = losses.Focal(gamma), 2
-    lam = ratio * theory.focal_thresholds(K, gamma)[0] / n**0.5
-    setting = {"K": K, "n": n, "d": K + 2, "lambda_w": lam, "lambda_h": lam, "lambda_b": 0.01}
-    found = best(problem(loss, **setting), starts, seed=seed, scale=(0.03, 3.0))
-    gap = found.values - theory.optimum(loss, **setting).value
-    reached = int((gap < 1e-6).sum())
+def focal_window(share, *, K, gamma, seed=0):
+    """The focal loss at ``c = c_loc + share (c_glob - c_loc)`` (claim 1.L11).
+
+    ``curvature``: the smallest Hessian eigenvalue at W = H = 0, the same in every dimension d;
+    ``height`` of zero above the minimum; ``fraction`` of twelve random starts that reach the
+    minimum, ``highest_gap`` of the others.
+    """
+    loss, n, starts = losses.Focal(gamma), 2, 12
+    local, globally, _ = theory.focal_thresholds(K, gamma)
+    c = local + share * (globally - local)
+    setting = {"K": K, "n": n, "lambda_w": c / n**0.5, "lambda_h": c / n**0.5, "lambda_b": 0.01}
+    found = best(problem(loss, d=K, **setting), starts, seed=seed, scale=(0.03, 3.0))
+    floor = theory.optimum(loss, **setting).value
+    gap, flat = found.values - floor, problem(loss, d=1, **setting)
+    zero = flat.start(torch.Generator(), 0.0)
     return {
-        "reached": reached,
-        "starts": starts,
-        "fraction": reached / starts,
-        "lowest_gap": float(gap.min()),
+        "ratio": c / local,
+        "curvature": float(landscape.spectrum(flat, zero)[0]),
+        "height": theory.value_at_zero(loss, K=K) - floor,
+        "fraction": float((gap < 1e-6).double().mean()),
         "highest_gap": float(gap.max()),
     }
 
@@ -242,27 +349,43 @@ def bias_geometry(lambda_b, *, starts=4, seed=0, **setting):
         "bias": float(found.point["bias"].mean()) if "bias" in found.point else 0.0,
         "etf_singular": float(singular.max()),
         "mean_singular": float(singular.min()),
-        "nc2": _nc2(weight),
-        "nc2_centered": _nc2(weight - weight.mean(0)),
+        "nc2": etf_error(weight),
+        "nc2_centered": etf_error(weight - weight.mean(0)),
         "value_gap": found.value - theory.optimum("mse", **setting).value,
     }
 
 
 def known_bias_geometry(lambda_b, **setting):
-    """Its bias and singular values from the closed form."""
+    """Its bias, singular values and NC2 from the closed form."""
     setting |= {"lambda_b": None if lambda_b == float("inf") else lambda_b}
-    exact = theory.optimum("mse", **setting)
+    exact, K = theory.optimum("mse", **setting), setting["K"]
     root = (setting["n"] * setting["lambda_h"] / setting["lambda_w"]) ** 0.25
     return {
         "bias": exact.bias,
         "etf_singular": root * exact.margin**0.5,
-        "mean_singular": root * (setting["K"] * exact.mean_component) ** 0.5,
+        "mean_singular": root * (K * exact.mean_component) ** 0.5,
+        "nc2": gram_distance(exact.margin * frames.centring(K) + exact.mean_component),
     }
 
 
-def _nc2(weight):
-    gram = weight @ weight.T
-    return float((gram / gram.norm() - frames.etf_gram(len(weight))).norm())
+def truncated_frame(kept, *, K, **setting):
+    """A minimiser of the MSE without bias at d = K-1, by its subspace (claim 1.L13).
+
+    ``kept``: ``"centred"``, all orthogonal to the vector of ones, or ``"axes"``, all
+    classes but the first.  ``value_gap`` to the closed form, ``gradient``: largest entry, NC2.
+    """
+    setting |= {"K": K, "d": K - 1, "lambda_b": None}
+    subspace = torch.eye(K, dtype=torch.float64)
+    subspace[0, 0] = 0.0
+    subspace = frames.centring(K) if kept == "centred" else subspace
+    exact = theory.optimum("mse", **setting)
+    ufm = problem(losses.MeanSquaredError(), **setting)
+    point = balanced_point(exact.margin * subspace, **setting)
+    return {
+        "value_gap": float(ufm.value(point)) - exact.value,
+        "gradient": float(max(part.abs().max() for part in gradient(ufm, point).values())),
+        "nc2": etf_error(point["weight"]),
+    }
 
 
 # Networks -----------------------------------------------------------------------------------------
@@ -270,13 +393,12 @@ def _nc2(weight):
 
 @dataclass(frozen=True)
 class Nets:
-    """``table``: one row per net (accuracies, metrics, agreement with cross-entropy); ``curves``:
-    metrics against epochs, longest runs of the widest net; ``nets``: (loss, width, epochs, seed)
-    -> net."""
+    """``table``: one row per net (accuracies, metrics); ``curves``: metrics against epochs, longest
+    runs of the widest net; ``logits``: (loss, width, epochs, seed) -> normalised class logits."""
 
     table: pd.DataFrame
     curves: pd.DataFrame
-    nets: dict
+    logits: dict
 
 
 def require(architecture, *, widths, dataset, train_per_class, validation):
@@ -305,13 +427,35 @@ def builder(architecture, width, data):
     checks.choice("architecture", architecture, ARCHITECTURES)
     K, channels = data.num_classes, data.inputs.shape[1]
     if architecture == "mlp":
-        inputs = data.inputs[0].numel()
-        return lambda: nets.mlp([inputs, int(width), 32], K)
+        return partial(nets.mlp, [data.inputs[0].numel(), int(width), 32], K)
     if architecture == "cnn":
         shape = [int(width), 2 * int(width), 64]
-        return lambda: nets.cnn(shape, K, in_channels=channels, strides=[2, 2, 2])
+        return partial(nets.cnn, shape, K, in_channels=channels, strides=[2, 2, 2])
     depth = int(architecture.removeprefix("resnet"))
-    return lambda: nets.resnet(depth, K, width=width, in_channels=channels)
+    return partial(nets.resnet, depth, K, width=width, in_channels=channels)
+
+
+def linear_classifiers(named_losses, train_data, test_data, recipe, *, seeds):
+    """The control: one linear classifier of the pixels per loss and seed, no features learned.
+
+    Same images and ``recipe``; one row per classifier: loss, seed, train and test accuracy.
+    """
+
+    def build():
+        inputs = train_data.inputs[0].numel()
+        return nets.Classifier(nn.Flatten(), nn.Linear(inputs, train_data.num_classes))
+
+    def measure(net, cell, epoch):
+        parts = {"train_accuracy": train_data, "test_accuracy": test_data}
+        return {name: 100 * collect.accuracy(net, part) for name, part in parts.items()}
+
+    cells = [
+        train.Cell(loss, seed, recipe.epochs, {"loss": name})
+        for name, loss in named_losses.items()
+        for seed in seeds
+    ]
+    trained = train.grid(build, cells, train_data, recipe, measure=measure, label="linear")
+    return train.history(trained).query("epoch > 0").drop(columns=["epoch", "lr", "train_loss"])
 
 
 def train_nets(
@@ -354,16 +498,17 @@ def train_nets(
         for seed in seeds
     ]
     longest = max(epochs)
+    moments = {*log_spaced(longest, 13)[1:], *range(1, longest, max(1, longest // 20))}
 
     def measure(net, cell, epoch):
         found = {"test_accuracy": 100 * collect.accuracy(net, test_data)}
         if held_out is not None:
             found["validation_accuracy"] = 100 * collect.accuracy(net, held_out)
         if epoch and (epoch == cell.epochs or cell.epochs == longest):
-            found |= _collapse(net, train_data)
+            found |= measure_collapse(net, train_data)
         return found
 
-    rows, curves, found_nets = [], [], {}
+    rows, curves, logits = [], [], {}
     for width in widths:
         trained = train.grid(
             builder(architecture, width, train_data),
@@ -371,7 +516,7 @@ def train_nets(
             train_data,
             recipe,
             measure=measure,
-            measure_at=log_spaced(longest, 13)[1:] if width == max(widths) or validation else (),
+            measure_at=moments if width == max(widths) or validation else (),
             checkpoint=checkpoint and checkpoint(width),
             together=architecture == "mlp",
             augment=augment,
@@ -380,13 +525,11 @@ def train_nets(
         for one in trained:
             key = {"loss": one.cell.tags["loss"], "width": width}
             key |= {"epochs": one.cell.epochs, "seed": one.cell.seed}
-            found_nets[tuple(key.values())] = one.net
+            logits[tuple(key.values())] = normalised_logits(one.net, train_data)
             rows.append(key | _row(one.history, held_out is not None))
             if width == max(widths) and one.cell.epochs == longest:
                 curves.append(one.history.query("epoch > 0").assign(**key))
-    table = pd.DataFrame(rows)
-    table["agreement"] = _agreement(found_nets, train_data)
-    return Nets(table, pd.concat(curves, ignore_index=True), found_nets)
+    return Nets(pd.DataFrame(rows), pd.concat(curves, ignore_index=True), logits)
 
 
 def _row(history, validated):
@@ -396,11 +539,13 @@ def _row(history, validated):
     return final | {"test_accuracy": kept["test_accuracy"]}
 
 
-def _collapse(net, data):
+def measure_collapse(net, data):
+    """NC1-NC3, residual, class logits against the ETF, accuracy and confidence on ``data``."""
     features = collect.features(net, data.inputs)
     logits = collect.in_batches(net.head, features)
     own = torch.log_softmax(logits.detach(), 1).gather(1, data.labels[:, None]).exp()
     return nc_metrics(features, data.labels, net.weight, net.bias) | {
+        "logits_etf": _apart(normalised_logits(net, data), frames.etf_gram(data.num_classes)),
         "train_accuracy": 100 * float((logits.argmax(1) == data.labels).double().mean()),
         # 0.0585 bounds the focal loss's convexity threshold t_c for every gamma (claim 1.L10).
         "share_below_threshold": float((own < 0.0585).double().mean()),
@@ -408,60 +553,87 @@ def _collapse(net, data):
     }
 
 
-def _agreement(found_nets, data):
-    """Distance of the normalised class logits to those of cross-entropy, same cell and seed."""
-    logits = {key: _net_class_logits(net, data) for key, net in found_nets.items()}
-    return [float((own - logits["ce", *cell]).norm()) for (_, *cell), own in logits.items()]
-
-
-def _net_class_logits(net, data):
-    """Mean logits of each class, centred over outputs and scaled to norm 1: ``(K, K)``."""
-    logits = collect.logits(net, data.inputs).double()
-    sums = torch.zeros(data.num_classes, data.num_classes, dtype=torch.float64)
-    means = sums.to(logits.device).index_add_(0, data.labels, logits)
-    means = means / torch.bincount(data.labels)[:, None]
+def normalised_logits(net, data):
+    """Mean logits of each class, centred over outputs and scaled to norm 1: ``(K, K)``, float64."""
+    logits = collect.logits(net, data.inputs)
+    means, _ = class_means(logits, data.labels, data.num_classes)
     centred = means - means.mean(1, keepdim=True)
-    return centred / centred.norm()
+    return (centred / centred.norm()).cpu()
 
 
-def ends(curves):
-    """The last measurement of ``Nets.curves``, means over seeds, indexed by loss (claim 1.L16).
+def _apart(one, other):
+    return float((one - other).norm())
 
-    ``nc2_fall`` and ``nc3_fall`` are the last value over the first measured one.
+
+def logit_distances(logits):
+    """Distance of every net's class logits (``Nets.logits``) to cross-entropy's of the same cell.
+
+    One row per pair: loss, width, epochs, seed, ``other`` (the seed of the cross-entropy net),
+    distance, pair: ``"same seed"`` (initial weights and batches shared) or ``"two seeds"``.
     """
-    means = curves.groupby(["loss", "epoch"]).mean(numeric_only=True).groupby("loss")
-    first, last = means.first(), means.last()
-    return last.assign(**{f"{name}_fall": last[name] / first[name] for name in ("nc2", "nc3")})
-
-
-def equivalences(table):
-    """Per width and epochs, over losses × seeds (claim 1.L17).
-
-    ``variance``: population variance of the test accuracy over all nets; ``largest_gap``: largest
-    ``|mean accuracy of cross-entropy - mean of another loss|`` in points; ``f_statistic``: variance
-    between losses over variance between seeds (expected value 1 if losses do not matter).
-    """
-    rows = []
-    for (width, epochs), part in table.groupby(["width", "epochs"]):
-        accuracy = part.pivot(index="loss", columns="seed", values="test_accuracy")
-        means = accuracy.mean(axis=1)
-        within = accuracy.var(axis=1, ddof=1).mean() if accuracy.shape[1] > 1 else float("nan")
-        rows.append(
-            {
-                "width": width,
-                "epochs": epochs,
-                "variance": float(accuracy.to_numpy().var()),
-                "largest_gap": float((means - means["ce"]).abs().max()),
-                "f_statistic": float(accuracy.shape[1] * means.var(ddof=1) / within),
-            }
-        )
+    names, rows = ("loss", "width", "epochs", "seed"), []
+    for (loss, width, epochs, seed), own in logits.items():
+        for (plain, *cell, other), their in logits.items():
+            if plain != "ce" or cell != [width, epochs] or (loss == "ce" and seed == other):
+                continue
+            key = dict(zip(names, (loss, width, epochs, seed), strict=True))
+            pair = "same seed" if seed == other else "two seeds"
+            rows.append(key | {"other": other, "pair": pair, "distance": _apart(own, their)})
     return pd.DataFrame(rows)
 
 
-def accuracy_gaps(table):
-    """``|Acc_CE - Acc_loss|`` in points, means over seeds: one row per loss, width, epochs."""
-    means = table.groupby(["loss", "width", "epochs"])["test_accuracy"].mean().reset_index()
-    plain = means.query("loss == 'ce'").drop(columns="loss")
-    joined = means.merge(plain, on=["width", "epochs"], suffixes=("", "_ce"))
-    joined["gap"] = (joined["test_accuracy"] - joined["test_accuracy_ce"]).abs()
-    return joined
+def ends(curves):
+    """The last measurement of each net of ``Nets.curves``, the worst seed per loss (claim 1.L16).
+
+    ``…_fall``: the last value over that at the first measured epoch with 99.9 % training accuracy
+    (the last epoch if there is none): what training past zero error adds.
+    """
+    rows = []
+    for (loss, _), part in curves.groupby(["loss", "seed"], sort=False):
+        last, fitted = part.iloc[-1], part[part["train_accuracy"] >= 99.9]
+        first = fitted.iloc[0] if len(fitted) else last
+        falls = {f"{name}_fall": last[name] / first[name] for name in (*COLLAPSE, "logits_etf")}
+        rows.append({"loss": loss, "first": first["epoch"]} | last[list(SHOWN)].to_dict() | falls)
+    table = pd.DataFrame(rows).groupby("loss", sort=False)
+    return table.max().assign(train_accuracy=table["train_accuracy"].min())
+
+
+COLLAPSE = ("nc1", "nc2", "nc3")
+SHOWN = (*COLLAPSE, "nc2_centered", "nc3_centered", "residual", "logits_etf", "train_accuracy")
+
+
+def accuracies(table):
+    """Mean, lowest and highest test accuracy of each loss, width and training length."""
+    by = table.groupby(["loss", "width", "epochs"], sort=False)["test_accuracy"]
+    return by.agg(["mean", "min", "max", "count"]).reset_index()
+
+
+def equivalence(table):
+    """Differences between the losses among the nets of one cell (claim 1.L17), a mapping.
+
+    ``variance``: population variance of the test accuracy over all nets; ``largest_gap``: largest
+    ``|mean accuracy of cross-entropy - mean of another loss|`` in points.  With two seeds or more
+    ``f_statistic``: variance between losses over variance between seeds, about 1 if losses do not
+    matter, and ``f_limit``, which it then exceeds in one case of a hundred; NaN otherwise.
+    """
+    accuracy = table.pivot(index="loss", columns="seed", values="test_accuracy")
+    means, (kinds, seeds) = accuracy.mean(axis=1), accuracy.shape
+    found = {
+        "variance": float(accuracy.to_numpy().var()),
+        "largest_gap": float((means - means["ce"]).abs().max()),
+        "f_statistic": math.nan,
+        "f_limit": math.nan,
+    }
+    if seeds > 1:
+        within = accuracy.var(axis=1, ddof=1).mean()
+        found["f_statistic"] = float(seeds * means.var(ddof=1) / within)
+        found["f_limit"] = float(f_distribution.ppf(0.99, kinds - 1, kinds * (seeds - 1)))
+    return found
+
+
+def equivalences(table):
+    """:func:`equivalence` of each width and training length, one row each."""
+    parts = table.groupby(["width", "epochs"])
+    return pd.DataFrame(
+        {"width": width, "epochs": epochs} | equivalence(part) for (width, epochs), part in parts
+    )

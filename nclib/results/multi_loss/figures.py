@@ -2,21 +2,24 @@
 
 import numpy as np
 import seaborn as sns
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, Normalize
 
 from nclib.plots import panels, style
 from nclib.plots.style import GUIDE, LOSS_COLORS, LOSS_MARKERS, LOSS_NAMES, THEORY
 
 LOOKS = {name: (LOSS_COLORS[name], LOSS_MARKERS[name]) for name in LOSS_NAMES}
 LOSSES = {"by": "loss", "looks": LOOKS, "labels": LOSS_NAMES}
+TARGET_ONE = "mse, M = 1"  # the control of the networks' MSE
+NETS = LOSSES | {"looks": LOOKS | {TARGET_ONE: ("0.55", "v")}}
+NETS["labels"] = LOSS_NAMES | {TARGET_ONE: "MSE, $M = 1$"}
 STRENGTH = r"strength $c=\sqrt{n\lambda_W\lambda_H}$"
 
 
-def scalar_picture(curves, minima, competing):
+def scalar_picture(curves, minima, competing, *, title):
     """Figure 1: loss plus penalty against the margin; right: the focal loss with two minima.
 
     ``curves``: loss, s, value; ``minima``: loss, margin, value; ``competing``: c, s, value (minus
-    the value at s = 0).
+    the value at s = 0).  ``title``: of the right panel.
     """
     figure, (left, right) = style.grid(1, 2, height=3.4)
     for loss, part in curves.groupby("loss", sort=False):
@@ -28,11 +31,13 @@ def scalar_picture(curves, minima, competing):
     left.set(title="One scalar problem per loss, minimum marked")
     left.set_ylim(0, 1.05 * curves.query("s == 0")["value"].max())
     left.legend(loc="lower right")
-    for shade, (c, part) in zip((0.7, 0.45, 0.0), competing.groupby("c"), strict=False):
-        right.plot(part["s"], 1e3 * part["value"], color=str(shade), label=f"$c = {c:.5f}$")
+    looks = zip(("0.7", "C2", "0.0"), (r"c_{loc}", r"c_{glob}", r"1.02\,c_{glob}"), strict=True)
+    for (color, name), (c, part) in zip(looks, competing.groupby("c"), strict=True):
+        text = f"${name} = {c:.5f}$"
+        right.plot(part["s"], 1e3 * part["value"], color=color, label=text)
     right.axhline(0, **GUIDE)
     right.set(xlabel="margin $s$", ylabel=r"value minus value at $s=0$   [$10^{-3}$]")
-    right.set_title(r"Focal loss, $K=30$, $\gamma=3$: at one $c$ two minima tie")
+    right.set_title(title)
     right.legend()
     return figure
 
@@ -52,21 +57,24 @@ def margins(theory, measured, thresholds):
     return figure
 
 
-def class_logits(scaled, margins):
-    """Figure 3: class logits of the four losses over their margins, ``(K, K)`` each."""
-    titles = {name: f"{LOSS_NAMES[name]}\n$s = {margins[name]:.3f}$" for name in scaled}
-    figure = panels.heatmaps(scaled, titles=titles, label="logit / margin", digits=2)
-    figure.axes[0].set(xlabel="output $j$", ylabel="class $k$")
+def class_logits(scaled, titles, *, title):
+    """Figure 3: six class-logit matrices ``(K, K)`` over their margins; ``titles``: by name."""
+    figure, axes = style.grid(1, 6, width=11, height=2.4)
+    panels.heatmaps(scaled, titles=titles, label="logit / margin", digits=2, axes=list(axes))
+    axes[0].set(xlabel="output $j$", ylabel="class $k$")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
 
 
-def landscape(saddles, ways, gaps, K, reached):
+def landscape(saddles, ways, gaps, K, title):
     """Figure 4: the way out of cross-entropy's saddles, curvatures, all random starts.
 
-    ``reached``: whether the claim that all starts reach f* holds.
+    ``title``: of the last panel.
     """
     figure, (left, middle, right) = style.grid(1, 3, width=11, height=3.4)
-    for color, (rank, part) in zip(style.PALETTE[4:], ways.groupby("rank"), strict=False):
+    for color, (rank, part) in zip(
+        sns.color_palette("crest", 3), ways.groupby("rank"), strict=False
+    ):
         left.plot(part["t"], part["value"], color=color, label=f"rank {rank}")
         left.plot(part["t"], part["parabola"], **THEORY)
     left.set(xlabel="step along the direction", ylabel="objective minus its value at the saddle")
@@ -77,146 +85,187 @@ def landscape(saddles, ways, gaps, K, reached):
     middle.set(xlabel=curvature, ylabel="measured curvature")
     middle.set_title("Curvature: closed form and measurement")
     middle.legend()
-    panels.starts(right, gaps, "d", by="loss", looks=LOOKS, edge=0.5)
-    finding = f"All starts reach $f^*$ from $d = K-1 = {K - 1}$ on"
-    right.set(xlabel="feature dimension $d$", title=finding if reached else "All random starts")
+    panels.starts(right, gaps, "d", by="loss", looks=LOOKS, edge=K - 1)
+    right.set(xlabel="feature dimension $d$", title=title)
     return figure
 
 
-def focal_region(thresholds, window, local, globally):
-    """Figure 5: where the focal loss is convex, and where it has spurious minima."""
-    figure, (left, right) = style.grid(1, 2, height=3.2)
-    color = LOSS_COLORS["fl"]
-    left.plot(thresholds["gamma"], thresholds["t_c"], color=color)
-    left.fill_between(thresholds["gamma"], thresholds["t_c"], alpha=0.15, color=color)
-    for K in (10, 17, 20, 30, 100):
-        left.axhline(1 / K, **GUIDE)
-        left.annotate(f"$1/{K}$", (10.7, 1 / K), va="center", fontsize=7.5, annotation_clip=False)
-    left.set(xlabel=r"focusing parameter $\gamma$", ylabel=r"probability $p_y$")
-    left.set(xlim=(0, 10.5), ylim=(0, 0.105))
-    left.set_title("Convex above the curve; zero has $p_y = 1/K$")
+def focal_region(thresholds, cases, window, *, K, gamma, edge, title):
+    """Figure 5: where the focal loss is convex, where ties exist, and spurious minima.
+
+    ``thresholds``: gamma, t_c, sufficient; ``cases``: gamma, K, found; ``window``: ratio, fraction,
+    for ``K`` classes and focus ``gamma``; ``edge``: c_glob / c_loc; ``title``: of the right panel.
+    """
+    figure, (left, middle, right) = style.grid(1, 3, width=11, height=3.2)
+    color, gammas = LOSS_COLORS["fl"], thresholds["gamma"]
+    left.plot(gammas, thresholds["t_c"], color=color, label="$t_c$: convex exactly above")
+    left.plot(gammas, thresholds["sufficient"], color="0.4", label=r"$\psi' \geq 0$: sufficient")
+    style.reference(left, 0.21, "the paper's constant .21")
+    left.set(xlabel=r"focusing parameter $\gamma$", ylabel="probability $p_y$", ylim=(0, 0.23))
+    left.set_title("Convexity of the focal loss")
+    left.legend(loc="upper right", bbox_to_anchor=(1, 0.88))
+    shown = gammas > 0.35
+    middle.plot(gammas[shown], 1 / thresholds["t_c"][shown], label="$K = 1/t_c$", **style.THEORY)
+    for found, fill, name in ((True, color, "two minimisers"), (False, "none", "always one")):
+        part = cases[cases["found"] == found]
+        middle.plot(part["gamma"], part["K"], "o", color=color, mfc=fill, label=name)
+    middle.set(
+        xlabel=r"focusing parameter $\gamma$", ylabel="classes $K$", yscale="log", ylim=(0.1, 2000)
+    )
+    middle.set_title("Is there a $c$ with two minimisers?")
+    middle.legend(loc="lower right", frameon=True)
     right.plot(window["ratio"], window["fraction"], "o-", color=color)
-    right.axvspan(1, globally / local, color="0.88", zorder=0)
+    right.axvspan(1, edge, color="0.88", zorder=0)
     text = "grey: zero is a local minimum,\nthe ETF the global one"
     right.annotate(text, (0.05, 0.1), xycoords="axes fraction", fontsize=8)
     right.set(xlabel=r"$c\,/\,c_{loc}$", ylabel="share of starts reaching $f^*$")
-    right.set(ylim=(-0.05, 1.05))
-    right.set_title(r"$K=30$, $\gamma=3$: spurious minima in a thin window")
+    right.set(ylim=(-0.05, 1.05), title=title)
     return figure
 
 
-def bias_geometry(sweep, theory, transition):
-    """Figure 6: the MSE optimum from free bias to no bias; ``theory`` on a finer grid."""
+def bias_geometry(sweep, theory, transition, *, title):
+    """Figure 6: the MSE optimum from free bias to no bias (drawn at the right edge).
+
+    ``theory``: the closed form on a finer grid; ``transition``: the λ_b from which on there is a
+    mean component; ``title``: of the right panel.
+    """
     figure, axes = style.grid(1, 3, width=11, height=3.2)
-    drawn = sweep[np.isfinite(sweep["lambda_b"])]
+    edge = 10 * theory["lambda_b"].max()
+    at = sweep["lambda_b"].replace(np.inf, edge)
     spectra = {"etf_singular": "$K-1$ equal ones", "mean_singular": "mean direction"}
-    nc2 = {"nc2_centered": "NC2, centred $W$", "nc2": "NC2, raw $W$"}
+    nc2 = {"nc2_centered": "centred $W$", "nc2": "raw $W$"}
     for ax, columns in zip(axes, ({"bias": "bias $b$"}, spectra, nc2), strict=True):
-        line = "-" if columns is nc2 else "none"
         for color, marker, column in zip(style.PALETTE, "os", columns, strict=False):
-            values = drawn[column].clip(lower=1e-9) if columns is nc2 else drawn[column]
-            ax.plot(drawn["lambda_b"], values, marker, ls=line, color=color, label=columns[column])
+            ax.plot(at, sweep[column], marker, color=color, label=columns[column])
             if column in theory:
                 ax.plot(theory["lambda_b"], theory[column], **THEORY)
         ax.axvline(transition, **GUIDE)
-        ax.set(xscale="log", xlabel=r"bias penalty $\lambda_b$")
+        style.scales(ax, "x")
+        ax.set_xticks([0.01, 0.1, 1, 10, edge], ["0.01", "0.1", "1", "10", "no\nbias"])
+        ax.set(xlabel=r"bias penalty $\lambda_b$")
     axes[0].set(ylabel="bias $b$", title="Bias: free, then capped at $c/\\lambda_b$")
     axes[1].set(ylabel="singular values of $W$", title="ETF → ETF + mean → orthogonal frame")
     axes[1].legend(loc="center right", title="closed form dashed", title_fontsize=8)
-    axes[2].set(yscale="log", ylabel="distance to the simplex ETF")
-    axes[2].set_title("Centred, it is an ETF in every case")
+    axes[2].set(ylabel="NC2, distance to the simplex ETF", title=title)
     axes[2].legend(loc="center right")
     return figure
 
 
-def collapse_curves(curves, drops, residual_limit):
-    """Figure 7: metrics and accuracy against epochs, mean and range over seeds."""
+def collapse_curves(curves, first, drops, limit, *, title):
+    """Figure 7: metrics and accuracy against epochs, mean and range over seeds.
+
+    ``curves``: of all losses, the control :data:`TARGET_ONE` too; ``first``: epoch at which all
+    losses have zero training error; ``drops``: epochs at which the rate falls; ``limit``: the
+    residual of the MSE.
+    """
     shown = {
         "nc1": ("NC1", "log"),
-        "nc2": ("NC2, raw $W$", "linear"),
-        "nc3": ("NC3", "linear"),
+        "nc2": ("NC2, raw $W$", "log"),
+        "nc3": ("NC3", "log"),
         "residual": (r"$\|W\mu_G+b\|$", "log"),
         "train_accuracy": ("train accuracy [%]", "linear"),
         "test_accuracy": ("test accuracy [%]", "linear"),
     }
     figure, axes = style.grid(2, 3, width=11, height=2.7, sharex=True)
-    for ax, (column, (title, scale)) in zip(axes.flat, shown.items(), strict=True):
-        panels.lines(ax, curves, "epoch", column, guides=drops, **LOSSES)
-        ax.set(xscale="log", yscale=scale, xlabel="", ylabel="", title=title)
+    for ax, (column, (name, scale)) in zip(axes.flat, shown.items(), strict=True):
+        panels.lines(ax, curves, "epoch", column, guides=drops, **NETS)
+        style.scales(ax, "xy" if scale == "log" else "x")
+        ax.set(xlabel="", ylabel="", title=name)
+        ax.axvline(first, color="0.3", lw=1, ls="-.", label="zero training error")
     for ax in axes[1]:
         ax.set_xlabel("epoch")
-    style.reference(axes[1, 0], residual_limit, r"$M/\sqrt{K}$ (MSE)")
-    axes[0, 0].legend()
-    return figure
-
-
-def accuracy_maps(cells, gaps, agree):
-    """Figure 8: variance of the accuracy over losses and seeds, and gaps to cross-entropy.
-
-    ``agree``: whether the claim that the accuracies of the widest, longest nets agree holds.
-    """
-    figure, axes = style.grid(1, 4, width=12, height=3.0, sharey=True)
-    maps = [("variance over all nets [points²]", cells, "variance", LogNorm(0.02, 50), "mako_r")]
-    for loss in ("ls", "fl", "mse"):
-        title, part = f"|CE - {LOSS_NAMES[loss]}| [points]", gaps[gaps["loss"] == loss]
-        maps.append((title, part, "gap", LogNorm(0.05, 15), "rocket_r"))
-    look = {"fmt": "", "cbar": False, "linewidths": 0.5, "annot_kws": {"size": 8}}
-    for ax, (title, table, value, norm, cmap) in zip(axes, maps, strict=True):
-        texts = table[value].map("{:.2f}".format)
-        if value == "variance" and table["f_statistic"].notna().all():
-            texts += table["f_statistic"].map("\n$F$ = {:.1f}".format)
-        square = table.assign(shown=table[value].clip(lower=1e-3), text=texts)
-        square = square.pivot(index="epochs", columns="width").sort_index(ascending=False)
-        sns.heatmap(square["shown"], ax=ax, annot=square["text"], norm=norm, cmap=cmap, **look)
-        ax.set(xlabel="width", ylabel="")
-        ax.set_title(title, fontsize=9)
-        ax.tick_params(rotation=0)
-    axes[0].set_ylabel("epochs")
-    finding = "Test accuracy: wide and long, the losses differ by less than a point"
-    title = finding if agree else "Test accuracy: differences between the losses"
+    style.reference(axes[1, 0], limit, r"$M/\sqrt{K}$ (MSE)")
+    axes[1, 1].legend(loc="lower right")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
 
 
-def agreement(table):
-    """Figure 9: distance of class logits to cross-entropy's, against width and length."""
-    figure, axes = style.grid(1, 3, height=3.0, sharey=True)
-    lengths = sorted(table["epochs"].unique())
-    colors = sns.color_palette("crest", len(lengths))
-    looks = {n: (colors[i], style.MARKERS[i % 8]) for i, n in enumerate(lengths)}
-    labels = {length: f"{length} epochs" for length in lengths}
-    for ax, loss in zip(axes, ("ls", "fl", "mse"), strict=True):
-        part = table[table["loss"] == loss]
-        panels.lines(ax, part, "width", "agreement", by="epochs", looks=looks, labels=labels)
-        ax.set(xscale="log", xlabel="width", ylabel="")
-        ax.set_xticks(sorted(table["width"].unique()), sorted(table["width"].unique()))
-        ax.minorticks_off()
-        ax.set_title(f"{LOSS_NAMES[loss]} against cross-entropy")
-    axes[0].set(ylabel="distance of normalised class logits", ylim=(0, None))
-    axes[-1].legend()
+def accuracy_maps(cells, accuracies, *, title):
+    """Figure 8, six panels: accuracy of each loss, largest gap to cross-entropy, variance.
+
+    ``cells``: width, epochs, variance, largest_gap, f_statistic; ``accuracies``: loss, width,
+    epochs, mean, min, max.
+    """
+    figure, axes = style.grid(2, 3, width=11, height=2.6, sharex=True, sharey=True)
+    low, high = accuracies["mean"].min(), accuracies["mean"].max()
+    maps = []
+    for loss in LOSS_NAMES:
+        part = accuracies[accuracies["loss"] == loss]
+        spread = part.apply("{0[mean]:.1f}\n{0[min]:.1f} – {0[max]:.1f}".format, axis=1)
+        look = (f"{LOSS_NAMES[loss]} [%]", Normalize(low, high), "mako")
+        maps.append((part.assign(text=spread, shown=part["mean"]), *look))
+    f = cells["f_statistic"].map(lambda value: "" if np.isnan(value) else f"\n$F$ = {value:.1f}")
+    for name, text, norm in (
+        ("largest_gap", "largest gap to cross-entropy [points]", LogNorm(0.05, 15)),
+        ("variance", "variance over losses and seeds [points²]", LogNorm(0.02, 50)),
+    ):
+        words = cells[name].map("{:.2f}".format) + (f if name == "variance" else "")
+        table = cells.assign(text=words, shown=cells[name].clip(lower=1e-3))
+        maps.append((table, text, norm, "rocket_r"))
+    look = {"fmt": "", "cbar": False, "linewidths": 0.5, "annot_kws": {"size": 8}}
+    for ax, (table, name, norm, cmap) in zip(axes.flat, maps, strict=True):
+        square = table.pivot(index="epochs", columns="width").sort_index(ascending=False)
+        texts = square["text"].fillna("")
+        sns.heatmap(square["shown"], ax=ax, annot=texts, norm=norm, cmap=cmap, **look)
+        ax.set(xlabel="", ylabel="", title=name)
+        ax.tick_params(rotation=0, length=0)
+    for ax in axes[1]:
+        ax.set_xlabel("width")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("epochs")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
 
 
-def collapse_in_the_plane(snapshots):
-    """Quickstart: features of three classes in two dimensions, one panel per epoch.
+def agreement(curves, pairs, lengths, *, title):
+    """Figure 9: class logits, up to scale, against the ETF and against cross-entropy's.
 
-    ``snapshots``: epoch, x, y, label, nc1.
+    ``curves``: loss, epoch, logits_etf; ``pairs`` of the longest nets: loss, pair, distance;
+    ``lengths``: pairs of different seeds, widest nets: loss, epochs, distance.
     """
-    epochs = sorted(snapshots["epoch"].unique())
-    figure, axes = style.grid(1, len(epochs), width=2.6 * len(epochs), height=2.9)
-    for ax, epoch in zip(axes, epochs, strict=True):
-        part = snapshots[snapshots["epoch"] == epoch]
-        centre = part[["x", "y"]].mean()
-        reach = 1.15 * np.abs(part[["x", "y"]] - centre).to_numpy().max()
-        for label, color in zip(sorted(part["label"].unique()), style.PALETTE, strict=False):
-            own = part[part["label"] == label]
-            ax.plot(own["x"], own["y"], "o", ms=2.5, alpha=0.45, color=color, mec="none")
-            mean = own[["x", "y"]].mean()
-            ax.annotate(
-                "", mean, centre, arrowprops={"arrowstyle": "-|>", "color": color, "lw": 1.6}
-            )
-        ax.set(xlim=(centre["x"] - reach, centre["x"] + reach), xticks=[], yticks=[])
-        ax.set(ylim=(centre["y"] - reach, centre["y"] + reach), aspect="equal")
-        ax.set_title(f"epoch {epoch}: NC1 = {part['nc1'].iloc[0]:.2g}")
-        sns.despine(ax=ax, left=True, bottom=True)
+    figure, (left, middle, right) = style.grid(1, 3, width=11, height=3.2)
+    panels.lines(left, curves, "epoch", "logits_etf", log="xy", **NETS)
+    left.set(ylabel="distance to the simplex ETF", title="Class logits against epochs")
+    left.legend()
+    names = list(LOSS_NAMES)
+    for shift, (pair, part) in zip((-0.12, 0.12), pairs.groupby("pair"), strict=False):
+        for loss, own in part.groupby("loss"):
+            color, marker = LOOKS[loss]
+            fill = color if pair == "same seed" else "none"
+            at = np.full(len(own), names.index(loss) + shift)
+            middle.plot(at, own["distance"], marker, color=color, mfc=fill)
+    middle.set_xticks(range(4), [LOSS_NAMES[name].replace(" ", "\n") for name in names])
+    middle.set(ylabel="distance to cross-entropy", ylim=(0, None))
+    middle.set_title("At the end: same seed (full), other (open)")
+    panels.lines(right, lengths, "epochs", "distance", log="x", **LOSSES)
+    right.set(ylabel="distance, different seeds", ylim=(0, None))
+    ticks = sorted(lengths["epochs"].unique())
+    right.set_xticks(ticks, ticks)
+    right.set(xlabel="training length [epochs]", title="Two seeds: loss against cross-entropy")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def accuracy_by_length(table, linear, *, title):
+    """Figure 10: test accuracy against training length, one panel per width; left: the control.
+
+    ``table``: loss, width, epochs, seed, test_accuracy of the nets; ``linear``: loss, seed,
+    test_accuracy of linear classifiers.
+    """
+    widths = sorted(table["width"].unique())
+    figure, axes = style.grid(1, 1 + len(widths), width=11, height=3.0, squeeze=False)
+    first, *others = axes[0]
+    panels.lines(first, linear.assign(epochs=1), "epochs", "test_accuracy", points=True, **LOSSES)
+    for loss, own in linear.groupby("loss"):
+        ends = own["test_accuracy"].min(), own["test_accuracy"].max()
+        first.vlines(1, *ends, color=LOSS_COLORS[loss])
+    first.set(xlabel="", ylabel="test accuracy [%]", xticks=[], title="linear: no features")
+    for ax, width in zip(others, widths, strict=True):
+        part = table[table["width"] == width].sort_values("epochs", kind="stable")
+        panels.lines(ax, part, "epochs", "test_accuracy", log="x", ylabel="", **LOSSES)
+        ticks = sorted(part["epochs"].unique())
+        ax.set_xticks(ticks, ticks)
+        ax.set(xlabel="epochs", title=f"width {width:g}")
+    others[-1].legend()
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure

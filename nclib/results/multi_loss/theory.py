@@ -9,8 +9,8 @@ simplex ETF of *margin* ``s = z_y - z_j``; only ``s`` depends on the loss.  Of a
 only ``c = √(n λ_W λ_H)`` decides the logits.  The papers write H as d×N columns; here samples are
 rows.  Losses are named as in :func:`nclib.losses.get`.
 
-Sources: Zhou et al., NeurIPS 2022 (claims 1.L1-L10, L16-L18), Zhou et al., ICML 2022 (1.L12), this
-project for the scalar equations (1.L3-L5, L9-L15).
+Sources: Zhou et al., NeurIPS 2022 (the contrastive property and its theorems), Zhou et al., ICML
+2022 (MSE), Zhu et al. 2021 (certificate and way out of saddles), this project for the rest.
 """
 
 import math
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from scipy.optimize import brentq, minimize_scalar
 
 from nclib import checks, losses
+from nclib.ufm import scalar
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ def optimum(loss, *, K, n, lambda_w, lambda_h, lambda_b=0.0, d=None, **params):
             d = K-1, where W and H cannot carry a mean component (claim 1.L13).
 
     Returns an :class:`Optimum`.  For a free bias and a shift-invariant loss the bias is any
-    multiple of the vector of ones; 0 is reported.  Raises :class:`~nclib.checks.InputError` for
+    multiple of the vector of ones; 0 is reported.  The focal loss with K > 1/t_c and a free or
+    weakly decayed bias: not within about a thousandth of ``c_glob``, where partly collapsed points
+    lie lower (claim 1.L3).  Raises :class:`~nclib.checks.InputError` for
     values out of range, and for d < K-1, where no closed form exists (claim 1.L14).
     """
     loss = _loss(loss, params)
@@ -96,7 +99,7 @@ def optimum(loss, *, K, n, lambda_w, lambda_h, lambda_b=0.0, d=None, **params):
     if isinstance(loss, losses.Focal):
         value, s = _focal(loss.gamma, K, c)
     elif not isinstance(loss, losses.MeanSquaredError):
-        value, s = _cross_entropy(getattr(loss, "alpha", 0.0), K, c)
+        value, s = scalar.cross_entropy(c, K, getattr(loss, "alpha", 0.0))
     elif d == K - 1 and lambda_b is None:
         value, s, v = *_mse_truncated_frame(loss, K, c), math.nan
     else:
@@ -114,14 +117,6 @@ def _loss(loss, params):
     if params:
         raise checks.InputError("parameters belong to a loss given by name")
     return loss
-
-
-def _cross_entropy(alpha, K, c):
-    e = c + alpha / K  # label smoothing acts as more regularisation (claim 1.L5)
-    if c >= (1 - alpha) / K:
-        return math.log(K), 0.0
-    p = 1 - (K - 1) * e
-    return -p * math.log(p) - (K - 1) * e * math.log(e), math.log(p / e)
 
 
 def _focal(gamma, K, c):
@@ -261,13 +256,32 @@ def focal_convexity_threshold(gamma):
     Independent of K and of the other probabilities; 0 for γ = 0; never above 0.0585.
     """
     gamma = checks.real("gamma", gamma, at_least=0)
-    if gamma == 0:
-        return 0.0
 
     def curvature(t):
         return (2 * gamma + 1) * (1 - t) + gamma * (1 - (gamma + 1) * t) * math.log(t)
 
-    return brentq(curvature, 1e-300, 0.3, xtol=1e-300, rtol=1e-15)
+    return _first_root(curvature)
+
+
+def focal_sufficient_threshold(gamma):
+    """Where ψ of :func:`focal_slope` begins to increase: convex from there on (claim 1.L10).
+
+    The Hessian is ``ψ'(p) p (e_y - p)(e_y - p)ᵀ - ψ(p)(diag p - ppᵀ)`` at ``p = p_y`` with ψ < 0,
+    so ψ' >= 0 suffices.  Largest as γ → 0, the root .2032 of ``log t + 2(1 - t)``: the 0.21 of
+    Zhou et al., NeurIPS 2022, holds for every γ.
+    """
+    gamma = checks.real("gamma", gamma, at_least=0)
+
+    def increase(t):  # of the sign of ψ'
+        return (1 - gamma * t) * math.log(t) + 2 * (1 - t)
+
+    return _first_root(increase)
+
+
+def _first_root(function):
+    """Root below 0.3 of a function that is positive there; 0 if the root is below any float."""
+    ends = 1e-300, 0.3
+    return brentq(function, *ends, xtol=1e-300, rtol=1e-15) if function(ends[0]) < 0 else 0.0
 
 
 def focal_thresholds(K, gamma):
@@ -275,7 +289,7 @@ def focal_thresholds(K, gamma):
 
     Zero is a local minimum from ``c_loc`` on and the global one from ``c_glob`` on; at ``c_glob``
     the margin jumps from ``s_jump`` to 0.  Between the two, spurious local minima exist.  The
-    jump is 0 and the two coincide as long as ``1/K >= t_c(γ)``, for all γ if K <= 17.
+    jump is 0 and the two coincide exactly if ``K <= 1/t_c(γ)``; for all γ if K <= 17.
     """
     K = checks.integer("K", K, 2)
     local = -focal_slope(gamma, 1 / K) / K

@@ -129,16 +129,68 @@ def test_focal_loss_has_a_spurious_minimum_between_its_thresholds():
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_window_of_spurious_minima_is_seen_at_any_seed(seed):
-    window = table.over(study.focal_window, ratio=[0.99, 1.006], seed=seed).set_index("ratio")
-    assert window.loc[0.99, "fraction"] == 1
-    assert 0 < window.loc[1.006, "fraction"] < 1
-    assert window.loc[1.006, "highest_gap"] > 1e-3
+    window = table.over(study.focal_window, share=[-1.0, 0.5], K=30, gamma=3.0, seed=seed)
+    window = window.set_index("share")
+    assert window.loc[-1.0, "fraction"] == 1
+    assert 0 < window.loc[0.5, "fraction"] < 1
+    assert window.loc[0.5, "highest_gap"] > 1e-3
+
+
+@pytest.mark.parametrize(("K", "gamma"), [(30, 3.0), (40, 1.0)])
+def test_the_hessian_at_zero_is_that_of_the_whole_model(K, gamma):
+    """From one column, against the formula for the block of weight and features."""
+    row = study.focal_window(0.5, K=K, gamma=gamma)
+    local, globally, _ = theory.focal_thresholds(K, gamma)
+    c = (local + globally) / 2
+    want = c / 2**0.5 + theory.focal_slope(gamma, 1 / K) / (K * 2**0.5)
+    assert row["curvature"] == pytest.approx(want, abs=1e-9)
+    assert row["height"] > 0
+
+
+@pytest.mark.parametrize(("K", "gamma"), [(30, 3.0), (40, 1.0), (50, 10.0)])
+def test_the_largest_jump_is_that_of_the_thresholds(K, gamma):
+    _, c, jump = theory.focal_thresholds(K, gamma)
+    assert study.largest_jump(losses.Focal(gamma), K) == pytest.approx(jump, abs=0.01)
+    assert study.minimising_margin(losses.Focal(gamma), 0.999 * c, K=K) > jump
+    assert study.minimising_margin(losses.Focal(gamma), 1.001 * c, K=K) == 0
+
+
+@pytest.mark.parametrize("loss", [CE, LS, losses.Focal(1.0), MSE])
+def test_other_scalar_problems_have_no_jump(loss):
+    assert study.largest_jump(loss, 17) < 0.01
+
+
+def test_at_the_tie_zero_the_etf_and_something_below_both_are_critical():
+    found = study.tie(3.0, 30)
+    assert found["difference"] < 1e-12
+    assert found["gradient"] < 1e-8
+    # A point nearby, written down: 22 classes an ETF, 8 at zero with a lower bias.
+    _, c, _ = theory.focal_thresholds(30, 3.0)
+    logits = torch.zeros(30, 30, dtype=torch.float64)
+    logits[:22, :22] = 0.814 * frames.centring(22)
+    logits[:, 22:] -= 0.043
+    penalty = c * float(torch.linalg.svdvals(logits - logits[-1]).sum())
+    below = theory.value_at_zero(FL, K=30) - float(FL(logits, torch.arange(30))) - penalty
+    assert 8.5e-5 < below <= found["partial"] < below + 1e-7
+    assert study.tie(1.0, 20)["partial"] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("kept", ["centred", "axes"])
+def test_without_bias_any_subspace_is_optimal_at_K_minus_1(kept):
+    setting = {"K": 4, "n": 3, "lambda_w": 0.005, "lambda_h": 0.005}
+    row = study.truncated_frame(kept, **setting)
+    assert abs(row["value_gap"]) < 1e-13
+    assert row["gradient"] < 1e-13
+    # Axes: W Wᵀ is the identity of three classes, <W Wᵀ, E>/|…| = (3 - 3/4)/3.
+    want = {"centred": 0.0, "axes": (2 - 2 * (3 - 3 / 4) / 3) ** 0.5}[kept]
+    assert row["nc2"] == pytest.approx(want, abs=1e-7)
 
 
 def test_contrastive_property():
     for loss in (CE, LS, FL):
         found = study.contrastive_violation(loss, K=6)
         assert found["lower"] < 1e-12
+        assert found["strict"] > 0
         assert found["shift"] < 1e-9
     assert study.contrastive_violation(MSE, K=6)["shift"] > 1
 
@@ -151,7 +203,7 @@ def test_contrastive_property():
 
 def test_thresholds_and_equivalents_are_what_the_optimiser_finds():
     near = {"loss": {"ce": CE, "fl": FL, "mse": MSE}, "factor": [0.98, 1.02], "K": 4, "d": 6}
-    gain = table.over(study.gain_near_threshold, **near)
+    gain = table.over(study.gain_near_threshold, **near, lambda_b=[0.0, 0.3])
     assert (gain.query("factor < 1")["value"] > 1e-6).all()
     assert (gain.query("factor > 1")["value"].abs() < 1e-9).all()
     setting = {"K": 4, "n": 3, "d": 6, "lambda_w": 0.01, "lambda_h": 0.004}
@@ -208,15 +260,42 @@ def runs():
 
 def test_equivalence_by_hand():
     one = study.equivalences(runs()).iloc[0]
+    assert study.equivalence(runs())["f_limit"] == pytest.approx(30.8165, abs=1e-3)  # F(2, 3), 99 %
+    single = study.equivalence(runs().query("seed == 0"))
+    assert np.isnan(single["f_statistic"])
+    assert single["largest_gap"] == 10
     assert one["variance"] == pytest.approx(np.var([90, 92, 91, 93, 80, 86]))
     assert one["largest_gap"] == pytest.approx(91 - 83)
     want = f_oneway([90, 92], [91, 93], [80, 86]).statistic
     assert one["f_statistic"] == pytest.approx(want)
 
 
-def test_gaps_by_hand():
-    gaps = study.accuracy_gaps(runs()).set_index("loss")["gap"]
-    assert gaps.to_dict() == pytest.approx({"ce": 0.0, "ls": 1.0, "mse": 8.0})
+def test_accuracies_by_hand():
+    found = study.accuracies(runs()).set_index("loss")
+    assert found.loc["mse", ["mean", "min", "max", "count"]].tolist() == [83.0, 80.0, 86.0, 2]
+
+
+def test_ends_compare_with_the_first_epoch_of_zero_error():
+    curves = pd.DataFrame({"loss": "ce", "seed": 0, "epoch": [1, 2, 4, 8]})
+    curves["train_accuracy"] = [90.0, 99.95, 99.0, 100.0]
+    names = [*study.SHOWN[:-1]]
+    curves[names] = np.array([8.0, 4.0, 2.0, 1.0])[:, None] * np.ones(len(names))
+    worse = curves.assign(seed=1, nc1=[8.0, 4.0, 4.0, 3.0], train_accuracy=50.0)
+    found = study.ends(pd.concat([curves, worse])).loc["ce"]
+    assert found[["first", "nc1", "nc2", "train_accuracy"]].tolist() == [8, 3, 1, 50]
+    assert found["nc2_fall"] == 1  # the worse of 1/4 and, never at zero error, 1
+
+
+def test_distances_to_cross_entropy_by_hand():
+    one, two = torch.eye(2, dtype=torch.float64), torch.ones(2, 2, dtype=torch.float64)
+    logits = {("ce", 4, 9, 0): one, ("ce", 4, 9, 1): 2 * one, ("ls", 4, 9, 0): two}
+    logits["ls", 4, 5, 0] = one  # another length: nothing to compare with
+    found = study.logit_distances(logits).set_index(["loss", "seed", "other"])
+    assert found["pair"].to_dict() == {
+        ("ce", 0, 1): "two seeds", ("ce", 1, 0): "two seeds",
+        ("ls", 0, 0): "same seed", ("ls", 0, 1): "two seeds",
+    }  # fmt: skip
+    assert found["distance"].tolist() == pytest.approx([2**0.5, 2**0.5, 2**0.5, 2.0])
 
 
 @pytest.fixture(scope="module")
@@ -231,10 +310,11 @@ def trained():
 
 
 def test_there_is_one_row_per_net_and_a_curve_of_the_widest_longest(trained):
-    assert len(trained.table) == len(trained.nets) == 2 * 2 * 2 * 2
-    assert not trained.table[["nc1", "test_accuracy", "agreement"]].isna().any().any()
-    assert (trained.table.query("loss == 'ce'")["agreement"] == 0).all()
-    assert (trained.table.query("loss == 'mse'")["agreement"] > 0).all()
+    assert len(trained.table) == len(trained.logits) == 2 * 2 * 2 * 2
+    assert not trained.table[["nc1", "test_accuracy", "logits_etf"]].isna().any().any()
+    apart = study.logit_distances(trained.logits)
+    assert (apart["distance"] > 0).all()
+    assert len(apart.query("loss == 'mse'")) == 2 * len(apart.query("loss == 'ce'"))
     assert set(trained.curves["width"]) == {16}
     assert set(trained.curves["epochs"]) == {8}
     assert trained.curves.groupby(["loss", "seed"])["epoch"].max().eq(8).all()

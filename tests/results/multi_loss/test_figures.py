@@ -1,6 +1,5 @@
 import numpy as np
 import pandas as pd
-import pytest
 
 from nclib import losses, table
 from nclib.results.multi_loss import experiments as study
@@ -26,8 +25,9 @@ def test_the_scalar_picture_marks_the_minima():
         marked = minima.set_index("loss").loc[loss]
         assert marked["value"] <= part["value"].min()
         assert abs(marked["margin"] - part.loc[part["value"].idxmin(), "s"]) <= 0.1
-    competing = curves.query("loss == 'ce'").assign(c=0.05)
-    ax = figures.scalar_picture(curves, minima, competing).axes[0]
+    plain = curves.query("loss == 'ce'")
+    competing = pd.concat(plain.assign(c=c) for c in (0.04, 0.05, 0.06))
+    ax = figures.scalar_picture(curves, minima, competing, title="two minima").axes[0]
     points = [line.get_xydata()[0] for line in ax.get_lines() if len(line.get_xydata()) == 1]
     assert np.allclose(points, minima[["margin", "value"]])
 
@@ -40,11 +40,32 @@ def cells():
     )
 
 
-@pytest.mark.parametrize("agree", [True, False])
-def test_accuracy_maps_show_every_cell_and_say_what_holds(agree):
-    gaps = pd.concat(cells().assign(loss=loss, gap=0.5) for loss in ("ce", "ls", "fl", "mse"))
-    figure = figures.accuracy_maps(cells(), gaps, agree)
-    texts = {text.get_text() for text in figure.axes[0].texts}
+def accuracies():
+    return pd.concat(
+        cells()[["width", "epochs"]].assign(loss=loss, mean=90.0, min=89.0, max=91.0)
+        for loss in ("ce", "ls", "fl", "mse")
+    )
+
+
+def test_six_maps_show_every_cell():
+    figure = figures.accuracy_maps(cells(), accuracies(), title="what holds")
+    assert len(figure.axes) == 6
+    assert {text.get_text() for text in figure.axes[0].texts} == {"90.0\n89.0 – 91.0"}
+    texts = {text.get_text() for text in figure.axes[5].texts}
     assert texts == {f"{v}.00\n$F$ = 1.0" for v in (7, 13, 22, 28)}
-    assert len(figure.axes) == 4
-    assert ("less than a point" in figure.get_suptitle()) == agree
+    assert figure.get_suptitle() == "what holds"
+
+
+def test_maps_of_one_seed_have_no_statistic_and_missing_cells_stay_empty():
+    one = cells().assign(f_statistic=np.nan).query("width == 2 or epochs == 20")
+    figure = figures.accuracy_maps(one, accuracies(), title="")
+    assert {text.get_text() for text in figure.axes[5].texts} - {""} == {"7.00", "22.00", "28.00"}
+
+
+def test_the_mse_is_drawn_without_bias_too():
+    setting = {"K": 4, "n": 3, "d": 6, "lambda_w": 0.01, "lambda_h": 0.004}
+    sweep = table.over(study.bias_geometry, lambda_b=[0.01, np.inf], **setting)
+    fine = table.over(study.known_bias_geometry, lambda_b=[0.01, 0.1, 1.0], **setting)
+    ax = figures.bias_geometry(sweep, fine, 0.05, title="raw and centred").axes[2]
+    places = [line.get_xydata() for line in ax.get_lines() if line.get_label() == "raw $W$"]
+    assert np.allclose(places[0], [[0.01, 0], [10, (2 - 3**0.5) ** 0.5]], atol=1e-6)
