@@ -138,10 +138,12 @@ def test_losses_keep_every_digit_on_both_sides_of_any_switch(margin):
     cost = math.log1p(math.exp(-margin))
     focal = (1 + math.exp(margin)) ** -1.7 * cost
     found = losses.Focal(1.7).per_sample(logits, label).item()
-    assert found == pytest.approx(focal, rel=1e-13)
+    assert found == pytest.approx(focal, rel=1e-13, abs=0)
     exact = losses.ExactCrossEntropy()
-    assert exact.per_sample(logits, label).item() == pytest.approx(cost, rel=1e-13)
-    assert exact.log_per_sample(logits, label).item() == pytest.approx(math.log(cost), rel=1e-13)
+    assert exact.per_sample(logits, label).item() == pytest.approx(cost, rel=1e-13, abs=0)
+    assert exact.log_per_sample(logits, label).item() == pytest.approx(
+        math.log(cost), rel=1e-13, abs=0
+    )
 
 
 def test_exact_cross_entropy_never_underflows_in_its_logarithm():

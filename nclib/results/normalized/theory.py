@@ -366,8 +366,9 @@ def hessian_product(features, weight, labels, scale, along_features, along_weigh
     E, D = along_features, along_weight
     *_, beta, alpha, G = multipliers(features, weight, labels, scale)
     P = (scale * features @ weight.T).softmax(1)
-    moved = P * scale * (features @ D.T + E @ weight.T)
-    G_dot = scale / len(features) * (moved - P * moved.sum(1, keepdim=True))
+    moved = scale * (features @ D.T + E @ weight.T)
+    moved = moved - moved.gather(1, labels[:, None])  # against the true class: no digit cancels
+    G_dot = scale / len(features) * P * (moved - (P * moved).sum(1, keepdim=True))
     return (
         _tangent(features, G @ D + G_dot @ weight) - beta[:, None] * E,
         _tangent(weight, G.T @ E + G_dot.T @ features) - alpha[:, None] * D,

@@ -389,6 +389,35 @@ class TestDerivatives:
             b = b - (b * rows).sum(1, keepdim=True) * rows
             assert (a - b).abs().max() < 1e-13
 
+    def test_keeps_its_digits_where_everything_is_classified(self):
+        """Along a geodesic near an ETF at scale 40, where f is 1e-23: fifty digits of mpmath."""
+        mp = pytest.importorskip("mpmath").mp
+        K, N, d, scale, labels = 3, 6, 4, 40.0, torch.arange(6) % 3
+        weight = F.normalize(frames.simplex_etf(K, d) + 0.05 * random_rows(K, d, 1), dim=1)
+        features = F.normalize(weight[labels] + 0.05 * random_rows(N, d, 2), dim=1)
+        along = [x - (x * r).sum(1, keepdim=True) * r for x, r in (
+            (random_rows(N, d, 3), features), (random_rows(K, d, 4), weight))]  # fmt: skip
+
+        def moved(rows, tangents, t):
+            for row, tangent in zip(rows.tolist(), tangents.tolist(), strict=True):
+                row, tangent = mp.matrix(row), mp.matrix(tangent)
+                speed = mp.norm(tangent)
+                yield row * mp.cos(t * speed) + tangent * (mp.sin(t * speed) / speed)
+
+        def value(t):
+            h, w = list(moved(features, along[0], t)), list(moved(weight, along[1], t))
+            z = [[scale * (x.T * y)[0] for y in w] for x in h]
+            terms = [mp.fsum(mp.exp(z[i][k] - z[i][y]) for k in range(K) if k != y)
+                     for i, y in enumerate(labels.tolist())]  # fmt: skip
+            return mp.fsum(mp.log1p(term) for term in terms) / N
+
+        product = theory.hessian_product(features, weight, labels, scale, *along)
+        found = sum(float((a * b).sum()) for a, b in zip(product, along, strict=True))
+        with mp.workdps(60):
+            expected = float(mp.diff(value, 0, 2))
+        assert abs(expected) < 1e-12
+        assert found == pytest.approx(expected, rel=1e-9, abs=0)
+
 
 class TestZoo:
     @pytest.mark.parametrize(
