@@ -871,8 +871,9 @@ def depth_and_bias(deep, overall):
 
 def frames_reached(deep, overall):
     """How near plain weight decay brings networks to the frames of the theory, in the worst seed
-    (claim 5.X8): NC1, NC2 and NC3 at the end, ``other`` (the least distance to the frame of the
-    other model), and ``control``, the worst distance without weight decay over that with it."""
+    (claim 5.X9): NC1, NC2 and NC3 at the end, ``other`` (the least distance to the frame of the
+    other model), ``control``, the worst distance without weight decay over that with it, and
+    ``fits``, the least training accuracy of all nets."""
     last = _at_the_end(deep, overall).set_index(["net", "seed"])
     kinds = {PLAIN: ["of", "of_w", "nc3"], BIASED: ["etf", "etf_w", "nc3"]}
     worst = {net: last.loc[net][columns].max() for net, columns in kinds.items()}
@@ -887,4 +888,5 @@ def frames_reached(deep, overall):
         "nc3": {net: columns.iloc[2] for net, columns in worst.items()},
         "other": min(last.loc[PLAIN]["etf_w"].min(), last.loc[BIASED][["of", "of_w"]].min().min()),
         "control": control,
+        "fits": last["train_accuracy"].min(),
     }

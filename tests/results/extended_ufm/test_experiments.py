@@ -449,7 +449,7 @@ def two_runs(**columns):
     names = [study.PLAIN, study.BIASED, study.ENTROPY, *study.NO_DECAY.values()]
     keys = [(net, 0, epoch) for net in names for epoch in (0, 1, 2)]
     overall = pd.DataFrame(keys, columns=["net", "seed", "epoch"])
-    overall = overall.assign(of_w=0.5, etf_w=0.5, nc3=0.5)
+    overall = overall.assign(of_w=0.5, etf_w=0.5, nc3=0.5, train_accuracy=99.0)
     deep = pd.concat([overall.assign(block=b, nc1=1.0, of=0.5, etf=0.5) for b in (1, 2)])
     deep = deep[["net", "seed", "epoch", "block", "nc1", "of", "etf"]].reset_index(drop=True)
     for net, values in columns.items():
@@ -469,7 +469,7 @@ def test_what_networks_reach_by_hand():
     assert found["frame"] == {"features": 0.05, "classifier": 0.06}
     assert found["etf"] == {"features": 0.02, "classifier": 0.03}
     assert found["nc3"] == {study.PLAIN: 0.07, study.BIASED: 0.01}
-    assert (found["nc1"], found["other"]) == (0.02, 0.3)
+    assert (found["nc1"], found["other"], found["fits"]) == (0.02, 0.3, 99.0)
     assert found["control"] == pytest.approx({study.PLAIN: 0.5 / 0.07, study.BIASED: 0.5 / 0.03})
     found = study.depth_and_bias(*tables)
     assert found == pytest.approx(
