@@ -333,7 +333,8 @@ def depth_profile(deep, overall, K, title):
               ylabel="distance")  # fmt: skip
     for ax in (axes[0, 1], *axes[1, 1:]):
         ax.axhline(_cross(K), **THEORY)
-    axes[0, 1].annotate("dashed: the other frame", (1, 1.07 * _cross(K)), fontsize=7.5)
+    where = {"xycoords": "axes fraction", "fontsize": 7.5}
+    axes[0, 1].annotate("dashed: the other frame", (0.04, 0.05), **where)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return figure
