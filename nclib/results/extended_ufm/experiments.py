@@ -424,13 +424,22 @@ def around_thresholds(M, *, K, n, width, seed=0):
 
 
 def hysteresis(sweeps):
-    """``two_branches``, the largest u rising minus u falling for M ≥ 2, and ``only_local``, the
-    lowest objective of a non-zero point beyond κ* (claim 5.E14)."""
-    deep = sweeps[sweeps["M"] > 1]
-    wide = deep.pivot(index=["M", "kappa"], columns="direction", values="scale")
+    """``two_branches``, the largest u rising minus u falling for M ≥ 2, ``one_layer``, the same for
+    M = 1, and ``only_local``, the lowest objective of a non-zero point beyond κ* (claim 5.E14)."""
+    wide = sweeps.pivot(index=["M", "kappa"], columns="direction", values="scale")
+    apart, deep = (wide["up"] - wide["down"]).abs(), sweeps[sweeps["M"] > 1]
     star = deep["M"].map(lambda M: theory.thresholds(M)[0])
     past = deep[(deep["direction"] == "up") & (deep["scale"] > 0.1) & (deep["kappa"] > star)]
-    return {"two_branches": (wide["up"] - wide["down"]).max(), "only_local": past["value"].min()}
+    both = {"two_branches": apart.drop(1).max(), "one_layer": apart.loc[1].max()}
+    return both | {"only_local": past["value"].min()}
+
+
+def descent_ends(table, model):
+    """``(worst, converged)``: the largest of NC1, NC2 and NC3 of a plain model after descent, and
+    whether the objective got within 1e-9 of its closed form (claims 5.E1, E3)."""
+    last = table[table["model"] == model].iloc[-1]
+    kinds = ["nc1", "of", "nc3"] if model == "no bias" else ["nc1", "etf", "nc3"]
+    return last[kinds].max(), last["excess"] <= 1e-9
 
 
 def levels(problem):

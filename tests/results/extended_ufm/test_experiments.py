@@ -265,8 +265,9 @@ def test_sweeps_up_and_down_take_different_branches():
     found = study.hysteresis(sweeps)
     assert found["two_branches"] > 0.3
     assert found["only_local"] > 0.5
-    one = sweeps[sweeps["M"] == 1].assign(M=2)  # without the effect
-    assert abs(study.hysteresis(one)["two_branches"]) < 1e-4
+    assert found["one_layer"] < 1e-3
+    back = study.hysteresis(sweeps.assign(M=3 - sweeps["M"]))  # the roles exchanged
+    assert back["two_branches"] < 1e-3 and back["one_layer"] > 0.3
 
 
 def test_around_threshold_changes_sign():

@@ -58,10 +58,17 @@ def thresholds(M):
     return {"below_threshold": near["above"], "above_threshold": near["below"]}
 
 
+def one_step(model, bias):
+    """What descent has reached after one step."""
+    table = study.descents(balanced(1, bias=bias), lr=0.1, steps=1)[0]
+    return study.descent_ends(table.assign(model=model), model)[0]
+
+
 def e1():
     found = compared(balanced(1))
     frame = {"frame": found.of, "norm": found.norm, "aligned": found.nc3}
-    return {"value": found.gap, "zero": compared(balanced(1, 1.05)).logits} | frame
+    zero = compared(balanced(1, 1.05)).logits
+    return {"value": found.gap, "zero": zero, "descent": one_step("no bias", None)} | frame
 
 
 def e2():
@@ -72,7 +79,8 @@ def e2():
 
 def e3():
     found = compared(balanced(1, bias=0.0))
-    return {"value": found.gap, "etf": found.etf, "gram": found.gram, "bias": 1 / 3} | thresholds(1)
+    ends = {"bias": 1 / 3, "descent": one_step("free bias", 0.0)}
+    return {"value": found.gap, "etf": found.etf, "gram": found.gram} | ends | thresholds(1)
 
 
 def e4():
@@ -169,9 +177,12 @@ def e13():
 
 def e14():
     """One layer taken for two; κ* taken for κ_ex."""
-    one = study.phase_sweeps([1], K=2, n=1, width=3).assign(M=2)
+    one, two = (study.phase_sweeps([M], K=2, n=1, width=3).assign(M=3 - M) for M in (1, 2))
     near = [study.around_thresholds(M, K=2, n=1, width=3) for M in (1, 2)]
-    return study.hysteresis(one) | {"before": near[0]["before"], "beyond": near[1]["before"]}
+    return study.hysteresis(pd.concat([one, two])) | {
+        "before": near[0]["before"],
+        "beyond": near[1]["before"],
+    }
 
 
 def e15():
