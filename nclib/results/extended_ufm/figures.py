@@ -162,16 +162,16 @@ def loss_ladder(table, levels):
     return figure
 
 
-def bias_geometry(theory, measured, maps, opening, K):
+def bias_geometry(theory, measured, maps, opening, K, title):
     """Bias decay against geometry: spectra and distances, then Gram matrices (``maps``: name, row,
     column, cosine).  ``opening``: M -> λ_b at which the mean direction appears."""
     figure = plt.figure(figsize=(9.0, 4.4))
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.45, 1])
     axes = top.subplots(1, 3)
     panels = [
-        ("mean", r"eigenvalue of $\bar H\bar H^\top$", "A mean direction opens up"),
-        ("of", OF, "From ETF to orthogonal frame"),
-        ("bias", "bias $b$", r"The bias falls from $1/K$ to zero"),
+        ("mean", r"eigenvalue of $\bar H\bar H^\top$", "Mean direction"),
+        ("of", OF, "Class means: orthogonal?"),
+        ("bias", "bias $b$", "Bias"),
     ]
     for ax, (column, label, title) in zip(axes, panels, strict=True):
         for M, part in theory.groupby("M"):
@@ -186,6 +186,7 @@ def bias_geometry(theory, measured, maps, opening, K):
     style.reference(axes[1], _cross(K), "a simplex ETF")
     axes[0].legend(loc=(0.02, 0.3))
     gram_maps(maps, axes=bottom.subplots(1, maps["name"].nunique()), digits=None)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return figure
 
 
