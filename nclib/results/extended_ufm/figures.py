@@ -173,12 +173,12 @@ def bias_geometry(theory, measured, maps, opening, K, title):
         ("of", OF, "Class means: orthogonal?"),
         ("bias", "bias $b$", "Bias"),
     ]
-    for ax, (column, label, title) in zip(axes, panels, strict=True):
+    for ax, (column, label, name) in zip(axes, panels, strict=True):
         for M, part in theory.groupby("M"):
             ax.plot(part["lambda_b"], part[column], **THEORY)
             ax.axvline(opening[M], color=PALETTE[M - 1], lw=0.8, alpha=0.5)
         lines(ax, measured, "lambda_b", column, by="M", looks=DEPTHS, labels=KEYS, points=True,
-              log="x", xlabel=r"bias decay $\lambda_b$", ylabel=label, title=title)  # fmt: skip
+              log="x", xlabel=r"bias decay $\lambda_b$", ylabel=label, title=name)  # fmt: skip
     for M, part in theory.groupby("M"):
         axes[0].axhline(part["common"].iloc[0], color=PALETTE[M - 1], ls=":", lw=1)
     where = {"xycoords": "axes fraction", "fontsize": 7.5}

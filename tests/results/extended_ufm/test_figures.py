@@ -76,7 +76,9 @@ def test_bias_and_imbalance():
     grid = {"M": [1, 2], "lambda_b": [0.1, 1.0, 3.0]}
     closed = over(study.bias_geometry, **grid, **setting, measured=False)
     maps = study.bias_maps([0.1, 1.0], **setting)
-    axes = figures.bias_geometry(closed, closed, maps, {1: 0.25, 2: 1.0}, 3, "").axes
+    figure = figures.bias_geometry(closed, closed, maps, {1: 0.25, 2: 1.0}, 3, "found")
+    assert figure.get_suptitle() == "found"
+    axes = figure.axes
     assert (3, round(float(closed["bias"][2]), 6)) in drawn(axes[2])
     grid = {"M": [1, 2], "bias": study.BIASES, "counts": (6, 3, 1)}
     rows = over(study.class_norms, **grid, lam=0.01, width=5, measured=False)
