@@ -5,6 +5,8 @@ free features, H2 = W1 H1 (or its ReLU) what the second layer sees, and so on.
 """
 
 import math
+from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -113,7 +115,9 @@ def closed_forms(problems, **options):
 
     ``gap`` (|best − closed form|), ``above`` (best minus explicit point), ``below`` (closed form
     minus the lowest start), ``gram, logits, offset`` (errors of class Gram matrix, class logits,
-    bias), ``norm`` (relative error of ‖h‖²), and over layers ``nc1, of, etf, nc3``.
+    bias; ``centred_gram``: of the centred class means), ``norm`` (relative error of ‖h‖²),
+    ``etf_raw`` (distance of the uncentred means to an ETF), ``last_of`` (``of`` of the last layer),
+    ``nuclear`` (:func:`nuclear_gain`), and over layers ``nc1, of, etf, nc3``.
     """
     rows = []
     for problem in problems:
@@ -124,18 +128,25 @@ def closed_forms(problems, **options):
         logits = class_means(problem, problem.logits(point))
         norms = point["features"].square().sum(1) / known.feature_norms_sq[problem.targets]
         offset = (point["bias"] - known.bias).abs().max() if "bias" in point else 0.0
+        centred = geometry.centred(means)
+        middle = torch.eye(problem.K, dtype=torch.float64) - 1 / problem.K
         row = {
             "gap": abs(found.value - known.value),
             "above": above,
             "below": known.value - float(found.values.min()),
             "gram": float((means @ means.T - known.mean_gram).abs().max()),
+            "centred_gram": float(
+                (centred @ centred.T - middle @ known.mean_gram @ middle).abs().max()
+            ),
+            "etf_raw": frame_distances(means, centre=False)["etf"],
             "logits": float((logits - known.class_logits).abs().max()),
             "offset": float(offset),
             "norm": float((norms - 1).abs().max()),
             "nc3": max(layer_duality(problem, point).values()),
+            "nuclear": nuclear_gain(problem, point),
         }
         table = metrics.layer_table(hidden, problem.targets)[["nc1", "of", "etf"]]
-        rows.append(table.max().to_dict() | row)
+        rows.append(table.max().to_dict() | {"last_of": table["of"].iloc[-1]} | row)
     return pd.DataFrame(rows).max()
 
 
@@ -163,8 +174,9 @@ def descents(problem, *, lr, steps, init_scale=0.1, seed=0, seeds=1, record=60):
     """Gradient descent from ``seeds`` random starts: ``(table, final points)``.
 
     ``table``: one row per record, seed and layer with ``step, seed, layer, excess`` (objective
-    minus closed form), ``balance`` (largest residual of the conservation laws), ``nc3`` and the
-    columns of :func:`~nclib.results.extended_ufm.metrics.layer_table`.
+    minus closed form), ``balance`` (largest residual of the conservation laws), ``nuclear``
+    (:func:`nuclear_gain`), ``nc3`` and the columns of
+    :func:`~nclib.results.extended_ufm.metrics.layer_table`.
     """
     generator = torch.Generator().manual_seed(seed)
     first = problem.start(generator, init_scale, (seeds,))
@@ -177,6 +189,7 @@ def descents(problem, *, lr, steps, init_scale=0.1, seed=0, seeds=1, record=60):
             table = metrics.layer_table(layers(problem, own), problem.targets)
             table["nc3"] = table["layer"].map(layer_duality(problem, own))
             columns = {"excess": values[s] - floor, "balance": balance(problem, own)}
+            columns |= {"nuclear": nuclear_gain(problem, own)}
             rows.append(table.assign(step=step, seed=s, **columns))
     return pd.concat(rows, ignore_index=True), points[-1]
 
@@ -190,17 +203,6 @@ def balance(problem, point):
     return max(first + rest) if rest else math.nan
 
 
-def joint_descents(problem, *, lr, steps, starts, init_scale, seed=0):
-    """NC1 of H under gradient descent of all variables: rows ``start, step, nc1``."""
-    first = problem.start(torch.Generator().manual_seed(seed), init_scale, (starts,))
-    run = descend(problem, first, rate=lr, steps=steps, record=range(0, steps + 1, 4))
-    return pd.DataFrame(
-        {"start": i, "step": step, "nc1": geometry.trace_ratio(features, problem.targets)}
-        for step, at in zip(run.steps, run.points, strict=True)
-        for i, features in enumerate(at["features"])
-    )
-
-
 def slopes(table, column, *, start, end):
     """Least-squares slope of log ``column`` against step from ``start`` to ``end``, per layer."""
     late = table[table["step"].between(start, end) & (table["seed"] == 0)]
@@ -212,16 +214,34 @@ def slopes(table, column, *, start, end):
 
 def levels_reached(linear, relu):
     """Distances to an orthogonal frame after descent (claim 5.E9): of both levels of the linear
-    model, of the farthest last level of the ReLU model; by how much its level before fell in the
-    second half from the slowest start, and how far its starts lie apart there."""
+    model; of the ReLU model the farthest last level, the farthest first level over it, and how far
+    the starts lie apart at the first."""
     ends = [t[t["step"] == t["step"].max()].groupby("layer")["of"] for t in (linear, relu)]
-    late = relu[(relu["step"] >= relu["step"].max() / 2) & (relu["layer"] == "H1")]
-    late = late.groupby("seed")["of"]
+    first, last = (ends[1].get_group(layer) for layer in ("H1", "H2"))
     return {
         "linear": ends[0].max().max(),
-        "last_level": ends[1].max()["H2"],
-        "first_level": (late.first() / late.last()).min(),
-        "h1_shape": np.ptp(ends[1].get_group("H1")),
+        "last_level": last.max(),
+        "first_level": first.max() / last.max(),
+        "h1_shape": np.ptp(first),
+    }
+
+
+def left_behind(problem, point):
+    """Samples that descent of the two-layer ReLU model left without a class (claim 5.E9):
+    ``stuck``, how many rows of H2 are shorter than half their class's; ``excess`` over the optimum,
+    and ``predicted``, with 1/(2N) for each of them and the optimum of the others."""
+    hidden = layers(problem, point)["H2"].norm(dim=1)
+    longest = hidden.new_zeros(problem.K).scatter_reduce(0, problem.targets, hidden, "amax")
+    kept = problem.targets[hidden >= longest[problem.targets] / 2]
+    N, counts = len(problem.targets), kept.bincount(minlength=problem.K).tolist()
+    share = len(kept) / N
+    decays = [lam / share for lam in problem.decays]
+    rest = theory.optimum(theory.problem(counts, decays, widths=problem.widths)).value
+    known = theory.optimum(problem).value
+    return {
+        "stuck": N - len(kept),
+        "excess": float(problem.value(point)) - known,
+        "predicted": share * rest + (1 - share) / 2 - known,
     }
 
 
@@ -256,19 +276,19 @@ def central_path(features, labels, *, lambda_w, lambda_h, times):
     return flow.y.T.reshape(-1, N, d)
 
 
-def flows(settings, *, K, n, d, time=8.0, points=40, seed=0):
+def flows(settings, *, K, n, d, seed=0):
     """Central paths (claim 5.E11): rows ``setting, time, nc1, within, between``.
 
     ``settings``: (λ_W, λ_H) pairs.  ``within``, ``between``: Tr Σ_W and Tr Σ_B times e^{2Nλ_H t};
     along the path NC1 strictly falls, the one falls and the other grows (Tirer et al. 2023, Theorem
     3.1, in our time and decay units).
     """
-    labels, times = torch.arange(K).repeat_interleave(n), np.linspace(0, time, points)
+    labels, times = torch.arange(K).repeat_interleave(n), np.linspace(0, 8, 40)
     generator, tables = torch.Generator().manual_seed(seed), []
     for lambda_w, lambda_h in settings:
         first = torch.randn(K * n, d, generator=generator, dtype=torch.float64)
         path = central_path(first, labels, lambda_w=lambda_w, lambda_h=lambda_h, times=times)
-        classes = path.reshape(points, K, n, d)
+        classes = path.reshape(len(times), K, n, d)
         means = classes.mean(2)
         within = ((classes - means[:, :, None]) ** 2).sum((1, 2, 3)) / (K * n)
         between = ((means - means.mean(1, keepdims=True)) ** 2).sum((1, 2)) / K
@@ -279,21 +299,61 @@ def flows(settings, *, K, n, d, time=8.0, points=40, seed=0):
     return pd.concat(tables, ignore_index=True)
 
 
-def rises(paths, joint):
+ARMS = ("always optimal", "optimal at the start", "random at the start")
+
+
+def one_change(problem, *, starts, rate, steps, seed=0):
+    """NC1 of H under gradient descent, M = 1, without bias, in three arms that differ by one thing
+    each (claim 5.E11): rows ``arm, start, step, nc1``, the arms named as in :data:`ARMS`.
+
+    The same random features in all of them.  First the classifier is optimal before every step;
+    then it is so at the start only, and both are descended; then it is random at the start, too.
+    """
+    lambda_h, lambda_w = problem.decays
+    shape, generator = (starts, *problem.shapes["features"]), torch.Generator().manual_seed(seed)
+    first = torch.randn(shape, generator=generator, dtype=torch.float64)
+    targets = nn.functional.one_hot(problem.targets).double()
+    N, d = shape[1:]
+
+    def best_weight(H):
+        gram = H.mT @ H + N * lambda_w * torch.eye(d, dtype=torch.float64)
+        return torch.linalg.solve(gram, H.mT @ targets).mT
+
+    arms, H = {ARMS[0]: [first]}, first
+    for _ in range(steps):
+        H = H - N * rate * problem.gradient({"features": H, "weight": best_weight(H)})["features"]
+        arms[ARMS[0]].append(H)
+    random = torch.randn((starts, problem.K, d), generator=generator, dtype=torch.float64)
+    for arm, weight in ((ARMS[1], best_weight(first)), (ARMS[2], random)):
+        start = {"features": first, "weight": weight}
+        options = {"rate": N * rate, "steps": steps, "record": range(steps + 1)}
+        arms[arm] = [at["features"] for at in descend(problem, start, **options).points]
+    return pd.DataFrame(
+        {"arm": arm, "start": i, "step": step, "nc1": geometry.trace_ratio(H[i], problem.targets)}
+        for arm, path in arms.items()
+        for step, H in enumerate(path)
+        for i in range(starts)
+    )
+
+
+def rises(paths, arms):
     """Largest step of log NC1 and of ``within``, least step of ``between`` on the central paths
-    (down to NC1 = 1e-9); largest rise of NC1 in a joint descent, as a factor (claim 5.E11)."""
+    (down to NC1 = 1e-9); largest NC1 of :func:`one_change` over its first one (claim 5.E11)."""
     seen = paths[paths["nc1"] > 1e-9].assign(log=lambda t: np.log(t["nc1"])).groupby("setting")
-    nc1 = joint.pivot(index="step", columns="start", values="nc1")
+    first = arms.groupby(["arm", "start"])["nc1"]
+    highest = (first.max() / first.first()).groupby("arm").max()
     return {
         "nc1": seen["log"].diff().max(),
         "within": seen["within"].diff().max(),
         "between": seen["between"].diff().min(),
-        "joint": (nc1.max() / nc1.iloc[0]).max(),
+        "same_start": highest[ARMS[0]],
+        "joint": highest[ARMS[2]],
     }
 
 
 def tied(beta, *, K, n, d, lam, seed=0):
-    """NC1 of features tied to random ones H_0 by β/(2N) ‖H − H_0‖² (claim 5.X7), and of H_0."""
+    """NC1 of features tied to random ones H_0 by β/(2N) ‖H − H_0‖² (claim 5.X7): ``nc1``, that of
+    H_0 (``anchor``), and that of the central path from H_0 at time 1/β (``path``)."""
     problem = theory.problem([n] * K, [lam, lam], widths=d)
     generator = torch.Generator().manual_seed(seed)
     anchor = torch.randn(K * n, d, generator=generator, dtype=torch.float64)
@@ -303,21 +363,25 @@ def tied(beta, *, K, n, d, lam, seed=0):
         return problem(**point) + beta / 2 * pull
 
     found = minimize(objective, problem.start(generator, 0.3)).variables["features"]
-    ratios = (geometry.trace_ratio(features, problem.targets) for features in (found, anchor))
-    return dict(zip(("nc1", "anchor"), ratios, strict=True))
+    decays = {"lambda_w": lam, "lambda_h": lam}
+    path = central_path(anchor, problem.targets, **decays, times=[0, 1 / beta])[-1]
+    named = {"nc1": found, "anchor": anchor, "path": torch.from_numpy(path)}
+    return {name: geometry.trace_ratio(rows, problem.targets) for name, rows in named.items()}
 
 
 # --- phases and landscape ------------------------------------------------------------------------
 
 
 def phase(M, kappa):
-    """Closed form at κ: ``local`` (u of the non-zero minimum), ``u`` and ``value`` of the global
-    one."""
+    """Closed form at κ: ``local`` and ``local_value`` (u and φ(u) of the non-zero minimum), ``u``
+    and ``value`` of the global one."""
     value, u = scalar.shrink(1.0, kappa, M + 1)
-    return {"local": scalar.local(1.0, kappa, M + 1), "u": u, "value": value}
+    local = float(scalar.local(1.0, kappa, M + 1))
+    at = (1 - local) ** 2 / 2 + (M + 1) / 2 * kappa * local ** (2 / (M + 1))
+    return {"local": local, "local_value": at, "u": u, "value": value}
 
 
-def phase_sweeps(depths, *, K, n, width, points=12, seed=0):
+def phase_sweeps(depths, *, K, n, width, seed=0):
     """The optimiser followed up and down in κ: rows ``M, direction, kappa, value, scale``.
 
     Continuation: :func:`settle` at each κ from the last solution plus a small kick; ``scale`` is
@@ -325,7 +389,7 @@ def phase_sweeps(depths, *, K, n, width, points=12, seed=0):
     """
     rows = []
     for M in depths:
-        kappas = np.linspace(0.04, 1.15, points) * theory.thresholds(M)[1]
+        kappas = np.linspace(0.04, 1.15, 12) * theory.thresholds(M)[1]
         first = theory.realise(theory.optimum(balanced(M, kappas[0], K=K, n=n, widths=width)))
         origin = {name: torch.zeros_like(tensor) for name, tensor in first.items()}
         for direction, grid, point in (("up", kappas, first), ("down", kappas[::-1], origin)):
@@ -342,27 +406,40 @@ def _scale(problem, point):
     return float(class_means(problem, problem.logits(point)).diagonal().mean())
 
 
-def around_threshold(M, *, K, n, width, seed=0):
-    """Objective that the solver reaches at 0.99 and 1.01 κ*(M), less that of zero: ``below`` and
-    ``above``, from the non-zero local minimum (from zero where there is none), kicked by 1e-2."""
+def around_thresholds(M, *, K, n, width, seed=0):
+    """What the solver reaches near the thresholds of depth M, from the non-zero local minimum (zero
+    where there is none), kicked by 1e-2: ``below`` and ``above``, the objective at 0.99 and 1.01
+    κ*, less that of zero; ``before`` and ``beyond``, the scale u at 0.99 and 1.01 κ_ex."""
     star, exists = theory.thresholds(M)
     found, generator = {}, torch.Generator().manual_seed(seed)
-    for name, kappa in (("below", 0.99 * star), ("above", 1.01 * star)):
+    near = {"below": 0.99 * star, "above": 1.01 * star}
+    near |= {"before": 0.99 * exists, "beyond": 1.01 * exists}
+    for name, kappa in near.items():
         problem = balanced(M, kappa, K=K, n=n, widths=width)
-        made = theory.critical_point(problem, range(K if kappa < exists else 0))
-        point = kicked(problem, theory.realise(made), 1e-2, generator)
-        found[name] = settle(problem, point)[1] - 0.5
+        known = kappa if kappa < exists else 0.99 * exists
+        made = theory.critical_point(balanced(M, known, K=K, n=n, widths=width), range(K))
+        point, value = settle(problem, kicked(problem, theory.realise(made), 1e-2, generator))
+        found[name] = value - 0.5 if name in ("below", "above") else _scale(problem, point)
     return found
 
 
 def hysteresis(sweeps):
-    """``two_branches``, the largest u rising minus u falling for M ≥ 2, and ``only_local``, the
-    lowest objective of a non-zero point beyond κ* (claim 5.E14)."""
-    deep = sweeps[sweeps["M"] > 1]
-    wide = deep.pivot(index=["M", "kappa"], columns="direction", values="scale")
+    """``two_branches``, the largest u rising minus u falling for M ≥ 2, ``one_layer``, the same for
+    M = 1, and ``only_local``, the lowest objective of a non-zero point beyond κ* (claim 5.E14)."""
+    wide = sweeps.pivot(index=["M", "kappa"], columns="direction", values="scale")
+    apart, deep = (wide["up"] - wide["down"]).abs(), sweeps[sweeps["M"] > 1]
     star = deep["M"].map(lambda M: theory.thresholds(M)[0])
     past = deep[(deep["direction"] == "up") & (deep["scale"] > 0.1) & (deep["kappa"] > star)]
-    return {"two_branches": (wide["up"] - wide["down"]).max(), "only_local": past["value"].min()}
+    both = {"two_branches": apart.drop(1).max(), "one_layer": apart.loc[1].max()}
+    return both | {"only_local": past["value"].min()}
+
+
+def descent_ends(table, model):
+    """``(worst, converged)``: the largest of NC1, NC2 and NC3 of a plain model after descent, and
+    whether the objective got within 1e-9 of its closed form (claims 5.E1, E3)."""
+    last = table[table["model"] == model].iloc[-1]
+    kinds = ["nc1", "of", "nc3"] if model == "no bias" else ["nc1", "etf", "nc3"]
+    return last[kinds].max(), last["excess"] <= 1e-9
 
 
 def levels(problem):
@@ -484,30 +561,38 @@ def class_norms(M, bias, *, counts, lam, width, measured, seed=0):
 
 def relu_shape(shape, *, n, decays, widths, seed=0):
     """The explicit ReLU point of a Gram shape (claim 5.E8): ``excess`` over the linear optimum,
-    ``slope`` (largest gradient entry), ``of`` (orthogonal-frame distance of H_1)."""
+    ``slope`` (largest gradient entry), ``of`` (orthogonal-frame distance of H_1) and ``nuclear``
+    (:func:`nuclear_gain`)."""
     problem = theory.problem([n] * len(shape), decays, widths=widths, relu=True)
     point = theory.relu_point(problem, shape, torch.Generator().manual_seed(seed))
     slope = max(float(g.abs().max()) for g in problem.gradient(point).values())
     excess = float(problem.value(point)) - theory.optimum(problem).value
     means = class_means(problem, point["features"])
-    return {"excess": excess, "slope": slope, "of": frame_distances(means)["of"]}
+    gain = nuclear_gain(problem, point)
+    return {"excess": excess, "slope": slope, "of": frame_distances(means)["of"], "nuclear": gain}
 
 
-def scale_free(K, *, restarts=3, max_iter=300, seed=0):
-    """Smallest ‖σ(Z)⁺‖² ‖Z‖_*² / K³ found by an optimiser (claim 5.E7), from random starts and the
-    circle of K points, in width K + 2."""
+def scale_free(K, *, seed=0):
+    """Smallest ‖σ(Z)⁺‖² ‖Z‖_*² / K³ found by an optimiser (claim 5.E7), from three random starts
+    and the circle of K points, in width K + 2."""
     generator = torch.Generator().manual_seed(seed)
-    first = torch.randn(restarts + 1, K, K + 2, generator=generator, dtype=torch.float64)
-    angles = 2 * math.pi * torch.arange(K, dtype=torch.float64) / K
-    first[-1, :, :K] = torch.cos(angles[:, None] - angles) + 1e-3 * first[-1, :, :K]
+    first = torch.randn(4, K, K + 2, generator=generator, dtype=torch.float64)
+    first[-1, :, :K] = theory.circle(K) + 1e-3 * first[-1, :, :K]
 
     def objective(Z):
         active = Z.relu()
         inverse = torch.linalg.inv(active @ active.T + 1e-14 * torch.eye(K).double())
         return inverse.trace().log() + 2 * torch.linalg.svdvals(Z).sum().log()
 
-    found = minimize_many(objective, {"Z": first}, max_iter=max_iter).variables["Z"]
+    found = minimize_many(objective, {"Z": first}, max_iter=300).variables["Z"]
     return {"ratio": min(theory.two_layer_ratio(Z) for Z in found)}
+
+
+def nuclear_gain(problem, point):
+    """‖σ(W_1H_1)‖_* / ‖W_1H_1‖_* at a point of a two-layer ReLU problem, else nan (claim 5.X8)."""
+    if not problem.relu or len(problem.layers) != 2:
+        return math.nan
+    return theory.nuclear_gain(layers(problem, point)["W1H1"])
 
 
 def deep_relu(K, L, *, kappa_share, width):
@@ -518,9 +603,13 @@ def deep_relu(K, L, *, kappa_share, width):
     return problem, theory.optimum(problem).value
 
 
-def chain_ratio(r, L, *, kappa_share):
-    """The low-rank graph chain on r nodes against deep neural collapse: ``K, cost, ratio``."""
-    chain = theory.complete_graph_chain(r, L)
+FAMILIES = {"graph": theory.complete_graph_chain, "segment": theory.segment_chain}
+
+
+def chain_ratio(family, size, L, *, kappa_share):
+    """A low-rank chain of one of :data:`FAMILIES` (nodes of the graph, or classes of the segment)
+    against deep neural collapse: ``K, cost, ratio``."""
+    chain = FAMILIES[family](size, L)
     K = len(chain[0])
     problem, collapsed = deep_relu(K, L, kappa_share=kappa_share, width=K)
     ratio = theory.chain_point(problem, *chain)[0] / collapsed
@@ -570,17 +659,25 @@ def depth_race(K, L, *, width, kappa_share, starts, max_iter=400, seed=0):
     return found.values / collapsed, pd.DataFrame(rows)
 
 
+def hidden_ranks(spectra, K):
+    """Singular values above a tenth of the largest, over K (claim 5.X4): the most of the layers
+    between the features and the last one, and the last one's."""
+    ranks = spectra[spectra["value"] > 0.1].groupby("layer")["index"].max() / K
+    return {"hidden": ranks.iloc[1:-1].max(), "last": ranks.iloc[-1]}
+
+
 # --- networks ------------------------------------------------------------------------------------
 
 
 def train_heads(data, heads, recipe, *, widths, points=25, seed=0, checkpoint=None):
-    """A network trained on the objective of the theory: ``features`` from it, head regularised.
+    """Networks trained on the objective of the theory: ``features`` from them, heads regularised.
 
     ``heads``: name -> (decays, bias) of a :class:`~nclib.results.extended_ufm.nets.RegularisedHead`
     whose hidden layers have the feature width.  ``widths``: hidden widths and feature dimension of
     the net.  ``recipe``: full batch for an exact floor.  Columns: ``head, epoch, loss, floor,
-    excess`` = loss / floor − 1, ``norm_sq`` and ``norm_sq_theory`` (means over classes), ``of,
-    etf`` of the class means, ``of_w, etf_w`` of the end-to-end weight.
+    excess`` = loss / floor − 1, ``norm_sq`` and ``norm_sq_theory`` (means over classes), ``nc1``
+    of the features, ``of, etf`` of the class means, ``of_w, etf_w`` of the end-to-end weight, and
+    ``nc3``, of centred means if there is a bias.
     """
     counts = torch.bincount(data.labels, minlength=data.num_classes).tolist()
     sizes, tables = [data.inputs[0].numel(), *widths], []
@@ -609,32 +706,40 @@ def train_heads(data, heads, recipe, *, widths, points=25, seed=0, checkpoint=No
 
 
 def _against_floor(net, data):
-    features = collect.features(net, data.inputs)
+    features, head = collect.features(net, data.inputs), net.head
     with torch.no_grad():
-        loss = float(net.head.loss(features, data.labels))
-    point, (means, _) = net.head.optimum(), geometry.class_means(features, data.labels)
+        loss = float(head.loss(features, data.labels))
+    point, (means, _) = head.optimum(), geometry.class_means(features, data.labels)
+    weight, centre = head.weight.detach(), head.bias is not None
     return {
         "loss": loss,
         "floor": point.value,
         "excess": loss / point.value - 1,
         "norm_sq": means.square().sum(1).mean(),
         "norm_sq_theory": point.feature_norms_sq.mean(),
+        "nc1": geometry.trace_ratio(features, data.labels),
         **frame_distances(means),
-        **_weight_distances(net.head.weight.detach()),
+        **_weight_distances(weight),
+        "nc3": metrics.self_duality(weight, means, centre=centre)["a"],
     }
 
 
-def floor_errors(table):
-    """Least loss above the floor, and the largest errors at the end (claim 5.X2)."""
-    last, above = table.groupby("head").last(), table["loss"] - table["floor"]
+def floor_errors(table, control):
+    """Least loss above the floor, the largest errors at the end, and the distance to an orthogonal
+    frame of the net called ``control``, over the others' without bias (claim 5.X2)."""
+    own, other = table[table["head"] != control], table[table["head"] == control].iloc[-1]
+    last = own.groupby("head").last()
     plain, biased = last.drop("free bias"), last.loc["free bias"]
     return {
-        "never_below": above.min(),
+        "never_below": (table["loss"] - table["floor"]).min(),
         "reaches": last["excess"].max(),
         "norm": (last["norm_sq"] / last["norm_sq_theory"] - 1).abs().max(),
-        "frame": plain["of"].max(),
-        "etf": biased["etf"],
+        "nc1": last["nc1"].max(),
+        "frame": plain[["of", "of_w"]].max().max(),
+        "etf": biased[["etf", "etf_w"]].max(),
+        "nc3": last["nc3"].max(),
         "not_orthogonal": biased["of"],
+        "control": other["of"] / plain["of"].max(),
     }
 
 
@@ -643,12 +748,14 @@ def _weight_distances(weight):
 
 
 def build(architecture, data, bias, width):
-    """A net for ``data``: ``mlp`` (three blocks Linear-BatchNorm-ReLU of ``width``), ``cnn``
-    (``width``, 2·``width``, 4·``width`` channels) or ``resnet18`` (``width``: factor)."""
+    """A net for ``data``: ``mlp`` (two blocks Linear-BatchNorm-ReLU of ``width``, then linear
+    features of half of it), ``cnn`` (``width``, 2·``width``, 4·``width`` channels) or ``resnet18``
+    (``width``: factor)."""
     checks.choice("architecture", architecture, ARCHITECTURES)
     K, channels = data.num_classes, data.inputs.shape[1]
     if architecture == "mlp":
-        return nets.mlp([data.inputs[0].numel(), *[int(width)] * 3], K, bias=bias)
+        widths = [data.inputs[0].numel(), *[int(width)] * 2, max(1, int(width) // 2)]
+        return nets.mlp(widths, K, bias=bias, final_relu=False, final_norm=False)
     if architecture == "cnn":
         channels_out = [int(width), 2 * int(width), 4 * int(width)]
         return nets.cnn(channels_out, K, in_channels=channels, bias=bias)
@@ -665,49 +772,58 @@ def require_layers(architecture, parameter, names):
 
 
 def train_nets(
-    data, test_data, configurations, recipe, *, architecture, width, names=None, points=13, seed=0,
+    data, test_data, configurations, recipe, *, architecture, width, seeds, names=None, points=13,
     checkpoint=None,
 ):  # fmt: skip
-    """Collapse block by block, for several losses: ``(per block, per epoch)`` tables.
+    """Collapse block by block, for several losses and seeds: ``(per block, per epoch)`` tables.
 
-    ``configurations``: name -> (loss of :mod:`nclib.losses`, bias of the last layer: bool).
-    ``names``: modules to look at; default: stages or ReLUs, feature maps averaged over positions.
-    Columns per block: ``net, epoch, layer, block`` (1, 2, …) and those of the layer table.  Per
-    epoch: ``net, epoch, train_loss, objective`` (loss plus weight decay on the training set),
-    ``of_w, etf_w``, accuracies in percent.
+    ``configurations``: name -> (loss of :mod:`nclib.losses`, bias of the last layer: bool, weight
+    decay).  ``names``: modules to look at; default: stages, or ReLUs and linear features; feature
+    maps are averaged over positions.  ``checkpoint(name, seed)``: a path.
+
+    Columns per block: ``net, seed, epoch, layer, block`` (1, 2, …) and those of the layer table.
+    Per epoch: ``net, seed, epoch, train_loss, objective`` (loss plus weight decay on the training
+    set), ``of_w, etf_w, nc3`` (of centred means if there is a bias), accuracies in percent.
     """
     deep, overall = [], []
-    for name, (loss, bias) in configurations.items():
-        loss = losses.get(loss)
+    for (name, (loss, bias, decay)), seed in product(configurations.items(), seeds):
+        loss, own = losses.get(loss), replace(recipe, weight_decay=decay)
         net = nets.seeded(seed, build, architecture, data, bias, width).to(data.inputs.device)
         probed = list(names or blocks(net))
 
-        def measure(net, _, loss=loss, probed=probed):
-            logits = collect.logits(net, data.inputs)
-            squares = sum(float(p.detach().square().sum()) for p in net.parameters())
-            correct = (logits.argmax(1) == data.labels).double().mean()
-            return _profile(net, data, probed) | {
-                "objective": float(loss(logits, data.labels)) + recipe.weight_decay / 2 * squares,
-                **_weight_distances(net.weight),
-                "train_accuracy": 100 * float(correct),
-                "test_accuracy": 100 * collect.accuracy(net, test_data),
-            }
+        def measure(net, _, loss=loss, own=own, probed=probed):
+            return _profile(net, data, probed) | _overall(net, data, test_data, loss, own)
 
         history = train.fit(
             net,
             data,
             lambda net, x, y, loss=loss: loss(net(x), y),
-            recipe,
+            own,
             seed=seed,
             measure=measure,
             measure_at=log_spaced(recipe.epochs, points),
-            checkpoint=checkpoint and checkpoint(name),
-            label=name,
+            checkpoint=checkpoint and checkpoint(name, seed),
+            label=f"{name}, seed {seed}",
         )
-        flat = [column for column in history if "|" in column]
-        overall.append(history.drop(columns=flat).assign(net=name))
-        deep.append(_unfold(history[["epoch", *flat]]).assign(net=name))
+        flat, tags = [column for column in history if "|" in column], {"net": name, "seed": seed}
+        overall.append(history.drop(columns=flat).assign(**tags))
+        deep.append(_unfold(history[["epoch", *flat]]).assign(**tags))
     return pd.concat(deep, ignore_index=True), pd.concat(overall, ignore_index=True)
+
+
+def _overall(net, data, test_data, loss, recipe):
+    """One row per epoch of :func:`train_nets`."""
+    features, logits = collect.features(net, data.inputs), collect.logits(net, data.inputs)
+    squares = sum(float(p.detach().square().sum()) for p in net.parameters())
+    means, _ = geometry.class_means(features, data.labels)
+    duality = metrics.self_duality(net.weight, means, centre=net.bias is not None)
+    return {
+        "objective": float(loss(logits, data.labels)) + recipe.weight_decay / 2 * squares,
+        **_weight_distances(net.weight),
+        "nc3": duality["a"],
+        "train_accuracy": 100 * float((logits.argmax(1) == data.labels).double().mean()),
+        "test_accuracy": 100 * collect.accuracy(net, test_data),
+    }
 
 
 def _profile(net, data, probed):
@@ -728,28 +844,58 @@ def _unfold(history):
     return wide.reset_index().rename_axis(columns=None)
 
 
-def last_two_blocks(deep, overall, net):
-    """Curves of one net for a comparison with the two-layer model: the last block as layer ``H2``,
-    the one before as ``H1``; columns ``epoch, layer, excess`` (the objective itself), ``nc1, of``.
-    """
-    own, top = deep[deep["net"] == net], deep["block"].max()
-    own = own[own["block"] >= top - 1]
-    layer = own["block"].map({top: "H2", top - 1: "H1"})
-    objective = overall[overall["net"] == net].set_index("epoch")["objective"]
-    table = own.assign(layer=layer, excess=own["epoch"].map(objective))
-    return table[["epoch", "layer", "excess", "nc1", "of"]].reset_index(drop=True)
+PLAIN, BIASED, ENTROPY = "MSE, no bias", "MSE, bias", "CE, bias"
+NO_DECAY = {PLAIN: "MSE, no bias, no decay", BIASED: "MSE, bias, no decay"}  # controls
+
+
+def _at_the_end(deep, overall):
+    """What every net reaches: the per-epoch columns and, of its last block, the per-block ones."""
+    keys, top = ["net", "seed"], deep[deep["block"] == deep["block"].max()]
+    own = top[[*keys, "epoch", "nc1", "of", "etf"]].merge(overall, on=[*keys, "epoch"])
+    return own[own["epoch"] == own["epoch"].max()]
 
 
 def depth_and_bias(deep, overall):
-    """Largest step of log NC1 to the next block at the end, NC1 of the last block at the end over
-    the first epoch, and what a bias changes in the classifier's distances (claim 5.E18)."""
-    end = deep[deep["epoch"] == deep["epoch"].max()]
-    through = end.pivot(index="net", columns="block", values="nc1").apply(np.log).diff(axis=1)
-    top = deep[(deep["block"] == deep["block"].max()) & (deep["epoch"] > 0)].groupby("net")["nc1"]
-    last = overall[overall["epoch"] == overall["epoch"].max()].set_index("net")
-    moved = last.loc["MSE, bias", ["of_w", "etf_w"]] - last.loc["MSE, no bias", ["of_w", "etf_w"]]
+    """What depth, training and a bias change, in the weakest net and seed (claim 5.E18).
+
+    Largest step of log NC1 to the next block at the end; log NC1 of the last block over the first,
+    at the end less before training; NC1 of the last block at the end over the first epoch; how a
+    bias moves the classifier's distances; and for cross-entropy, the one to an ETF less the other.
+    """
+    deep = deep[~deep["net"].isin(NO_DECAY.values())]
+    wide = deep.pivot(index=["epoch", "net", "seed"], columns="block", values="nc1").apply(np.log)
+    end, top = wide.loc[deep["epoch"].max()], wide.columns.max()
+    across = (end[top] - end[1]) - (wide.loc[0][top] - wide.loc[0][1])
+    last = _at_the_end(deep, overall).set_index(["net", "seed"])
+    moved = last.loc[BIASED] - last.loc[PLAIN]
     return {
-        "through_depth": through.max().max(),
-        "through_training": (top.last() / top.first()).max(),
-        **moved,
+        "through_depth": end.diff(axis=1).max().max(),
+        "control": across.max(),
+        "through_training": np.exp((end[top] - wide.loc[1][top]).max()),
+        "of_w": moved["of_w"].min(),
+        "etf_w": moved["etf_w"].max(),
+        "ce": (last.loc[ENTROPY]["etf_w"] - last.loc[ENTROPY]["of_w"]).max(),
+    }
+
+
+def frames_reached(deep, overall):
+    """How near plain weight decay brings networks to the frames of the theory, in the worst seed
+    (claim 5.X9): NC1, NC2 and NC3 at the end, ``other`` (the least distance to the frame of the
+    other model), ``control``, the worst distance without weight decay over that with it, and
+    ``fits``, the least training accuracy of all nets."""
+    last = _at_the_end(deep, overall).set_index(["net", "seed"])
+    kinds = {PLAIN: ["of", "of_w", "nc3"], BIASED: ["etf", "etf_w", "nc3"]}
+    worst = {net: last.loc[net][columns].max() for net, columns in kinds.items()}
+    control = {
+        net: last.loc[NO_DECAY[net]][columns].max(axis=1).min() / worst[net].max()
+        for net, columns in kinds.items()
+    }
+    return {
+        "nc1": last.loc[[PLAIN, BIASED]]["nc1"].max(),
+        "frame": dict(zip(("features", "classifier"), worst[PLAIN], strict=False)),
+        "etf": dict(zip(("features", "classifier"), worst[BIASED], strict=False)),
+        "nc3": {net: columns.iloc[2] for net, columns in worst.items()},
+        "other": min(last.loc[PLAIN]["etf_w"].min(), last.loc[BIASED][["of", "of_w"]].min().min()),
+        "control": control,
+        "fits": last["train_accuracy"].min(),
     }

@@ -13,36 +13,22 @@ from nclib import checks
 from nclib.deep.collect import evaluation
 from nclib.results.extended_ufm import theory
 
-
-def decay_from_mse_loss(decay, num_classes):
-    """λ of the theory for a network trained on ``nn.MSELoss()`` with weight decay λ': λ = Kλ'/2.
-
-    MSELoss averages over classes too: MSELoss + λ'/2 ‖·‖² = (2/K)·(1/(2N)‖logits − Y‖² + λ/2 ‖·‖²).
-    ``weight_decay`` of SGD and Adam adds λ'·w to the gradient, which is this λ'; AdamW's does not.
-    """
-    decay = checks.real("decay", decay, at_least=0)
-    return checks.integer("num_classes", num_classes, 2) * decay / 2
-
-
-def decay_to_mse_loss(decay, num_classes):
-    """λ' for ``nn.MSELoss()`` that matches λ of the theory: λ' = 2λ/K."""
-    decay = checks.real("decay", decay, at_least=0)
-    return 2 * decay / checks.integer("num_classes", num_classes, 2)
+_STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 class RegularisedHead(nn.Module):
-    """M layers with the decays of the theory, features penalised over the full data set.
+    """M linear layers with the decays of the theory, features penalised over the full data set.
 
     Arguments as for :func:`theory.problem`: ``counts`` of the *whole* training set, ``decays``
     λ_H, λ_1, …, λ_M, ``widths`` d, d_1, …, ``bias`` None, 0.0 (free) or its decay.
     ``head(features)`` are logits; ``head.loss(features, labels)`` is the objective f, unbiased for
-    a mini-batch: the feature term of B samples is scaled by N/B.  With ``relu=False`` the loss of
-    the full data is never below ``head.optimum().value``.
+    a mini-batch: the feature term of B samples is scaled by N/B.  The loss of the full data is
+    never below ``head.optimum().value``.
     """
 
-    def __init__(self, counts, decays, *, widths, bias=None, relu=False):
+    def __init__(self, counts, decays, *, widths, bias=None):
         super().__init__()
-        self.problem = theory.problem(counts, decays, widths=widths, bias=bias, relu=relu)
+        self.problem = theory.problem(counts, decays, widths=widths, bias=bias)
         sizes = [*self.problem.widths, self.problem.K]
         self.layers = nn.ModuleList(
             nn.Linear(i, o, bias=False) for i, o in zip(sizes[:-1], sizes[1:], strict=True)
@@ -50,24 +36,22 @@ class RegularisedHead(nn.Module):
         self.bias = None if bias is None else nn.Parameter(torch.zeros(self.problem.K))
 
     def optimum(self):
-        """Closed-form optimum of this head's loss over all features (linear layers)."""
+        """Closed-form optimum of this head's loss over all features."""
         return theory.optimum(self.problem)
 
     @property
     def weight(self):
-        """(K, d) product W_M⋯W_1 of linear layers; with ReLU the last W_M (K, d_{M−1})."""
+        """(K, d) product W_M⋯W_1."""
         product = self.layers[-1].weight
-        for layer in [] if self.problem.relu else reversed(self.layers[:-1]):
+        for layer in reversed(self.layers[:-1]):
             product = product @ layer.weight
         return product
 
     def forward(self, features):
         """Logits (B, K) of features (B, d)."""
-        for layer in self.layers[:-1]:
+        for layer in self.layers:
             features = layer(features)
-            features = features.relu() if self.problem.relu else features
-        logits = self.layers[-1](features)
-        return logits if self.bias is None else logits + self.bias
+        return features if self.bias is None else features + self.bias
 
     def loss(self, features, labels):
         """f on a batch: features (B, d), labels (B,)."""
@@ -76,23 +60,26 @@ class RegularisedHead(nn.Module):
         loss = loss + lambda_h / 2 * len(self.problem.targets) * features.square().sum(1).mean()
         for lam, layer in zip(lambdas, self.layers, strict=True):
             loss = loss + lam / 2 * layer.weight.square().sum()
-        return (
-            loss + self.problem.bias / 2 * self.bias.square().sum() if self.problem.bias else loss
-        )
+        decay = self.problem.bias
+        return loss + decay / 2 * self.bias.square().sum() if decay else loss
 
 
 def blocks(net):
-    """Names of the blocks of a backbone, in order: stages of a ResNet, else every ReLU."""
-    names = [name for name, _ in net.named_modules()]
-    stages = [n for n in names if n.rpartition(".")[2] in ("layer1", "layer2", "layer3", "layer4")]
-    found = stages or [n for n, m in net.named_modules() if isinstance(m, nn.ReLU)]
-    checks.require(found, f"no residual stages and no ReLU found; name modules among {names}")
-    return found
+    """Names of the blocks of a backbone, in order: stages of a ResNet, else every ReLU, and the
+    features if they are linear."""
+    modules = list(net.named_modules())
+    stages = [n for n, _ in modules if n.rpartition(".")[2] in _STAGES]
+    found = stages or [n for n, m in modules if isinstance(m, nn.ReLU)]
+    checks.require(
+        found, f"no residual stages and no ReLU found; name modules among {dict(modules).keys()}"
+    )
+    last = f"backbone.{len(getattr(net, 'backbone', ())) - 1}" if not stages else ""
+    return found + [last] * isinstance(dict(modules).get(last), nn.Linear)
 
 
-def block_features(net, inputs, names=None, *, batch_size=1024):
-    """Output of every named block (default: :func:`blocks`) on ``inputs``, in eval mode: mapping
-    name -> (N, d_block).
+def block_features(net, inputs, names=None):
+    """Output of every named block (default: :func:`blocks`) on ``inputs``, in eval mode and in
+    batches: mapping name -> (N, d_block).
 
     Feature maps (B, C, h, w) are averaged over positions.  A block that runs several times per pass
     is taken at its last call; one that takes no part raises :class:`~nclib.checks.InputError`.
@@ -112,7 +99,7 @@ def block_features(net, inputs, names=None, *, batch_size=1024):
         for name in taken:
             stack.callback(modules[name].register_forward_hook(keep(name)).remove)
         with evaluation(net):
-            for batch in inputs.split(batch_size):
+            for batch in inputs.split(1024):
                 latest.clear()
                 net(batch)
                 for name, parts in taken.items():

@@ -375,6 +375,20 @@ def two_layer_ratio(preactivations):
     return float((1 / active**2).sum() * torch.linalg.svdvals(Z).sum() ** 2 / K**3)
 
 
+def nuclear_gain(preactivations):
+    """‖σ(Z)‖_* / ‖Z‖_* of pre-activations Z (rows, d_1); 1 at the minimum is what Theorem 4.2
+    assumes (claim 5.X8)."""
+    Z = checks.matrix("preactivations", preactivations, dtype=torch.float64)
+    return float(torch.linalg.svdvals(Z.relu()).sum() / torch.linalg.svdvals(Z).sum())
+
+
+def circle(K):
+    """Cosines of the angles between K points on a circle, (K, K): a Z whose nuclear norm a ReLU
+    raises, by 2/π + ½ as K → ∞ (the Fourier coefficients of the positive part of cos)."""
+    angles = 2 * math.pi * torch.arange(K, dtype=torch.float64) / K
+    return torch.cos(angles[:, None] - angles)
+
+
 # --- low-rank competitors of deep neural collapse ------------------------------------------------
 
 
@@ -439,18 +453,27 @@ def complete_graph_chain(r, depth):
     return _chain(incidence, last_hidden, torch.eye(len(incidence), dtype=torch.float64), depth)
 
 
-def segment_chain(depth, *, middle=0.9034845, tilt=0.6958518):
-    """Low-rank competitor for K = 3 classes: hidden points (1, 0), (m, m), (0, 1), rank 2.
+def segment_chain(K, depth):
+    """Low-rank competitor for K ≥ 3 classes: three of them at hidden points (1, 0), (m, m), (0, 1),
+    the others orthogonal; hidden rank K − 1.
 
     The last hidden layer reads the two differences and, weighted by ``tilt``, the sum; any positive
-    ``middle`` m and ``tilt`` give a valid chain, these nearly minimise its cost.  From ``depth``
-    L = 4 on it beats deep neural collapse: q = 1.0817, 0.9819, 0.9205 for L = 3, 4, 5 (claim
-    5.E20).  Returns ``(means, weights)`` as :func:`complete_graph_chain` does.
+    m and tilt give a valid chain, these nearly minimise its cost q_3 = 1.0817, 0.9819, 0.9205 for
+    depth L = 3, 4, 5.  With all norms balanced, q_K = (3 q_3 + K − 3)/K: from L = 4 on every K ≥ 3
+    has a point below deep neural collapse (claim 5.E20, this project).  Returns ``(means,
+    weights)`` as :func:`complete_graph_chain` does.
     """
-    m, tilt = checks.real("middle", middle, above=0), checks.real("tilt", tilt, above=0)
+    m, tilt, others = 0.9034845, 0.6958518, checks.integer("K (classes)", K, 3) - 3
     points = torch.tensor([[1.0, 0.0], [m, m], [0.0, 1.0]], dtype=torch.float64)
     readout = torch.tensor([[1.0, -1.0], [-1.0, 1.0], [tilt, tilt]], dtype=torch.float64)
-    return _chain(points, readout, torch.linalg.inv((points @ readout.T).relu()).T, depth)
+    last = torch.linalg.inv((points @ readout.T).relu()).T
+    means, weights = _chain(points, readout, last, depth)
+    cost = 3 * chain_cost(means, weights)  # of all factors at output scale 1
+    rest = torch.eye(others, dtype=torch.float64)
+    means, *weights = (
+        torch.block_diag(x * (cost**0.5 / float(x.norm())), rest) for x in (means, *weights)
+    )
+    return means, weights
 
 
 def _chain(points, readout, last, depth):

@@ -16,28 +16,28 @@ def drawn(ax):
     }
 
 
-def test_plain_and_three_models():
+def test_plain_and_two_layers():
     problem = theory.problem([2] * 3, [0.02] * 3, widths=4)
     table, _ = study.descents(problem, lr=0.5, steps=30, record=6)
     one = table[table["layer"] == "H1"].assign(model="no bias", value=table["excess"] + 1)
     both = pd.concat([one, one.assign(model="free bias")])
-    axes = figures.plain_model(both, 3, {"no bias": 0.3, "free bias": 0.2}).axes
+    axes = figures.plain_model(both, 3, {"no bias": 0.3, "free bias": 0.2}, "").axes
     last = one.iloc[-1]
     assert (30, round(last["value"], 6)) in drawn(axes[0])
     assert (30, round(last["nc3"], 6)) in drawn(axes[5])
     models = pd.concat([table.assign(model="linear"), table.assign(model="ReLU")])
-    net = pd.DataFrame({"epoch": [1, 2, 1, 2], "layer": ["H1", "H1", "H2", "H2"]})
-    net = net.assign(excess=1.0, nc1=[0.7, 0.6, 0.5, 0.4], of=0.2)
-    axes = figures.three_models(models, net, {"H1": -0.01}).axes
-    assert (30, round(float(one["of"].iloc[-1]), 6)) in drawn(axes[6])
-    assert {(2, 0.6), (2, 0.4)} <= drawn(axes[5])
+    axes = figures.two_layers(models, {"H1": -0.01}, "").axes
+    at = table[(table["layer"] == "H2") & (table["step"] == 30)].iloc[0]
+    for place, column in enumerate(("excess", "nc1", "of", "nc3")):
+        for row in (0, 4):
+            assert (30, round(float(at[column]), 6)) in drawn(axes[row + place])
 
 
 def test_phases_ladder_and_flows():
     curves = over(study.phase, M=[1, 2], kappa=np.linspace(0, 1.08, 9))
-    sweeps = study.phase_sweeps([1, 2], K=2, n=1, width=3, points=3)
+    sweeps = study.phase_sweeps([1, 2], K=2, n=1, width=3)
     limits = {M: theory.thresholds(M) for M in (1, 2)}
-    left, right = figures.phase_diagram(curves, sweeps, limits).axes
+    left, right = figures.phase_diagram(curves, sweeps, limits, "").axes
     row = sweeps.iloc[0]
     assert (round(row["kappa"], 6), round(row["scale"], 6)) in drawn(left)
     assert (round(row["kappa"], 6), round(row["value"], 6)) in drawn(right)
@@ -47,11 +47,16 @@ def test_phases_ladder_and_flows():
     levels = {1: [0.5, 0.4, 0.3], 2: [0.5, 0.45, 0.4]}
     bars = figures.loss_ladder(ladder, levels).axes[1:]
     assert [[p.get_height() for p in ax.patches] for ax in bars] == [[0, 0, 1], [0.5, 0.5, 0]]
-    paths = study.flows([(0.05, 0.01)], K=2, n=2, d=3, time=1.0, points=4)
-    joint = pd.DataFrame({"start": 0, "step": [0, 1], "nc1": [2.0, 3.0]})
-    axes = figures.flows(paths, joint).axes
-    assert (1, round(paths["nc1"].iloc[-1], 6)) in drawn(axes[0])
+    paths = study.flows([(0.05, 0.01)], K=2, n=2, d=3)
+    arms = pd.DataFrame({"arm": "a", "start": 0, "step": [0, 1], "nc1": [2.0, 3.0]})
+    axes = figures.flows(paths, arms, ["", ""]).axes
+    assert (8, round(paths["nc1"].iloc[-1], 6)) in drawn(axes[0])
     assert (1, 1.5) in drawn(axes[1])
+    circles = pd.DataFrame({"K": [3, 7], "gain": [1.0, 1.07]})
+    run = pd.DataFrame({"step": [0, 5, 9], "seed": 0, "nuclear": [0.7, 0.8, 0.9]})
+    axes = figures.nuclear(circles, run, "").axes
+    assert (7, 1.07) in drawn(axes[0])
+    assert {(5, 0.8), (9, 0.9)} <= drawn(axes[1])
 
 
 def test_maps():
@@ -60,7 +65,7 @@ def test_maps():
     np.testing.assert_allclose(axes[0].images[0].get_array(), np.eye(3), atol=1e-7)
     assert [ax.get_title(loc="left") or ax.get_title() for ax in axes[:2]] == ["A", "B"]
     table = pd.DataFrame({"shape": ["a", "b"], "excess": [1e-17, 0.05]})
-    axes = figures.relu_shapes(table, grams).axes
+    axes = figures.relu_shapes(table, grams, "").axes
     titles = [ax.get_title() + ax.get_title(loc="left") for ax in axes]
     assert "global minimum" in titles[0]
     assert "0.05" in titles[1]
@@ -71,29 +76,33 @@ def test_bias_and_imbalance():
     grid = {"M": [1, 2], "lambda_b": [0.1, 1.0, 3.0]}
     closed = over(study.bias_geometry, **grid, **setting, measured=False)
     maps = study.bias_maps([0.1, 1.0], **setting)
-    axes = figures.bias_geometry(closed, closed, maps, {1: 0.25, 2: 1.0}, 3).axes
+    figure = figures.bias_geometry(closed, closed, maps, {1: 0.25, 2: 1.0}, 3, "found")
+    assert figure.get_suptitle() == "found"
+    axes = figure.axes
     assert (3, round(float(closed["bias"][2]), 6)) in drawn(axes[2])
     grid = {"M": [1, 2], "bias": study.BIASES, "counts": (6, 3, 1)}
     rows = over(study.class_norms, **grid, lam=0.01, width=5, measured=False)
-    axes = figures.imbalance(rows, rows, {1: 0.2, 2: 1.4}).axes
+    axes = figures.imbalance(rows, rows, {1: 0.2, 2: 1.4}, "").axes
     assert (6, round(float(rows["feature"][0]), 6)) in drawn(axes[0])
 
 
 def test_networks_and_low_rank():
     floor = pd.DataFrame({"head": "a", "epoch": [0, 1, 3], "excess": [3, 1, 0.5], "of": 0.1})
-    axes = figures.against_floor(floor.assign(norm_sq=0.8, norm_sq_theory=0.9), 4).axes
+    floor = floor.assign(norm_sq=0.8, norm_sq_theory=0.9, etf_w=0.2)
+    axes = figures.against_floor(floor, 4, "control", "").axes
     assert (3, 50) in drawn(axes[0])
     assert (0, 300) not in drawn(axes[0])
     keys = pd.DataFrame([(n, e) for n in "abc" for e in (0, 1, 3)], columns=["net", "epoch"])
-    overall = keys.assign(of_w=0.3, etf_w=0.2, test_accuracy=90)
-    deep = pd.concat([keys.assign(block=b, nc1=1 / b) for b in (1, 2)])
-    axes = figures.depth_profile(deep, overall, 4).axes
-    assert (2, 0.5) in drawn(axes[2])
-    assert (3, 90) in drawn(axes[5])
-    ratios = pd.DataFrame({"K": [6, 10], "L": 4, "ratio": [0.96, 0.9]})
+    overall = keys.assign(of_w=0.3, etf_w=0.2, nc3=0.7, seed=0)
+    deep = pd.concat([keys.assign(block=b, nc1=1 / b, of=0.4, etf=0.6, seed=0) for b in (1, 2)])
+    axes = figures.depth_profile(deep, overall, 4, "").axes
+    assert (2, 0.5) in drawn(axes[0])
+    for ax, value in zip(axes[1:], (0.4, 0.6, 0.7, 0.3, 0.2), strict=True):
+        assert (3, value) in drawn(ax)
+    ratios = pd.DataFrame({"family": "graph", "K": [6, 10], "L": 4, "ratio": [0.96, 0.9]})
     found = pd.DataFrame({"K": [10, 10], "L": 4, "ratio": [0.95, 0.88]})
     spectra = pd.DataFrame({"layer": ["H1", "H1"], "index": [1, 2], "value": [1, 0.2]})
-    left, right = figures.low_rank(ratios, found, spectra).axes
+    left, right = figures.low_rank(ratios, found, spectra, "").axes
     assert (10, 0.88) in drawn(left)
     assert (10, 0.95) not in drawn(left)
     assert (2, 0.2) in drawn(right)

@@ -377,7 +377,7 @@ def test_two_layer_ratio_by_hand():
 COSTS = [(3, 4, 1.0561), (3, 5, 1.0444), (4, 4, 0.9633), (4, 5, 0.9014), (5, 5, 0.8170)]
 SEGMENTS = [(3, 1.0817), (4, 0.9819), (5, 0.9205)]
 CHAINS = [(theory.complete_graph_chain(r, L), r, q) for L, r, q in COSTS]
-CHAINS += [(theory.segment_chain(L), 2, q) for L, q in SEGMENTS]
+CHAINS += [(theory.segment_chain(3, L), 2, q) for L, q in SEGMENTS]
 
 
 @pytest.mark.parametrize(("chain", "rank", "q"), CHAINS)
@@ -403,13 +403,26 @@ def test_low_rank_chain_at_its_best_scale(chain, rank, q):
         assert torch.linalg.matrix_rank(hidden) == rank
 
 
-def test_segment_chain_is_nearly_the_best_of_its_kind_and_deep_collapse_costs_one():
-    cost = theory.chain_cost(*theory.segment_chain(4))
-    for change in ({"middle": 0.85}, {"middle": 0.95}, {"tilt": 0.6}, {"tilt": 0.8}):
-        assert theory.chain_cost(*theory.segment_chain(4, **change)) > cost
+def test_segment_chain_carries_further_orthogonal_classes_and_deep_collapse_costs_one():
+    for K in (4, 7):  # three classes cost q_3, every other one as much as in deep collapse
+        means, weights = theory.segment_chain(K, 4)
+        assert theory.chain_cost(means, weights) == pytest.approx(
+            (3 * 0.98188 + K - 3) / K, abs=1e-5
+        )
+        assert torch.linalg.matrix_rank(means) == K - 1
     weights = [IDENTITY, 3 * IDENTITY, IDENTITY]
     for L in (2, 3):
         assert theory.chain_cost(2 * IDENTITY, weights[:L]) == pytest.approx(1)
+
+
+def test_nuclear_norm_that_a_relu_raises():
+    """Eigenvalues of the circulant max(cos, 0) by the FFT; its sum tends to 2/π + 1/2."""
+    for K in (6, 21):
+        row = np.cos(2 * np.pi * np.arange(K) / K)
+        gain = np.abs(np.fft.fft(row.clip(0))).sum() / np.abs(np.fft.fft(row)).sum()
+        assert theory.nuclear_gain(theory.circle(K)) == pytest.approx(gain, abs=1e-12)
+    assert theory.nuclear_gain(theory.circle(400)) == pytest.approx(2 / np.pi + 0.5, abs=1e-3)
+    assert theory.nuclear_gain([[1.0, 0.0], [0.0, -3.0]]) == pytest.approx(0.25)
 
 
 # --- bad input -----------------------------------------------------------------------------------
@@ -447,7 +460,7 @@ def test_bad_arguments_elsewhere():
         (lambda: theory.relu_point(relu, torch.eye(2)), r"symmetric \(3, 3\)"),
         (lambda: theory.relu_point(relu, torch.eye(3)), "width 2"),
         (lambda: theory.chain_cost(torch.eye(2), [-torch.eye(2)] * 2), "multiple of I_K"),
-        (lambda: theory.chain_point(relu, *theory.segment_chain(3)), "needs 4 decays"),
+        (lambda: theory.chain_point(relu, *theory.segment_chain(3, 3)), "needs 4 decays"),
         (lambda: theory.complete_graph_chain(4, 2), "depth"),
     ):
         with pytest.raises(InputError, match=message):
