@@ -400,29 +400,45 @@ def without_offset(distance, *, x, y):
     return linprog(np.ones(2 * kinks.shape[1]), A_eq=np.hstack([kinks, -kinks]), b_eq=y).fun
 
 
-def deep_one_dimensional(points, beta, width, starts, *, max_iter=300, seed=0):
-    """Where the deep spline law stops (6.C19): depth 3 on ``points`` equally spaced points.
+def deep_splines(x, y, beta, depths, width, starts, grid, *, seed=0):
+    """Deep 1-D nets against the spline law (6.C19), where it holds: x >= 0, biases in the last
+    hidden layer and the output.
 
-    Columns case, label, value, optimum (the law), excess, converged.  With biases in the last
-    hidden layer only and x >= 0 the law is reached; with biases everywhere nets go below it.  On
-    inputs of both signs it is wrong either way: an even target is cheaper (one kink at 0 serves
-    both sides), an odd one dearer (the first layer must carry both half-lines).
+    Returns ``(curves, table)``: curves has columns depth, fit, x, y; table depth, value, optimum,
+    excess, converged.
     """
-    x = np.linspace(-1.5, 1.5, points)
-    odd, even = np.sin(2.5 * x), np.cos(2.5 * x)
-    cases = {
-        "bias in last hidden layer,\nx ≥ 0": (x + 1.5, odd, "last"),
-        "bias in every layer,\nx ≥ 0": (x + 1.5, odd, "all"),
-        "x of both signs,\neven target": (x, even, "last"),
-        "x of both signs,\nodd target": (x, odd, "last"),
-    }
+    curves, rows = [], []
+    for depth in depths:
+        law = ramps.deep_spline(x, y, beta, depth)
+        network = Network(x, y, beta, (width,) * (depth - 1), bias="last")
+        found = lowest(network, starts, seed=seed, scale=0.8, max_iter=400, restarts=0)
+        trained = network.outputs(found.point, grid)[:, 0].numpy()
+        for name, fit in (("law", law(grid)), ("trained", trained)):
+            curves.append(pd.DataFrame({"depth": depth, "fit": name, "x": grid, "y": fit}))
+        rows.append(_found(found, law.value, depth=depth))
+    return pd.concat(curves), pd.DataFrame(rows)
+
+
+def beyond_the_law(beta):
+    """Depth-3 networks where the law does not hold (6.C19): case, value, optimum (the law), excess.
+
+    Two explicit networks below it, and one problem whose proven optimum is above it.
+    """
+    x, hat, pair = np.arange(-2.0, 3.0), np.array([0.0, 0, 1, 0, 0]), np.array([-1.0, 1.0])
     rows = []
-    for case, (inputs, y, bias) in cases.items():
-        network = Network(inputs, y, beta, (width, width), bias=bias)
-        found = lowest(network, starts, seed=seed, scale=0.5, max_iter=max_iter, restarts=0)
-        law = ramps.deep_spline(inputs, y, beta, 3).value
-        rows.append(_found(found, law, case=case.replace("\n", " "), label=case))
-    return pd.DataFrame(rows)
+    for case, shift, bias in (("biases", 2.0, "all"), ("even", 0.0, "last")):
+        network = Network(x + shift, hat, beta, (2, 1), bias=bias)
+        law = ramps.deep_spline(x + shift, hat, beta, 3).value
+        rows.append(_row(float(network(**theory.hat_network(beta, shift))), law, case=case))
+    law = ramps.deep_spline(pair, pair, beta, 3).value
+    return pd.DataFrame([*rows, _row(theory.odd_pair_value(beta, 3), law, case="odd")])
+
+
+def odd_pair(beta, depth, *, starts, seed=0):
+    """Trained nets on the points (-1, -1) and (1, 1) against their proven optimum (6.C19)."""
+    pair = np.array([-1.0, 1.0])
+    network = Network(pair, pair, beta, (6,) * (depth - 1), bias="last")
+    return _found(lowest(network, starts, seed=seed), theory.odd_pair_value(beta, depth))
 
 
 def planar(beta, *, n, width, starts, max_iter=800, seed=0):

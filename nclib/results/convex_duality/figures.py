@@ -151,16 +151,32 @@ def spline_freedom(points, values, curves):
     return figure
 
 
-def deep_one_dimensional(table):
-    """Trained depth-3 nets minus the deep spline law, one bar per case."""
-    figure, ax = style.grid(1, 1, width=7.5, height=3.2)
-    colors = ["0.45" if abs(e) < 1e-4 else PALETTE[2 if e < 0 else 3] for e in table["excess"]]
-    bars = ax.bar(table["label"], table["excess"], color=colors, width=0.55)
-    labels = ["0" if abs(e) < 1e-4 else f"{e:+.3f}" for e in table["excess"]]
-    ax.bar_label(bars, labels, padding=3, fontsize=8)
-    ax.axhline(0, **THEORY)
-    ax.margins(y=0.2)
-    ax.set(ylabel="best net minus spline law", title="Depth 3 against the spline law")
+def deep_splines(curves, beyond, x, y):
+    """Spline law and trained nets by depth; right: where the law is wrong.
+
+    ``curves``: depth, fit, x, y; ``beyond``: case, value, optimum; ``x``, ``y``: the data.
+    """
+    figure, (left, right) = style.grid(1, 2, width=10, height=3.5, width_ratios=[1.25, 1])
+    for i, (depth, part) in enumerate(curves.groupby("depth")):
+        law, net = (part[part["fit"] == fit] for fit in ("law", "trained"))
+        left.plot(net["x"], net["y"], color=PALETTE[i], lw=2.5, label=f"trained, depth {depth}")
+        left.plot(law["x"], law["y"], **THEORY)
+    left.plot([], [], **THEORY, label="spline law")
+    left.plot(x, y, "o", color="0.3", ms=6, zorder=6, label="data")
+    left.set(xlabel="$x$", ylabel="output", title="Where the law holds: the fits of each depth")
+    left.legend(fontsize=7.5)
+    names = {"biases": "bias in every layer,\n$x\\geq0$, hat", "even": "$x$ of both signs,\nhat"}
+    names |= {"odd": "$x$ of both signs,\nodd pair"}
+    place = np.arange(len(beyond))
+    bars = right.bar(place, beyond["value"], width=0.55, color=PALETTE[0])
+    right.bar_label(bars, [f"{v:.3f}" for v in beyond["value"]], padding=3, fontsize=8)
+    for at, law in zip(place, beyond["optimum"], strict=True):
+        right.hlines(law, at - 0.4, at + 0.4, **THEORY)
+    right.plot([], [], **THEORY, label="spline law")
+    right.set_xticks(place, [names[case] for case in beyond["case"]], fontsize=8)
+    right.set(ylabel="cost of the network", title="Depth 3 elsewhere: below and above the law")
+    right.margins(y=0.15)
+    right.legend()
     return figure
 
 

@@ -138,6 +138,38 @@ def batch_norm_head(features, labels, beta):
     return {"hidden_weight": W.mT, **norms, "weight": torch.diag(root)}
 
 
+# --- one input dimension: where the deep spline law stops -----------------------------------------
+
+
+def odd_pair_value(beta, depth):
+    """Optimal cost on the points (-1, -1) and (1, 1), biases in the last hidden layer and the
+    output only, ``depth`` L >= 3 (claim 6.C19).
+
+    From one point to the other the first layer moves by ``|w|``, since ``w`` and ``-w`` are cut to
+    disjoint halves, and the others by at most their norm: the output moves by at most the product
+    of the norms, which half the decay bounds.  The spline law believes in twice that product.
+    """
+    return shrink(math.sqrt(2), beta * 2 ** (1 / checks.integer("depth", depth, 3)), depth)[0]
+
+
+def hat_network(beta, shift=0.0):
+    """Depth-3 network for the values (0, 0, 1, 0, 0) at -2, …, 2, all moved by ``shift`` (6.C19).
+
+    One neuron that sees ``|x|`` makes all three kinks, which the spline law pays one by one.  The
+    point of a :class:`~nclib.results.convex_duality.nets.Network` of widths 2 and 1, at the best
+    scale; its ``bias_1`` is zero without a shift.
+    """
+    height = shrink(math.sqrt(0.8), beta * 5 ** (1 / 3), 3)[1] / math.sqrt(0.8)
+    norm = (2 * height) ** (1 / 3)
+    fold = torch.tensor([[1.0], [-1.0]], dtype=torch.float64) * norm / math.sqrt(2)
+    bias = torch.tensor([norm**2 / 2], dtype=torch.float64)
+    return {
+        "hidden_1": fold, "bias_1": -shift * fold[:, 0], "hidden_2": -fold.mT.abs(),
+        "bias_2": bias, "weight": torch.full_like(fold[:1], norm),
+        "bias": torch.full_like(bias, (1 - height) / 5),
+    }  # fmt: skip
+
+
 # --- deeper than the theorem: collapse is not optimal --------------------------------------------
 
 

@@ -180,12 +180,28 @@ def test_interpolation_without_output_bias_is_only_an_infimum():
     assert ramps.interpolation_norm(**hat) == 2
 
 
-@pytest.mark.slow
-def test_deep_one_dimensional_cases():
-    table = study.deep_one_dimensional(5, 0.02, 8, 4, max_iter=250)
-    law, everywhere, even, odd = table["excess"]
-    assert law < 1e-3 and even < -1e-3 and odd > 1e-3
-    assert everywhere < law + 1e-6
+def test_deep_splines():
+    x, y = np.linspace(0, 2, 5), np.array([0.0, 1, 0, 2, 1])
+    curves, table = study.deep_splines(x, y, 0.02, [2, 3], 10, 3, np.linspace(0, 2, 3))
+    assert table["excess"].abs().max() < 1e-7 and table["converged"].all()
+    assert len(curves) == 12 and set(curves["fit"]) == {"law", "trained"}
+
+
+def test_beyond_the_spline_law():
+    """Interpolation costs 3/2 R^(2/3): explicit networks and the brute-force scale of each."""
+    table = study.beyond_the_law(0.05)
+    t = np.linspace(0, 1.2, 200001)  # height of the hat; the free offset takes a fifth of its error
+    scale = (0.8 * (1 - t) ** 2 / 2)[:, None] + 0.05 * 1.5 * (t[:, None] * [2, 4]) ** (2 / 3)
+    explicit, law = scale.min(0)
+    for row in table[:2].itertuples():
+        assert row.value == pytest.approx(explicit, abs=1e-8)
+        assert row.optimum == pytest.approx(law, abs=1e-8)
+    rise = np.linspace(0, 2.2, 200001)  # from one point of the pair to the other
+    scale = (rise - 2) ** 2 / 4 + 0.05 * 1.5 * rise ** (2 / 3)
+    assert table["value"][2] == pytest.approx(scale.min(), abs=1e-8)
+    for depth in (3, 4):
+        pair = study.odd_pair(0.05, depth, starts=3)
+        assert pair["converged"] and abs(pair["excess"]) < 1e-8
 
 
 def test_planar():

@@ -47,10 +47,11 @@ def test_one_dimensional_figures(render):
     path = pd.DataFrame(dict(beta=[0.1, 1.0], position=[1.0, 1.0], mass=[2.0, 1.0], norm=[2.0, 1]))
     assert len(render(figures.splines(curves, knots, path, x, y)).axes) == 4
     render(figures.spline_freedom(x, y, curves.query("fit != 'Adam'")))
-    bars = pd.DataFrame(dict(label=["a", "b", "c"], excess=[1e-9, -0.01, 0.02]))
-    figure = render(figures.deep_one_dimensional(bars))
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts == ["0", "-0.010", "+0.020"]
+    fits = [dict(depth=2, fit=f, x=u, y=u) for f in ("law", "trained") for u in (0.0, 2.0)]
+    beyond = study.beyond_the_law(0.05)
+    figure = render(figures.deep_splines(pd.DataFrame(fits), beyond, x, y))
+    heights = [patch.get_height() for patch in figure.axes[1].patches]
+    assert heights == beyond["value"].tolist()
 
 
 def test_constraint(render):
