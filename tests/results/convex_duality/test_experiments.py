@@ -181,8 +181,9 @@ def test_interpolation_without_output_bias_is_only_an_infimum():
 
 
 def test_deep_splines():
-    x, y = np.linspace(0, 2, 5), np.array([0.0, 1, 0, 2, 1])
-    curves, table = study.deep_splines(x, y, 0.02, [2, 3], 10, 3, np.linspace(0, 2, 3))
+    x = np.linspace(0, 3, 7)
+    fitted = dict(width=20, starts=3, grid=np.linspace(0, 2, 3))
+    curves, table = study.deep_splines(x, np.sin(2.5 * x - 3.75), 0.02, [2, 3], **fitted)
     assert table["excess"].abs().max() < 1e-7 and table["converged"].all()
     assert len(curves) == 12 and set(curves["fit"]) == {"law", "trained"}
 
@@ -195,7 +196,7 @@ def test_beyond_the_spline_law():
     explicit, law = scale.min(0)
     for row in table[:2].itertuples():
         assert row.value == pytest.approx(explicit, abs=1e-8)
-        assert row.optimum == pytest.approx(law, abs=1e-8)
+        assert explicit < row.optimum < law + 1e-12  # the best spline is not quite a hat
     rise = np.linspace(0, 2.2, 200001)  # from one point of the pair to the other
     scale = (rise - 2) ** 2 / 4 + 0.05 * 1.5 * rise ** (2 / 3)
     assert table["value"][2] == pytest.approx(scale.min(), abs=1e-8)
