@@ -25,17 +25,10 @@ def staircase(curves, jumps, measured):
     for ax, depth in zip(axes[0], depths, strict=True):
         here = {"theory": curves[curves["depth"] == depth], "points": True, "log": "x"}
         kind = "shrinks to zero" if depth == 2 else "jumps to zero"
-        texts = {"xlabel": r"weight decay $\beta$", "ylabel": ""}
-        texts["title"] = f"depth {depth}: every direction {kind}"
-        lines(
-            ax,
-            measured[measured["depth"] == depth],
-            "beta",
-            "singular",
-            by="index",
-            **here,
-            **texts,
-        )
+        here |= {"xlabel": r"weight decay $\beta$", "ylabel": ""}
+        here["title"] = f"depth {depth}: every direction {kind}"
+        part = measured[measured["depth"] == depth]
+        lines(ax, part, "beta", "singular", by="index", **here)
         for row in jumps.query("depth == @depth and spinodal > critical").itertuples():
             ax.axvspan(row.critical, row.spinodal, color=PALETTE[row.index], alpha=0.15, lw=0)
     axes[0, 0].set_ylabel("singular values of the network")
@@ -43,29 +36,70 @@ def staircase(curves, jumps, measured):
     axes[0, 0].legend(handles, ["trained (best start)", "closed form"], loc="upper right")
     if len(depths) > 1:
         band = axes[0, -1].fill_between([], [], color="0.5", alpha=0.3)
-        axes[0, -1].legend([band], ["zero is lower"], loc=(0.0, 0.1))
+        label = r"$\beta_c$ to $\beta_{sp}$: both" + "\nminima, zero lower"
+        axes[0, -1].legend([band], [label], loc="upper right", fontsize=7)
     return figure
 
 
-def merging_norms(trace, beta):
-    """Layer norms and balancedness against gradient-flow time (tables of ``merging_norms``)."""
-    figure, (left, right) = style.grid(1, 2, height=3.3)
+def trained_ranks(two, singular, deep):
+    """Ranks of linear nets after gradient descent, two layers and deeper, against closed forms.
+
+    ``two``, ``deep``: beta, layer, rank, expected; ``singular``: where the rank should fall.
+    """
+    figure, (left, right) = style.grid(1, 2, width=9.5, height=3.4)
+    edges = [0, *sorted(singular), 1.2 * max(singular)]
+    left.stairs(range(len(singular), -1, -1), edges, baseline=None, **THEORY)
+    left.plot([], [], **THEORY, label="singular values above $\\beta$")
+    for place in singular:
+        left.axvline(place, **GUIDE)
+    first = two[two["layer"] == 1]
+    left.plot(first["beta"], first["rank"], "o", color=PALETTE[0], label="trained")
+    left.set(xlabel=r"weight decay $\beta$", ylabel="rank of the hidden weights")
+    left.set_title(r"Two layers; dotted: singular values of $Y^\top X$")
+    left.legend()
+    for i, (beta, part) in enumerate(deep.groupby("beta")):
+        look = {"color": PALETTE[i], "marker": MARKERS[i], "ls": "none", "ms": 8}
+        right.plot(part["layer"], part["rank"], **look, label=rf"$\beta={beta:.2f}$")
+        right.plot(part["layer"], part["expected"], **THEORY)
+    right.set(xlabel="layer", ylabel="rank", xticks=sorted(deep["layer"].unique()))
+    right.set(ylim=(0, 1.5 * deep["rank"].max()), title="Four layers: one rank in every layer")
+    right.legend(ncols=2, loc="upper right")
+    return figure
+
+
+def layer_norms(trace, beta, limits, ranks):
+    """Layer norms and balancedness of a linear net against time; ranks of a ReLU net on rank-one
+    inputs against steps.
+
+    ``limits``: Frobenius and operator norm of every layer at the optimum; ``ranks``: step, layer,
+    rank.
+    """
+    figure, (left, middle, right) = style.grid(1, 3, width=12, height=3.4)
     looks, labels = {j + 1: PLAIN[j] for j in range(9)}, {j: f"layer {j}" for j in range(9)}
     time = "time (step × learning rate)"
-    texts = {"ylabel": "Frobenius norm of the layer", "title": "Layer norms of gradient descent"}
+    texts = {"ylabel": "norm of the layer", "title": "Linear net, rank-two targets: norms merge"}
     look = {"looks": looks, "labels": labels, "xlabel": time}
     lines(left, trace, "time", "frobenius", by="layer", **look, **texts)
     for layer, part in trace.groupby("layer"):
         left.plot(part["time"], part["operator"], color=PALETTE[layer - 1], lw=1, ls="-.")
     left.plot([], [], color="0.4", lw=1, ls="-.", label="operator norm")
+    for limit in limits:
+        left.axhline(limit, **THEORY)
     left.legend(ncols=2)
     one = trace[trace["layer"] == 1]
-    right.plot(one["time"], one["balance"], color=PALETTE[0], lw=2, label="gradient descent")
+    middle.plot(one["time"], one["balance"], color=PALETTE[0], lw=3, label="gradient descent")
     flow = one["balance"].iloc[0] * np.exp(-2 * beta * one["time"])
-    right.plot(one["time"], flow, **THEORY, label=r"gradient flow: $e^{-2\beta t}$")
-    right.set(yscale="log", xlabel=time, title="Weight decay forgets the imbalance at a known rate")
-    right.set_ylabel(r"$\max\,|W_lW_l^\top-W_{l+1}^\top W_{l+1}|$")
-    right.legend()
+    middle.plot(one["time"], flow, **THEORY, label=r"gradient flow: $e^{-2\beta t}$")
+    middle.set(yscale="log", xlabel=time, title="The imbalance is forgotten at a known rate")
+    middle.set_ylabel(r"$\max\,|W_lW_l^\top-W_{l+1}^\top W_{l+1}|$")
+    middle.legend()
+    look = {"looks": looks, "labels": labels, "xlabel": "step", "ylabel": "rank of the layer"}
+    title = "ReLU net on rank-one inputs, descent"
+    lines(
+        right, ranks[ranks["step"] > 0], "step", "rank", by="layer", log="xy", **look, title=title
+    )
+    right.axhline(1, **THEORY)
+    right.legend(loc="lower left")
     return figure
 
 
@@ -281,31 +315,37 @@ def class_cosines(table, num_classes):
     return figure
 
 
-def depth_breaks(values, descents, spectra):
-    """Collapsed, pair and descended networks against depth; singular values of the layers.
+def depth_breaks(explicit, descents, searches):
+    """Costs over that of collapse against depth; ranks of the layers after descent.
 
-    ``values``: K, depth, kind, value; ``descents``: K, depth, value, collapsed; ``spectra``:
-    depth, layer, index, singular of one descended network.
+    ``explicit``: K, depth, value, collapsed; ``descents``: the same and ranks; ``searches``: K,
+    depth, value, optimum (random starts).
     """
-    figure, (left, right) = style.grid(1, 2, width=10, height=3.5, width_ratios=[1.2, 1])
-    wide = values.pivot(index=["K", "depth"], columns="kind", values="value").reset_index()
-    for i, (K, part) in enumerate(wide.groupby("K")):
-        ratio, label = part["pairs"] / part["collapsed"], f"$K={K}$, explicit"
-        left.plot(part["depth"], ratio, color=PALETTE[i], lw=1.2, label=label)
-        found, label = descents[descents["K"] == K], f"$K={K}$, after descent"
-        look = {"color": PALETTE[i], "ms": 7, "label": label}
-        left.plot(found["depth"], found["value"] / found["collapsed"], MARKERS[i], **look)
+    figure, (left, right) = style.grid(1, 2, width=10, height=3.6, width_ratios=[1.3, 1])
+    looks = {K: (PALETTE[i], MARKERS[i]) for i, K in enumerate(explicit["K"].unique())}
+    for K, part in explicit.groupby("K", sort=False):
+        look = {"color": looks[K][0], "marker": looks[K][1], "mfc": "white", "lw": 0.8, "ls": ":"}
+        ratio = part["value"] / part["collapsed"]
+        left.plot(part["depth"], ratio, **look, label=f"$K={K}$, explicit low rank")
+    for K, part in descents.groupby("K"):
+        look = dict(zip(("color", "marker"), looks.get(K, ("0.4", "P")), strict=True))
+        ratio = part["value"] / part["collapsed"]
+        left.plot(part["depth"], ratio, ls="none", ms=8, **look, label=f"$K={K}$, after descent")
+    ratio = searches["value"] / searches["optimum"]
+    left.plot(searches["depth"], ratio, "kx", ms=8, label="best of random starts")
     style.reference(left, 1, "collapsed network")
     left.set(xlabel="depth $L$", ylabel="cost / cost of collapse")
+    left.legend(fontsize=7, loc="upper right")
     left.set_title("Low rank against collapse")
-    left.legend(loc="upper right")
-    shown = spectra[spectra["index"] <= spectra.groupby("layer")["index"].max().min() + 1]
-    labels = {layer: f"layer {layer}" for layer in shown["layer"]}
-    lines(right, shown, "index", "singular", by="layer", labels=labels, ylabel="singular value",
-          title="Layers of the deepest net after descent")  # fmt: skip
+    for i, row in enumerate(descents.itertuples()):
+        ranks = [int(rank) for rank in row.ranks.split(", ")]
+        look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "lw": 1}
+        right.plot(range(1, len(ranks) + 1), ranks, **look, label=f"$K={row.K}$, $L={row.depth}$")
+    right.set(xlabel="layer", ylabel="rank", ylim=(0, None))
+    right.set_title("Ranks of the layers after descent; collapse has $K$")
     for ax in (left, right):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.legend()
+    right.legend(fontsize=7, ncols=2)
     return figure
 
 

@@ -72,12 +72,6 @@ def linear_map(inputs, targets, beta, *, tolerance=1e-13, max_iter=50_000):
     return best
 
 
-def zero_threshold(inputs, targets):
-    """Smallest ``beta`` at which the two-layer solution is zero: ``sigma_max(X'Y)`` (6.C3)."""
-    X, Y = _data(inputs, targets)
-    return float(torch.linalg.svdvals(X.mT @ Y).max())
-
-
 def whitened_linear_value(targets, beta, depth=2):
     """Optimal cost of a deep linear network on whitened inputs, ``X X' = I_n`` (claim 6.C7).
 
@@ -89,6 +83,12 @@ def whitened_linear_value(targets, beta, depth=2):
 def whitened_singular_values(targets, beta, depth=2):
     """Singular values of the optimal end-to-end map on whitened inputs, descending (claim 6.C7)."""
     return shrink(torch.linalg.svdvals(_columns(targets)), beta, depth)[1]
+
+
+def whitened_layer_norms(targets, beta, depth):
+    """Frobenius and operator norm that all layers share at that optimum (claim 6.C2)."""
+    t = whitened_singular_values(targets, beta, depth)
+    return float((t ** (2 / depth)).sum().sqrt()), float(t[0] ** (1 / depth))
 
 
 def minimum_norm_value(inputs, targets, depth=2):

@@ -112,12 +112,25 @@ def test_linear_tables(whitened):
     assert jumps.query("depth == 2")["critical"].tolist() == pytest.approx(s.tolist())
     best = over(study.whitened_linear, depth=[3, 5], beta=0.2, **whitened, starts=3)
     assert best["converged"].all() and best["excess"].abs().max() < 1e-9
-    assert study.ranks(*whitened.values(), (0.05, 1.0)) == [2, 0]
 
 
-def test_zero_is_a_trap_from_depth_three_on(whitened):
-    assert study.zero_trap(**whitened, depth=3) > 1e-3
-    assert study.zero_trap(**whitened, depth=2, share=0.5) == pytest.approx(0, abs=1e-4)
+def test_two_minima_from_depth_three_on(whitened):
+    for share, scale in ((0.95, 0.1), (1.08, 2.0)):
+        assert study.stuck(**whitened, depth=3, share=share, scale=scale) > 1e-3
+    assert study.stuck(**whitened, depth=3, share=0.95, scale=2.0) < 1e-6
+    assert study.stuck(**whitened, depth=2, share=0.5, scale=0.1) == pytest.approx(0, abs=1e-4)
+
+
+def test_ranks_of_descent():
+    """As many singular values as are above beta, or as the optimum keeps; one on rank-one data."""
+    table, falls = study.two_layer_ranks(12, (6, 10, 3))
+    assert table["rank"].tolist() == table["expected"].tolist()
+    assert table["expected"].max() == 3 and table["expected"].min() == 0 and len(falls) == 3
+    deep = study.deep_ranks(10, (5, 12, 12, 12, 5), [4, 2.8, 2, 1.4, 1])
+    assert deep["rank"].tolist() == deep["expected"].tolist()
+    ends = study.rank_one_descent(9, (4, 12, 10, 8, 1)).groupby("step")
+    assert (ends.first()["rank"].iloc[0], ends["rank"].max().iloc[0]) == (4, 10)  # untrained
+    assert ends["rank"].max().iloc[-1] == 1 and abs(ends["excess"].max().iloc[-1]) < 1e-6
 
 
 def test_stationary_layers_are_balanced(whitened):

@@ -29,8 +29,12 @@ def test_merging_norms_and_gaps(render):
             for k in (1, 2)
         ]
     )
-    figure = render(figures.merging_norms(trace, 0.5))
+    ranks = pd.DataFrame([dict(step=s, layer=k, rank=3 - s) for s in (1, 2) for k in (1, 2)])
+    figure = render(figures.layer_norms(trace, 0.5, (1.4, 1.0), ranks))
     np.testing.assert_allclose(*ydata(figure.axes[1]))
+    two = pd.DataFrame(dict(beta=[0.5, 1.5], layer=1, rank=[1, 0], expected=[1, 0]))
+    figure = render(figures.trained_ranks(two, [1.0], two.assign(layer=[1, 2])))
+    assert any(np.array_equal(y, [1, 0]) for y in ydata(figure.axes[0]))
     gaps = pd.DataFrame(
         dict(outputs=[1, 1, 2, 2], depth=[2, 3, 2, 3], ratio=[1, 1, 1, 2.0])
     ).assign(dual=2.0, trained=lambda t: 2 * t["ratio"])
