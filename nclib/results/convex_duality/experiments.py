@@ -27,6 +27,7 @@ from nclib.results.convex_duality.nets import (
     Network,
     Sweep,
     batch_statistics,
+    build,
     lowest,
 )
 from nclib.table import log_spaced, matrices
@@ -632,6 +633,26 @@ def optimisers(inputs, labels, beta, width, runs, *, seed=0, rows=80):
     return trace, network, ends
 
 
+def deep_images(depth, seed, *, inputs, labels, test_inputs, test_labels, beta, width, steps):
+    """Adam on a whitened ReLU net of ``depth`` layers against collapse (6.C13, 6.C23), step by
+    step: step, objective, optimum, excess (relative), nc1, simplex, orthogonal, accuracy."""
+    network = Network(inputs, one_hot(labels), beta, (width,) * (depth - 1))
+
+    def measure(point):
+        right = network.outputs(point, test_inputs).argmax(1) == test_labels
+        return cosine_deviations(network.hidden(point), labels) | {
+            "accuracy": float(right.double().mean())
+        }
+
+    start = network.start(torch.Generator().manual_seed(seed))
+    options = dict(optimizer="adam", cosine=True, record=25, measure=measure)
+    path = flow.descend(network, start, rate=1e-2, steps=steps, **options)
+    table = pd.DataFrame({"step": path.steps, "objective": path.values})
+    table["optimum"] = certified.collapsed_value(labels.bincount(), beta, depth)
+    table["excess"] = table["objective"] / table["optimum"] - 1
+    return table.join(pd.DataFrame(path.measured))
+
+
 def _lbfgs(network, start, steps, rows, measure):
     """``(end, trace)`` of L-BFGS: the evaluations that lower the cost, at log-spaced counts."""
     logged, evaluations, least, trace = set(log_spaced(steps, rows + 1)), 0, math.inf, []
@@ -862,6 +883,16 @@ def train_net(
     return train.fit(net, data, objective, recipe, **options, checkpoint=checkpoint)
 
 
+def batch_norm_depth(depth, seed, *, data, test, weight_decay, epochs, width=50):
+    """Training of an MLP with batch norm in each of its ``depth`` - 1 hidden layers (6.C14, 6.C15):
+    its history, and ``excess``, the objective over the closed form, relative."""
+    shape = dict(hidden=(width,) * (depth - 2), width=width, normalise=True, seed=seed)
+    net = build("mlp", data, **shape)
+    recipe = train.Recipe(epochs, 0.01, None, optimizer="adam", schedule="cosine")
+    history = train_net(net, data, recipe, weight_decay, test=test, points=16, seed=seed)
+    return history.assign(excess=history["objective"] / history["optimum"] - 1)
+
+
 def final_classes(net, batch):
     """``(means, outputs)`` at the end, in training mode: class means (K, width) of the hidden
     features and mean true-class output (K,)."""
@@ -872,9 +903,12 @@ def final_classes(net, batch):
     return means, outputs[:, 0]
 
 
-def class_cosines(means):
-    """Cosines between class means, raw and centred: columns kind, row, column, value."""
-    kinds = {"raw": means, "centred": means - means.mean(0)}
+def class_cosines(nets):
+    """Cosines between class means of ``nets`` (name -> (K, width)), raw and centred: columns kind,
+    row, column, value."""
+    kinds = {}
+    for name, means in nets.items():
+        kinds |= {f"raw, {name}": means, f"centred, {name}": means - means.mean(0)}
     unit = {kind: nn.functional.normalize(rows, dim=1) for kind, rows in kinds.items()}
     table = matrices({kind: rows @ rows.mT for kind, rows in unit.items()})
     return table.rename(columns={"name": "kind"})

@@ -105,19 +105,17 @@ def layer_norms(trace, beta, limits, ranks):
 
 def depth_gap(table):
     """Primal over dual of the fixed-norm problem against depth, per number of outputs."""
-    figure, ax = style.grid(1, 1, width=4.8, height=3.3)
+    figure, ax = style.grid(1, 1, width=5.6, height=3.4)
     labels = {K: f"trained, {K} output" + "s" * (K > 1) for K in table["outputs"]}
     trained = table.assign(trained=table["trained"] / table["dual"])
-    texts = {"xlabel": "depth $L$", "ylabel": "optimum / dual value"}
-    look = {
-        "labels": labels,
-        "theory": "ratio",
-        "points": True,
-        "title": "The duality gap of depth",
-    }
-    lines(ax, trained, "depth", "trained", by="outputs", **look, **texts)
+    texts = {"xlabel": "depth $L$", "ylabel": "optimum / value of the dual"}
+    look = {"labels": labels, "theory": "ratio", "points": True, "log": "y"}
+    title = "Fixed inner norms: optimum over dual, random targets"
+    lines(ax, trained, "depth", "trained", by="outputs", **look, title=title, **texts)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.plot([], [], **THEORY, label="closed form")
+    ax.yaxis.set_minor_formatter("{x:g}")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.plot([], [], **THEORY, label="closed form; 1: no gap")
     ax.legend()
     return figure
 
@@ -175,13 +173,22 @@ def splines(curves, knots, path, x, y):
 
 
 def spline_freedom(points, values, curves):
-    """Two functions of equal cost through the same points.  ``curves``: fit, x, y."""
-    figure, ax = style.grid(1, 1, width=4.8, height=3.2)
+    """Functions through the same points, and where and how much each bends.
+
+    ``curves``: fit, x, y, on one fine grid of ``x``.
+    """
+    figure, (left, right) = style.grid(1, 2, width=9, height=3.2)
     for i, (name, part) in enumerate(curves.groupby("fit", sort=False)):
-        ax.plot(part["x"], part["y"], color=PALETTE[i], ls=("-", "--")[i], lw=2, label=name)
-    ax.plot(points, values, "o", color="0.2", ms=7, zorder=5)
-    ax.set(xlabel="$x$", ylabel="output", title="Equal cost, different functions")
-    ax.legend()
+        look = {"color": PALETTE[i], "ls": ("-", "--", ":")[i], "lw": 2}
+        left.plot(part["x"], part["y"], **look, label=name)
+        slope = np.gradient(part["y"], part["x"])
+        right.plot(part["x"], slope, **look, label=name)
+    left.plot(points, values, "o", color="0.2", ms=7, zorder=5)
+    for point in points:
+        right.axvline(point, **GUIDE)
+    left.set(xlabel="$x$", ylabel="output", title="Different functions, same data")
+    right.set(xlabel="$x$", ylabel="slope", title="The knot between 1 and 2 (dotted: data)")
+    left.legend()
     return figure
 
 
@@ -221,7 +228,7 @@ def optimisers(trace, gram):
     panels = (
         ("excess", "objective minus optimum", "Distance to the closed form"),
         ("gap", "objective minus own dual bound", "… as the net itself certifies it"),
-        ("simplex", "simplex deviation of class means", "Centred class means against an ETF"),
+        ("orthogonal", "largest deviation of a cosine", ""),
     )
     looks = {run: PLAIN[i] for i, run in enumerate(trace["run"].unique())}
     for ax, (column, label, title) in zip(axes, panels, strict=False):
@@ -229,10 +236,35 @@ def optimisers(trace, gram):
         lines(ax, part, "step", column, by="run", looks=looks, log="xy", ylabel=label, title=title)
         for line, dash in zip(ax.lines, ("-", "--", "-."), strict=False):
             line.set_linestyle(dash)
+    for run, part in trace[trace["step"] > 0].groupby("run", sort=False):
+        axes[2].plot(part["step"], part["simplex"], ":", color=looks[run][0], lw=1.5)
+    axes[2].plot([], [], "-", color="0.3", label="raw: orthogonal")
+    axes[2].plot([], [], ":", color="0.3", label="centred: simplex ETF")
+    axes[2].legend(fontsize=7)
+    axes[2].set_title("Class means against the two frames")
     axes[0].legend()
     image = axes[3].imshow(gram, cmap=style.SEQUENTIAL, vmin=0)
     axes[3].set(xlabel="sample", ylabel="sample", title="$HH^\\top$ of the Adam net")
     figure.colorbar(image, ax=axes[3], shrink=0.8)
+    return figure
+
+
+def depths(trace, x, panels, reference=None):
+    """Training of nets of several depths, one panel per column: mean and range over seeds.
+
+    ``trace``: depth, ``x`` and the columns of ``panels``, (column, label, title, log axes);
+    ``reference``: a dashed line in the first panel.
+    """
+    figure, axes = style.grid(1, len(panels), width=3.8 * len(panels), height=3.2)
+    names = {depth: f"depth {depth}" for depth in trace["depth"]}
+    looks = {depth: (color, "") for depth, color in zip(names, PALETTE, strict=False)}
+    part = trace[trace[x] > 0]
+    for ax, (column, label, title, log) in zip(axes, panels, strict=True):
+        texts = {"ylabel": label, "title": title}
+        lines(ax, part, x, column, by="depth", looks=looks, labels=names, log=log, **texts)
+    if reference is not None:
+        axes[0].axhline(reference, **THEORY, label="collapse, closed form")
+    axes[0].legend()
     return figure
 
 
@@ -303,14 +335,12 @@ def sandwich(history, ratio):
 
 def class_cosines(table, num_classes):
     """Cosines between class means, raw and centred.  ``table``: kind, row, column, value."""
-    titles = {
-        "raw": "raw means; closed form: orthogonal",
-        "centred": rf"centred; closed form: ETF, $-1/(K-1)={-1 / (num_classes - 1):.3f}$",
-    }
-    figure, axes = style.grid(1, 2, width=7.6, height=3.4)
-    heatmaps(matrices(table, by="kind"), label="cosine", titles=titles, axes=axes)
+    found = matrices(table, by="kind")
+    figure, axes = style.grid(1, len(found), width=3.1 * len(found), height=3.1)
+    heatmaps(found, label="cosine", axes=axes)
     for ax in axes:
         ax.set(xlabel="class", xticks=range(num_classes), yticks=range(num_classes))
+        ax.tick_params(labelsize=7)
     axes[0].set_ylabel("class")
     return figure
 
@@ -350,19 +380,22 @@ def depth_breaks(explicit, descents, searches):
 
 
 def accuracy(table, dimension, trained):
-    """Test accuracy of the closed-form net against the number of samples, and of trained nets.
-
-    ``trained``: run, n, accuracy.
-    """
-    figure, ax = style.grid(1, 1, width=5.2, height=3.3)
-    ax.plot(table["n"], table["accuracy"], **THEORY, label="closed form")
+    """Test accuracy of the closed-form net and condition of its inputs against the number of
+    samples.  ``table``: n, accuracy, condition; ``trained``: run, n, accuracy."""
+    figure, (left, right) = style.grid(1, 2, width=9, height=3.2)
+    look = THEORY | {"marker": "."}
+    left.plot(table["n"], table["accuracy"], **look, label="closed form")
     for i, row in enumerate(trained.itertuples()):
-        look = {"color": PALETTE[i], "ms": 8 - i, "zorder": 6, "label": f"trained: {row.run}"}
-        ax.plot(row.n, row.accuracy, MARKERS[i], **look)
-    ax.axvline(dimension, **GUIDE)
-    where = {"xycoords": ("data", "axes fraction"), "fontsize": 7.5, "rotation": 90}
-    ax.annotate("input dimension", (dimension, 0.02), ha="right", va="bottom", **where)
-    ax.set(xlabel="training samples $n$", ylabel="test accuracy", ylim=(0, None))
-    ax.set_title("Collapse at every $n$; its test accuracy")
-    ax.legend()
+        look = {"color": PALETTE[i], "ms": 9 - 2 * i, "zorder": 6, "label": f"trained: {row.run}"}
+        left.plot(row.n, row.accuracy, MARKERS[i], **look)
+    left.set(xlabel="training samples $n$", ylabel="test accuracy", ylim=(0, 1))
+    left.set_title("Whitened nets on new images")
+    right.plot(table["n"], table["condition"], "o-", color=PALETTE[3])
+    right.set(xlabel="training samples $n$", ylabel="condition number of the inputs", yscale="log")
+    right.set_title("What whitening divides by")
+    for ax in (left, right):
+        ax.axvline(dimension, **GUIDE)
+        where = {"xycoords": ("data", "axes fraction"), "fontsize": 7.5, "rotation": 90}
+        ax.annotate("input dimension", (dimension, 0.02), ha="right", va="bottom", **where)
+    left.legend()
     return figure

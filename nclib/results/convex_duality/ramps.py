@@ -138,6 +138,14 @@ class Spline:
         return input_weight, -input_weight * self.knots, np.sign(self.weights) * size, self.offset
 
 
+def with_knots(knots, weights, offset):
+    """The function ``offset + sum_i weights[i] (x - knots[i])_+`` as a :class:`Spline` without a
+    certificate."""
+    none = np.full(0, np.nan)
+    knots, weights = (np.asarray(v, dtype=float) for v in (knots, weights))
+    return Spline(knots, np.ones(len(knots)), weights, offset, none, none, np.nan, np.nan)
+
+
 def interpolation_norm(x, y):
     r"""Least ``1/2 ||weights||^2`` of a two-layer ReLU net through the points (claim 6.C16).
 

@@ -128,8 +128,8 @@ def test_ranks_of_descent():
     assert table["expected"].max() == 3 and table["expected"].min() == 0 and len(falls) == 3
     deep = study.deep_ranks(10, (5, 12, 12, 12, 5), [4, 2.8, 2, 1.4, 1])
     assert deep["rank"].tolist() == deep["expected"].tolist()
-    ends = study.rank_one_descent(9, (4, 12, 10, 8, 1)).groupby("step")
-    assert (ends.first()["rank"].iloc[0], ends["rank"].max().iloc[0]) == (4, 10)  # untrained
+    ends = study.rank_one_descent(20, (10, 50, 40, 30, 20, 1)).groupby("step")
+    assert (ends.first()["rank"].iloc[0], ends["rank"].max().iloc[0]) == (10, 40)  # untrained
     assert ends["rank"].max().iloc[-1] == 1 and abs(ends["excess"].max().iloc[-1]) < 1e-6
 
 
@@ -257,17 +257,18 @@ def test_optimisers():
     assert trace["simplex"].notna().all()
 
 
-def test_pair_networks_and_descent():
-    values = over(study.deep_values, points=[4], depth=[3, 5], beta=0.05)
-    wide = values.pivot(index="depth", columns="kind", values="value")
-    assert wide.loc[5, "pairs"] < wide.loc[5, "collapsed"]
-    assert wide.loc[3, "pairs"] > wide.loc[3, "collapsed"]
-    found, spectra = study.deep_descents([(4, 5, 0.05)], max_iter=150)
-    assert found["excess"].item() < -0.01 and found["value"].item() < found["pairs"].item()
-    assert found["ranks"].item().count(",") == 4 and set(spectra["layer"]) == {1, 2, 3, 4, 5}
-    network, point = study.identity_network(theory.pair_network(4, 5, 0.05), 0.05)
-    assert float(network(**point)) == pytest.approx(theory.pair_value(4, 5, 0.05))
-    # Its pre-activations are exactly at the kink: descent needs relu'(0) = 0.
+def test_low_rank_against_collapse():
+    rows = over(study.explicit_networks, depth=[3, 5], points=(4,), beta=0.05)
+    assert (rows["excess"] < 0).tolist() == [False, False, True, True]
+    np.testing.assert_allclose(rows["value"], rows["formula"], rtol=1e-12)
+    explicit = rows.query("K == 6 and depth == 5")
+    found = study.deep_descent(4, 5, 0.05, max_iter=150)
+    assert found["excess"] < -0.01 and found["value"] < explicit["value"].item()
+    assert found["collapsed"] == pytest.approx(explicit["collapsed"].item())
+    assert found["ranks"].count(",") == 4
+    shallow = study.random_search(3, 3, beta=0.05, starts=2)
+    assert shallow["converged"] and abs(shallow["excess"]) < 1e-7
+    # Their pre-activations are exactly at the kink: descent needs relu'(0) = 0.
     one, point = study.identity_network(
         [torch.zeros(1, 1).double(), torch.ones(1, 1).double()], 1.0
     )
@@ -287,8 +288,11 @@ def test_batch_norm_and_other_losses():
     entropy = study.cross_entropy(0.4, per_class=2, K=3)
     assert abs(entropy["excess"]) < 1e-7 and abs(entropy["gap"]) < 1e-9
     assert abs(study.unconstrained(3, 2, 0.02, 0.01)["excess"]) < 1e-8
-    trained, bound = study.bound_on_any_inputs([6, 4, 2], d=5)
-    assert bound < trained
+    assert study.bound_on_any_inputs([6, 4, 2], 5)["excess"] > 0.1
+    assert abs(study.bound_on_any_inputs([6, 4, 2], 13, scale=2.0)["excess"]) < 1e-8
+    hinge = over(study.hinge, beta=[0.7, 2.5], counts=(4, 9))
+    assert hinge["optimum"].tolist() == pytest.approx([0.7 * 5, 4 + 2.5 * 3])
+    assert hinge["gap"].abs().max() < 1e-12 and hinge["excess"].between(0, 1e-2).all()
     limit = study.vanishing_decay([0.0, 1, 2], [0.0, 1, 0], [1e-2, 1e-3])
     assert (limit["below"] > 0).all() and (limit["below"] <= limit["bound"] * (1 + 1e-6)).all()
 
@@ -322,8 +326,8 @@ def test_training_closes_the_certified_gap():
     assert end["test_accuracy"] > 0.9
     means, outputs = study.final_classes(net, images)
     np.testing.assert_allclose(outputs, 1 - rho, atol=0.02)
-    cosines = study.class_cosines(means)
-    off = cosines.query("kind == 'raw' and row != column")["value"]
+    cosines = study.class_cosines({"a": means})
+    off = cosines.query("kind == 'raw, a' and row != column")["value"]
     assert off.abs().max() < 0.1 and len(cosines) == 18
     table = study.class_outputs(means, outputs, [6] * 3, rho * math.sqrt(6))
     np.testing.assert_allclose(table["theory"], 1 - rho)
@@ -341,6 +345,19 @@ def test_certified_batch_checkpoint_and_refusal(tmp_path):
     assert runs[0]["optimum"].iloc[0] == pytest.approx(2 / 3 * (rho - rho**2 / 2))
     with pytest.raises(checks.InputError, match="must be 0"):
         study.train_net(net, images, train.Recipe(2, 0.01, weight_decay=1e-3), 0.05, points=3)
+
+
+def test_deep_nets_on_images():
+    """Collapse at depth 3; behind batch norm never below the closed form, at any depth."""
+    images = toy(2, side=4)
+    white, new = study.whitened_images(images, toy(6, seed=2, side=4))
+    same = dict(inputs=white, labels=images.labels, test_inputs=white, test_labels=images.labels)
+    trace = study.deep_images(3, 0, **same, beta=0.1, width=10, steps=500)
+    assert abs(trace["excess"].iloc[-1]) < 1e-2 and trace["accuracy"].iloc[-1] == 1
+    history = study.batch_norm_depth(
+        4, 0, data=images, test=images, weight_decay=0.1, epochs=40, width=8
+    )
+    assert history["excess"].min() > -1e-6 and history["excess"].iloc[-1] < 1
 
 
 def test_whitened_images_and_accuracy():

@@ -67,7 +67,7 @@ def test_constraint(render):
 def test_optimisers(render):
     trace = pd.DataFrame(
         [
-            dict(run=r, step=s, excess=1 / (1 + s), gap=2 / (1 + s), simplex=0.1)
+            dict(run=r, step=s, excess=1 / (1 + s), gap=2 / (1 + s), simplex=0.1, orthogonal=0.2)
             for r in ("Adam", "SGD")
             for s in (0, 1, 10)
         ]
@@ -107,21 +107,31 @@ def test_class_cosines_and_depth(render):
     cosines = pd.DataFrame(
         [
             dict(kind=k, row=i, column=j, value=float(i == j))
-            for k in ("raw", "centred")
+            for k in ("raw, a", "centred, a")
             for i in range(3)
             for j in range(3)
         ]
     )
     figure = render(figures.class_cosines(cosines, 3))
     assert np.array_equal(figure.axes[0].images[0].get_array(), np.eye(3))
-    values = over(study.deep_values, points=[4, 5], depth=[3, 4, 5], beta=0.05)
-    descents = pd.DataFrame(dict(K=[6, 10], depth=[5, 5], value=[0.7, 1.0], collapsed=[0.74, 1.2]))
-    spectra = pd.DataFrame(dict(layer=[1, 1, 2, 2], index=[1, 2, 1, 2], singular=[2.0, 1, 2, 1]))
-    render(figures.depth_breaks(values, descents, spectra))
+    explicit = over(study.explicit_networks, depth=[3, 5], points=(4,), beta=0.05)
+    descents = pd.DataFrame(dict(K=[6, 10], depth=[4, 5], value=[0.7, 1.0], collapsed=[0.7, 2.0]))
+    descents["ranks"] = ["4, 4, 6, 6", "5, 5, 5, 9, 9"]
+    searches = pd.DataFrame(dict(K=[3], depth=[3], value=[2.0], optimum=[2.0]))
+    figure = render(figures.depth_breaks(explicit, descents, searches))
+    assert any(np.array_equal(y, [4, 4, 6, 6]) for y in ydata(figure.axes[1]))
+
+
+def test_depths(render):
+    trace = pd.DataFrame([dict(depth=d, seed=s, step=t, a=d + s, b=1.0)
+                          for d in (3, 4) for s in (0, 2) for t in (1, 2)])  # fmt: skip
+    panels = (("a", "a", "A", "x"), ("b", "b", "B", "xy"))
+    figure = render(figures.depths(trace, "step", panels, reference=1))
+    assert np.array_equal(ydata(figure.axes[0])[0], [4, 4])  # the mean over seeds
 
 
 def test_accuracy(render):
-    table = pd.DataFrame(dict(n=[10, 20], accuracy=[0.5, 0.6]))
+    table = pd.DataFrame(dict(n=[10, 20], accuracy=[0.5, 0.6], condition=[3.0, 40.0]))
     trained = pd.DataFrame(dict(run=["Adam"], n=[20], accuracy=[0.61]))
     figure = render(figures.accuracy(table, 64, trained))
     assert np.array_equal(ydata(figure.axes[0])[0], [0.5, 0.6])
