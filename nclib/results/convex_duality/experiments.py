@@ -238,7 +238,7 @@ def stuck(inputs, targets, depth, *, share, scale, seed=0):
     return float(path.values[-1]) - linear.whitened_linear_value(targets, beta, depth)
 
 
-def trained_ranks(network, betas, *, rate, steps=500, seed=0):
+def trained_ranks(network, betas, *, rate, steps, seed=0):
     """Ranks after gradient descent with momentum at each decay of ``betas``: beta, layer, rank.
 
     Singular values above 1e-2 count.
@@ -264,7 +264,9 @@ def two_layer_ranks(n, sizes, *, seed=0):
     X, Y = whitened(generator, d, n).mT, gaussian(generator, n, K)
     s = torch.linalg.svdvals(X.mT @ Y)
     betas = torch.cat([0.95 * s, 1.05 * s]).sort()[0].tolist()
-    table = trained_ranks(Network(X, Y, 1.0, (width,), "linear"), betas, rate=0.05, seed=seed)
+    table = trained_ranks(
+        Network(X, Y, 1.0, (width,), "linear"), betas, rate=0.05, steps=500, seed=seed
+    )
     return table.assign(expected=[int((s > beta).sum()) for beta in table["beta"]]), s.tolist()
 
 
@@ -283,7 +285,7 @@ def deep_ranks(n, sizes, singular, *, seed=0):
     middles = {r: (critical[r - 1] + spinodal[r]) / 2 if r < len(s) else 0.9 * critical[-1]
                for r in kept}  # fmt: skip
     network = Network(X, X @ of_rank(singular, d, K, generator), 1.0, sizes[1:-1], "linear")
-    table = trained_ranks(network, list(middles.values()), rate=0.01, seed=seed)
+    table = trained_ranks(network, list(middles.values()), rate=0.01, steps=500, seed=seed)
     return table.assign(expected=[r for r in kept for _ in range(depth)])
 
 
@@ -372,7 +374,7 @@ def rank_ones(**options):
     return pd.DataFrame(rank_one(*case, **options) for case in cases)
 
 
-def rank_one_descent(n, sizes, *, steps=800, seed=0):
+def rank_one_descent(n, sizes, *, steps, seed=0):
     """Gradient descent of a deep ReLU net on rank-one inputs X = c a', c >= 0 (6.C9): step, layer,
     rank, excess.  Singular values above a hundredth of the largest count."""
     generator, depth = torch.Generator().manual_seed(seed), len(sizes) - 1
@@ -526,14 +528,14 @@ def planar(beta, *, n, width, starts, max_iter=800, seed=0):
     return _found(found, exact.value, gap=exact.gap, tight=tight, supremum=supremum)
 
 
-def constraint_curve(n, beta, *, points=721, seed=0):
+def constraint_curve(n, beta, *, seed=0):
     """The dual constraint over the circle and the neurons of the exact network (6.C4).
 
     Returns ``(curve, neurons)``: columns angle (degrees), value (over beta), and for the neurons
     weight.
     """
     X, _, exact = _planar(n, beta, seed)
-    angles = np.linspace(-np.pi, np.pi, points)
+    angles = np.linspace(-np.pi, np.pi, 721)
     curve = _constraint(X, exact, np.stack([np.cos(angles), np.sin(angles)]), beta)
     at = np.degrees(np.arctan2(exact.directions[:, 1], exact.directions[:, 0]))
     reached = _constraint(X, exact, exact.directions.T, beta)

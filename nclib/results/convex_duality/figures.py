@@ -24,9 +24,8 @@ def staircase(curves, jumps, measured):
     figure, axes = style.grid(1, len(depths), width=10, height=3.5, sharey=True, squeeze=False)
     for ax, depth in zip(axes[0], depths, strict=True):
         here = {"theory": curves[curves["depth"] == depth], "points": True, "log": "x"}
-        kind = "shrinks to zero" if depth == 2 else "jumps to zero"
         here |= {"xlabel": r"weight decay $\beta$", "ylabel": ""}
-        here["title"] = f"depth {depth}: every direction {kind}"
+        here["title"] = f"depth {depth}"
         part = measured[measured["depth"] == depth]
         lines(ax, part, "beta", "singular", by="index", **here)
         for row in jumps.query("depth == @depth and spinodal > critical").itertuples():
@@ -62,7 +61,7 @@ def trained_ranks(two, singular, deep):
         right.plot(part["layer"], part["rank"], **look, label=rf"$\beta={beta:.2f}$")
         right.plot(part["layer"], part["expected"], **THEORY)
     right.set(xlabel="layer", ylabel="rank", xticks=sorted(deep["layer"].unique()))
-    right.set(ylim=(0, 1.5 * deep["rank"].max()), title="Four layers: one rank in every layer")
+    right.set(ylim=(0, 1.5 * deep["rank"].max()), title="Four layers: rank of every layer")
     right.legend(ncols=2, loc="upper right")
     return figure
 
@@ -77,7 +76,7 @@ def layer_norms(trace, beta, limits, ranks):
     figure, (left, middle, right) = style.grid(1, 3, width=12, height=3.4)
     looks, labels = {j + 1: PLAIN[j] for j in range(9)}, {j: f"layer {j}" for j in range(9)}
     time = "time (step × learning rate)"
-    texts = {"ylabel": "norm of the layer", "title": "Linear net, rank-two targets: norms merge"}
+    texts = {"ylabel": "norm of the layer", "title": "Linear net, rank-two targets: layer norms"}
     look = {"looks": looks, "labels": labels, "xlabel": time}
     lines(left, trace, "time", "frobenius", by="layer", **look, **texts)
     for layer, part in trace.groupby("layer"):
@@ -90,7 +89,7 @@ def layer_norms(trace, beta, limits, ranks):
     middle.plot(one["time"], one["balance"], color=PALETTE[0], lw=3, label="gradient descent")
     flow = one["balance"].iloc[0] * np.exp(-2 * beta * one["time"])
     middle.plot(one["time"], flow, **THEORY, label=r"gradient flow: $e^{-2\beta t}$")
-    middle.set(yscale="log", xlabel=time, title="The imbalance is forgotten at a known rate")
+    middle.set(yscale="log", xlabel=time, title="Imbalance between neighbouring layers")
     middle.set_ylabel(r"$\max\,|W_lW_l^\top-W_{l+1}^\top W_{l+1}|$")
     middle.legend()
     look = {"looks": looks, "labels": labels, "xlabel": "step", "ylabel": "rank of the layer"}
@@ -99,7 +98,7 @@ def layer_norms(trace, beta, limits, ranks):
         right, ranks[ranks["step"] > 0], "step", "rank", by="layer", log="xy", **look, title=title
     )
     right.axhline(1, **THEORY)
-    right.legend(loc="lower left")
+    right.legend(loc="center left")
     return figure
 
 
@@ -109,12 +108,10 @@ def depth_gap(table):
     labels = {K: f"trained, {K} output" + "s" * (K > 1) for K in table["outputs"]}
     trained = table.assign(trained=table["trained"] / table["dual"])
     texts = {"xlabel": "depth $L$", "ylabel": "optimum / value of the dual"}
-    look = {"labels": labels, "theory": "ratio", "points": True, "log": "y"}
+    look = {"labels": labels, "theory": "ratio", "points": True}
     title = "Fixed inner norms: optimum over dual, random targets"
     lines(ax, trained, "depth", "trained", by="outputs", **look, title=title, **texts)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.yaxis.set_minor_formatter("{x:g}")
-    ax.yaxis.set_major_formatter("{x:g}")
     ax.plot([], [], **THEORY, label="closed form; 1: no gap")
     ax.legend()
     return figure
@@ -134,7 +131,7 @@ def constraint(curve, neurons):
     ax.set(xlabel="direction of the hidden weight (degrees)", xlim=(-180, 180), ylim=(-1.25, 1.45))
     ax.set_ylabel(r"$\Lambda^{*\top}(Xu)_+\,/\,\beta$")
     ax.set_xticks(range(-180, 181, 60))
-    ax.set_title("Neurons sit exactly where the dual constraint is tight")
+    ax.set_title("The dual constraint, and the neurons of the optimum")
     ax.legend(loc="upper right", ncols=2)
     return figure
 
@@ -150,7 +147,7 @@ def splines(curves, knots, path, x, y):
         label = "exact spline" if name == "exact" else f"{name} net"
         fit.plot(part["x"], part["y"], **options, label=label)
     fit.plot(x, y, "o", color="0.3", ms=6, zorder=6, label="data")
-    fit.set(ylabel="output", title="Three fits of nearly equal cost")
+    fit.set(ylabel="output", title="Exact fit and trained nets")
     fit.legend(ncols=2)
     for row, (name, color) in enumerate(colors.items()):
         part = knots[(knots["fit"] == name) & (knots["mass"] > 1e-3)]
@@ -167,7 +164,7 @@ def splines(curves, knots, path, x, y):
         for point in x:
             ax.axvline(point, **GUIDE)
     along.set(yscale="log", xlabel="knot position", ylabel=r"weight decay $\beta$")
-    along.set_title(r"Larger $\beta$, fewer knots, always at data")
+    along.set_title(r"Knots of the exact fit against $\beta$")
     figure.colorbar(dots, ax=along, label="half the squared weights")
     return figure
 
@@ -187,7 +184,7 @@ def spline_freedom(points, values, curves):
     for point in points:
         right.axvline(point, **GUIDE)
     left.set(xlabel="$x$", ylabel="output", title="Different functions, same data")
-    right.set(xlabel="$x$", ylabel="slope", title="The knot between 1 and 2 (dotted: data)")
+    right.set(xlabel="$x$", ylabel="slope", title="Their slopes (dotted: data)")
     left.legend()
     return figure
 
@@ -204,8 +201,8 @@ def deep_splines(curves, beyond, x, y):
         left.plot(law["x"], law["y"], **THEORY)
     left.plot([], [], **THEORY, label="spline law")
     left.plot(x, y, "o", color="0.3", ms=6, zorder=6, label="data")
-    left.set(xlabel="$x$", ylabel="output", title="Where the law holds: the fits of each depth")
-    left.legend(fontsize=7.5)
+    left.set(xlabel="$x$", ylabel="output", title="One sign of $x$, bias in the last hidden layer")
+    left.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0.12, 1.0))
     names = {"biases": "bias in every layer,\n$x\\geq0$, hat", "even": "$x$ of both signs,\nhat"}
     names |= {"odd": "$x$ of both signs,\nodd pair"}
     place = np.arange(len(beyond))
@@ -215,7 +212,7 @@ def deep_splines(curves, beyond, x, y):
         right.hlines(law, at - 0.4, at + 0.4, **THEORY)
     right.plot([], [], **THEORY, label="spline law")
     right.set_xticks(place, [names[case] for case in beyond["case"]], fontsize=8)
-    right.set(ylabel="cost of the network", title="Depth 3 elsewhere: below and above the law")
+    right.set(ylabel="cost of the network", title="Depth 3 elsewhere, against the law")
     right.margins(y=0.15)
     right.legend()
     return figure
@@ -278,7 +275,7 @@ def minority(curves, trained, network):
     labels = {count: f"$n_k={count}$" for count in counts}
     texts = {"xlabel": r"weight decay $\beta$", "ylabel": "output for the own class"}
     look = {"labels": labels, "theory": curves, "points": True}
-    look["title"] = r"A class dies at $\beta=\sqrt{n_k}$"
+    look["title"] = r"Whitened nets; dotted: $\sqrt{n_k}$"
     lines(left, trained.sort_values("count"), "beta", "output", by="count", **look, **texts)
     for color, count in zip(PALETTE, counts, strict=False):
         left.axvline(np.sqrt(count), color=color, ls=":", lw=1)
@@ -372,7 +369,7 @@ def depth_breaks(explicit, descents, searches):
         look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "lw": 1}
         right.plot(range(1, len(ranks) + 1), ranks, **look, label=f"$K={row.K}$, $L={row.depth}$")
     right.set(xlabel="layer", ylabel="rank", ylim=(0, None))
-    right.set_title("Ranks of the layers after descent; collapse has $K$")
+    right.set_title("Ranks of the layers after descent")
     for ax in (left, right):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.legend(fontsize=7, ncols=2)

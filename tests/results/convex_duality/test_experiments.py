@@ -128,7 +128,7 @@ def test_ranks_of_descent():
     assert table["expected"].max() == 3 and table["expected"].min() == 0 and len(falls) == 3
     deep = study.deep_ranks(10, (5, 12, 12, 12, 5), [4, 2.8, 2, 1.4, 1])
     assert deep["rank"].tolist() == deep["expected"].tolist()
-    ends = study.rank_one_descent(20, (10, 50, 40, 30, 20, 1)).groupby("step")
+    ends = study.rank_one_descent(20, (10, 50, 40, 30, 20, 1), steps=800).groupby("step")
     assert (ends.first()["rank"].iloc[0], ends["rank"].max().iloc[0]) == (10, 40)  # untrained
     assert ends["rank"].max().iloc[-1] == 1 and abs(ends["excess"].max().iloc[-1]) < 1e-6
 

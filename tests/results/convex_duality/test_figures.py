@@ -59,7 +59,7 @@ def test_one_dimensional_figures(render):
 
 
 def test_constraint(render):
-    curve, neurons = study.constraint_curve(5, 0.3, points=50)
+    curve, neurons = study.constraint_curve(5, 0.3)
     figure = render(figures.constraint(curve, neurons))
     assert np.array_equal(ydata(figure.axes[0])[0], curve["value"])
 

@@ -179,7 +179,7 @@ def test_low_rank_networks(points, depth):
     np.testing.assert_allclose(outputs, outputs[0, 0] * identity, atol=1e-12)
     s = points
     known = (
-        58.2756 * 2 ** (depth - 3) / 3**depth if s == 3 else s / 2 * (2 / (s - 1)) ** (depth - 3)
+        58.2795 * 2 ** (depth - 3) / 3**depth if s == 3 else s / 2 * (2 / (s - 1)) ** (depth - 3)
     )
     assert theory.norm_ratio(layers) == pytest.approx(known, rel=1e-5)
     assert (value < collapsed_value([1] * K, beta, depth)) == (known < 1) == (depth > 4)
