@@ -84,6 +84,7 @@ def layer_norms(trace, beta, limits, ranks):
     left.plot([], [], color="0.4", lw=1, ls="-.", label="operator norm")
     for limit in limits:
         left.axhline(limit, **THEORY)
+    left.plot([], [], **THEORY, label="closed form")
     left.legend(ncols=2)
     one = trace[trace["layer"] == 1]
     middle.plot(one["time"], one["balance"], color=PALETTE[0], lw=3, label="gradient descent")
@@ -98,7 +99,7 @@ def layer_norms(trace, beta, limits, ranks):
         right, ranks[ranks["step"] > 0], "step", "rank", by="layer", log="xy", **look, title=title
     )
     right.axhline(1, **THEORY)
-    right.legend(loc="center left")
+    right.legend(loc=(0.03, 0.12))
     return figure
 
 
