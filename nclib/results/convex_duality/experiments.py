@@ -877,7 +877,8 @@ def train_net(
             row |= cosine_deviations(net.features(batch.inputs), batch.labels, zero=1e-2)
         scale, shift = net.norm.weight.detach(), net.norm.bias.detach()
         used = scale.abs() > 0.1 * scale.abs().max()
-        low, middle, high = torch.quantile((scale / shift)[used], scale.new_tensor([0.1, 0.5, 0.9]))
+        ratios = (scale / shift)[used].numpy(force=True)
+        low, middle, high = np.quantile(ratios, [0.1, 0.5, 0.9])
         row |= {"gamma_over_alpha": float(middle), "gamma_spread": float((high - low) / middle)}
         if test is not None:
             row["test_accuracy"] = collect.accuracy(net, test)
@@ -887,7 +888,7 @@ def train_net(
     return train.fit(net, data, objective, recipe, **options, checkpoint=checkpoint)
 
 
-def batch_norm_depth(depth, seed, *, data, test, weight_decay, epochs, width=50):
+def batch_norm_depth(depth, seed, *, data, test, weight_decay, epochs, width):
     """Training of an MLP with batch norm in each of its ``depth`` - 1 hidden layers (6.C14, 6.C15):
     its history, and ``excess``, the objective over the closed form, relative."""
     shape = dict(hidden=(width,) * (depth - 2), width=width, normalise=True, seed=seed)

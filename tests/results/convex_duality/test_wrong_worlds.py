@@ -168,7 +168,8 @@ def c14():
     bound = certified.dual_bound(targets - other.outputs(point), targets, 0.5)
     start = start - value
     return {"weights": float(network(**head)) - value, "certificate": bound - value,
-            "training": start, "gamma_alpha": 0.88, "gamma_spread": 0.6, "control": 0.0, "depths": start}  # fmt: skip
+            "training": start, "gamma_alpha": 0.88, "gamma_spread": 0.6, "control": 0.0,
+            "depths": start}  # fmt: skip
 
 
 def c15():
