@@ -878,7 +878,8 @@ def train_net(
         scale, shift = net.norm.weight.detach(), net.norm.bias.detach()
         used = scale.abs() > 0.1 * scale.abs().max()
         ratios = (scale / shift)[used].numpy(force=True)
-        low, middle, high = np.quantile(ratios, [0.1, 0.5, 0.9])
+        with np.errstate(invalid="ignore"):  # before training the shifts are zero
+            low, middle, high = np.quantile(ratios, [0.1, 0.5, 0.9])
         row |= {"gamma_over_alpha": float(middle), "gamma_spread": float((high - low) / middle)}
         if test is not None:
             row["test_accuracy"] = collect.accuracy(net, test)
