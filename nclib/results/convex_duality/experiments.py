@@ -699,7 +699,7 @@ def _identity_cost(layers, beta):
 def random_search(K, depth, *, beta, starts, seed=0):
     """The lowest ReLU net on X = Y = I_K from random starts (6.C13), optimum: that of collapse."""
     network = identity_network([torch.ones(2 * K, K)] * (depth - 1) + [torch.ones(K, K)], beta)[0]
-    options = dict(seed=seed, scale=1.6, pool=16, max_iter=400, restarts=0)
+    options = dict(seed=seed, scale=1.6, pool=8, max_iter=400, restarts=0)
     found = lowest(network, starts, **options)
     return _found(found, certified.collapsed_value([1] * K, beta, depth), K=K, depth=depth)
 
