@@ -25,7 +25,9 @@ from nclib.results.convex_duality.nets import (
     BatchNormNetwork,
     Interpolation,
     Network,
+    Sweep,
     batch_statistics,
+    build,
     lowest,
 )
 from nclib.table import log_spaced, matrices
@@ -44,6 +46,12 @@ def gaussian(generator, *shape):
 def whitened(generator, n, d):
     """Random whitened inputs (n, d), ``X X' = I_n``."""
     return torch.linalg.qr(gaussian(generator, d, n))[0].mT
+
+
+def of_rank(singular, n, d, generator):
+    """Random matrix (n, d) with these singular values."""
+    left, right = (whitened(generator, len(singular), size) for size in (n, d))
+    return (left.mT * torch.tensor(singular, dtype=torch.float64)) @ right
 
 
 def class_labels(counts):
@@ -215,17 +223,70 @@ def whitened_linear(depth, *, inputs, targets, beta, starts, seed=0):
     return _found(found, linear.whitened_linear_value(targets, beta, depth))
 
 
-def zero_trap(inputs, targets, depth, *, share=0.95, seed=0):
-    """Excess of gradient descent from a small start at ``share`` of the largest threshold (6.C7).
+def stuck(inputs, targets, depth, *, share, scale, seed=0):
+    """Excess of gradient descent from a start of size ``scale``, at ``share`` of the largest
+    threshold beta_c (6.C7).
 
-    At depth >= 3 zero is a minimum at every beta, here not the lowest one.  L-BFGS would not do:
-    its first step is long and may leave the basin.
+    At depth >= 3 there are two minima for every beta below beta_sp: below beta_c a small start is
+    caught by the one at zero, above it a large one by the other.  L-BFGS would not do: its first
+    step is long and may leave the basin.
     """
     beta = share * thresholds(float(torch.linalg.svdvals(targets)[0]), depth)[0]
     network = deep_linear(inputs, targets, depth, beta)
-    start = network.start(torch.Generator().manual_seed(seed), 0.1)
-    path = flow.descend(network, start, rate=0.1 / beta, steps=300, record=[300])
+    start = network.start(torch.Generator().manual_seed(seed), scale)
+    path = flow.descend(network, start, rate=0.02 / beta, steps=1500, record=[1500])
     return float(path.values[-1]) - linear.whitened_linear_value(targets, beta, depth)
+
+
+def trained_ranks(network, betas, *, rate, steps, seed=0):
+    """Ranks after gradient descent with momentum at each decay of ``betas``: beta, layer, rank.
+
+    Singular values above 1e-2 count.
+    """
+    start = network.start(torch.Generator().manual_seed(seed))
+    starts = {name: t.expand(len(betas), *t.shape).clone() for name, t in start.items()}
+    problem = Sweep(network, torch.as_tensor(betas, dtype=torch.float64))
+    options = dict(rate=rate, steps=steps, momentum=0.9, record=[steps])
+    end = flow.descend(problem, starts, **options).points[-1]
+    rows = []
+    for i, beta in enumerate(betas):
+        for j, layer in enumerate(network.layers(end), start=1):
+            rank = geometry.rank(layer[i], cut=1e-2, relative=False)
+            rows.append({"beta": beta, "layer": j, "rank": rank})
+    return pd.DataFrame(rows)
+
+
+def two_layer_ranks(n, sizes, *, seed=0):
+    """Rank of two-layer linear nets against beta (6.C3), ``n`` samples, inputs with orthonormal
+    columns, decays 5 % beside the singular values s of X'Y.  Returns ``(table, s)``; the column
+    ``expected`` is the number of singular values above beta."""
+    generator, (d, width, K) = torch.Generator().manual_seed(seed), sizes
+    X, Y = whitened(generator, d, n).mT, gaussian(generator, n, K)
+    s = torch.linalg.svdvals(X.mT @ Y)
+    betas = torch.cat([0.95 * s, 1.05 * s]).sort()[0].tolist()
+    table = trained_ranks(
+        Network(X, Y, 1.0, (width,), "linear"), betas, rate=0.05, steps=500, seed=seed
+    )
+    return table.assign(expected=[int((s > beta).sum()) for beta in table["beta"]]), s.tolist()
+
+
+def deep_ranks(n, sizes, singular, *, seed=0):
+    """Rank of every layer of a deep linear net at four decays (6.C7), inputs with orthonormal
+    columns, ``singular`` values of X'Y.  Columns beta, layer, rank, expected.
+
+    The decays are where all of ``expected`` directions have the lower minimum and the others no
+    minimum but zero, which is what descent from a large start needs.
+    """
+    generator, depth = torch.Generator().manual_seed(seed), len(sizes) - 1
+    d, K = sizes[0], sizes[-1]
+    X, s = whitened(generator, d, n).mT, torch.tensor(singular, dtype=torch.float64)
+    critical, spinodal = (t.tolist() for t in thresholds(s, depth))
+    kept = {1: 1, 2: 2, 3: 3, len(s): len(s)}
+    middles = {r: (critical[r - 1] + spinodal[r]) / 2 if r < len(s) else 0.9 * critical[-1]
+               for r in kept}  # fmt: skip
+    network = Network(X, X @ of_rank(singular, d, K, generator), 1.0, sizes[1:-1], "linear")
+    table = trained_ranks(network, list(middles.values()), rate=0.01, steps=500, seed=seed)
+    return table.assign(expected=[r for r in kept for _ in range(depth)])
 
 
 def merging_norms(inputs, targets, beta, scales, *, lr=0.02, steps=4000, seed=0):
@@ -253,13 +314,6 @@ def imbalance_rate(trace):
     """Exponential rate of ``balance`` in a table of :func:`merging_norms`, over time."""
     one = trace[(trace["layer"] == 1) & (trace["time"] > 0)]
     return np.polyfit(one["time"], np.log(one["balance"]), 1)[0]
-
-
-def ranks(inputs, targets, shares):
-    """Rank of the optimal two-layer linear map at ``shares`` of the zero threshold (6.C3)."""
-    top = linear.zero_threshold(inputs, targets)
-    maps = [linear.linear_map(inputs, targets, share * top).weight for share in shares]
-    return [geometry.rank(weight, cut=1e-6, relative=False) for weight in maps]
 
 
 def stationary_layers(depth, *, inputs, targets, beta, seed=0):
@@ -318,6 +372,25 @@ def rank_ones(**options):
     """:func:`rank_one` at depths 2-4, for one and three outputs, linear and ReLU."""
     cases = itertools.product((2, 3, 4), (1, 3), ACTIVATIONS)
     return pd.DataFrame(rank_one(*case, **options) for case in cases)
+
+
+def rank_one_descent(n, sizes, *, steps, seed=0):
+    """Gradient descent of a deep ReLU net on rank-one inputs X = c a', c >= 0 (6.C9): step, layer,
+    rank, excess.  Singular values above a hundredth of the largest count."""
+    generator, depth = torch.Generator().manual_seed(seed), len(sizes) - 1
+    c, a = gaussian(generator, n).abs(), gaussian(generator, sizes[0])
+    c, a = c / c.norm(), a / a.norm()
+    Y = (3 * c + 0.2 * gaussian(generator, n))[:, None]
+    beta = 0.3 * thresholds(float((c @ Y).norm()), depth)[0]
+    network = Network(c[:, None] * a, Y, beta, sizes[1:-1])
+    start = network.start(generator, 1.4)
+    path = flow.descend(network, start, rate=0.01, steps=steps, momentum=0.9, record=25)
+    excess, rows = path.values - linear.rank_one_value(c, a, Y, beta, depth), []
+    for step, value, point in zip(path.steps, excess.tolist(), path.points, strict=True):
+        for j, layer in enumerate(network.layers(point), start=1):
+            rank = geometry.rank(layer, cut=1e-2)
+            rows.append(dict(step=step, layer=j, rank=rank, excess=value))
+    return pd.DataFrame(rows)
 
 
 # --- one dimension and the plane -----------------------------------------------------------------
@@ -400,29 +473,45 @@ def without_offset(distance, *, x, y):
     return linprog(np.ones(2 * kinks.shape[1]), A_eq=np.hstack([kinks, -kinks]), b_eq=y).fun
 
 
-def deep_one_dimensional(points, beta, width, starts, *, max_iter=300, seed=0):
-    """Where the deep spline law stops (6.C19): depth 3 on ``points`` equally spaced points.
+def deep_splines(x, y, beta, depths, width, starts, grid, *, seed=0):
+    """Deep 1-D nets against the spline law (6.C19), where it holds: x >= 0, biases in the last
+    hidden layer and the output.
 
-    Columns case, label, value, optimum (the law), excess, converged.  With biases in the last
-    hidden layer only and x >= 0 the law is reached; with biases everywhere nets go below it.  On
-    inputs of both signs it is wrong either way: an even target is cheaper (one kink at 0 serves
-    both sides), an odd one dearer (the first layer must carry both half-lines).
+    Returns ``(curves, table)``: curves has columns depth, fit, x, y; table depth, value, optimum,
+    excess, converged.
     """
-    x = np.linspace(-1.5, 1.5, points)
-    odd, even = np.sin(2.5 * x), np.cos(2.5 * x)
-    cases = {
-        "bias in last hidden layer,\nx ≥ 0": (x + 1.5, odd, "last"),
-        "bias in every layer,\nx ≥ 0": (x + 1.5, odd, "all"),
-        "x of both signs,\neven target": (x, even, "last"),
-        "x of both signs,\nodd target": (x, odd, "last"),
-    }
+    curves, rows = [], []
+    for depth in depths:
+        law = ramps.deep_spline(x, y, beta, depth)
+        network = Network(x, y, beta, (width,) * (depth - 1), bias="last")
+        found = lowest(network, starts, seed=seed, scale=0.8, max_iter=400, restarts=0)
+        trained = network.outputs(found.point, grid)[:, 0].numpy()
+        for name, fit in (("law", law(grid)), ("trained", trained)):
+            curves.append(pd.DataFrame({"depth": depth, "fit": name, "x": grid, "y": fit}))
+        rows.append(_found(found, law.value, depth=depth))
+    return pd.concat(curves), pd.DataFrame(rows)
+
+
+def beyond_the_law(beta):
+    """Depth-3 networks where the law does not hold (6.C19): case, value, optimum (the law), excess.
+
+    Two explicit networks below it, and one problem whose proven optimum is above it.
+    """
+    x, hat, pair = np.arange(-2.0, 3.0), np.array([0.0, 0, 1, 0, 0]), np.array([-1.0, 1.0])
     rows = []
-    for case, (inputs, y, bias) in cases.items():
-        network = Network(inputs, y, beta, (width, width), bias=bias)
-        found = lowest(network, starts, seed=seed, scale=0.5, max_iter=max_iter, restarts=0)
-        law = ramps.deep_spline(inputs, y, beta, 3).value
-        rows.append(_found(found, law, case=case.replace("\n", " "), label=case))
-    return pd.DataFrame(rows)
+    for case, shift, bias in (("biases", 2.0, "all"), ("even", 0.0, "last")):
+        network = Network(x + shift, hat, beta, (2, 1), bias=bias)
+        law = ramps.deep_spline(x + shift, hat, beta, 3).value
+        rows.append(_row(float(network(**theory.hat_network(beta, shift))), law, case=case))
+    law = ramps.deep_spline(pair, pair, beta, 3).value
+    return pd.DataFrame([*rows, _row(theory.odd_pair_value(beta, 3), law, case="odd")])
+
+
+def odd_pair(beta, depth, *, starts, seed=0):
+    """Trained nets on the points (-1, -1) and (1, 1) against their proven optimum (6.C19)."""
+    pair = np.array([-1.0, 1.0])
+    network = Network(pair, pair, beta, (6,) * (depth - 1), bias="last")
+    return _found(lowest(network, starts, seed=seed), theory.odd_pair_value(beta, depth))
 
 
 def planar(beta, *, n, width, starts, max_iter=800, seed=0):
@@ -439,14 +528,14 @@ def planar(beta, *, n, width, starts, max_iter=800, seed=0):
     return _found(found, exact.value, gap=exact.gap, tight=tight, supremum=supremum)
 
 
-def constraint_curve(n, beta, *, points=721, seed=0):
+def constraint_curve(n, beta, *, seed=0):
     """The dual constraint over the circle and the neurons of the exact network (6.C4).
 
     Returns ``(curve, neurons)``: columns angle (degrees), value (over beta), and for the neurons
     weight.
     """
     X, _, exact = _planar(n, beta, seed)
-    angles = np.linspace(-np.pi, np.pi, points)
+    angles = np.linspace(-np.pi, np.pi, 721)
     curve = _constraint(X, exact, np.stack([np.cos(angles), np.sin(angles)]), beta)
     at = np.degrees(np.arctan2(exact.directions[:, 1], exact.directions[:, 0]))
     reached = _constraint(X, exact, exact.directions.T, beta)
@@ -546,6 +635,26 @@ def optimisers(inputs, labels, beta, width, runs, *, seed=0, rows=80):
     return trace, network, ends
 
 
+def deep_images(depth, seed, *, inputs, labels, test_inputs, test_labels, beta, width, steps):
+    """Adam on a whitened ReLU net of ``depth`` layers against collapse (6.C13, 6.C23), step by
+    step: step, objective, optimum, excess (relative), nc1, simplex, orthogonal, accuracy."""
+    network = Network(inputs, one_hot(labels), beta, (width,) * (depth - 1))
+
+    def measure(point):
+        right = network.outputs(point, test_inputs).argmax(1) == test_labels
+        return cosine_deviations(network.hidden(point), labels) | {
+            "accuracy": float(right.double().mean())
+        }
+
+    start = network.start(torch.Generator().manual_seed(seed))
+    options = dict(optimizer="adam", cosine=True, record=25, measure=measure)
+    path = flow.descend(network, start, rate=1e-2, steps=steps, **options)
+    table = pd.DataFrame({"step": path.steps, "objective": path.values})
+    table["optimum"] = certified.collapsed_value(labels.bincount(), beta, depth)
+    table["excess"] = table["objective"] / table["optimum"] - 1
+    return table.join(pd.DataFrame(path.measured))
+
+
 def _lbfgs(network, start, steps, rows, measure):
     """``(end, trace)`` of L-BFGS: the evaluations that lower the cost, at log-spaced counts."""
     logged, evaluations, least, trace = set(log_spaced(steps, rows + 1)), 0, math.inf, []
@@ -568,14 +677,31 @@ def _lbfgs(network, start, steps, rows, measure):
 # --- deeper than the theorem ---------------------------------------------------------------------
 
 
-def deep_values(points, depth, *, beta):
-    """Collapsed and pair network on X = Y = I_K, K pairs of ``points`` (6.C13)."""
-    K = math.comb(points, 2)
-    values = {
-        "collapsed": certified.collapsed_value([1] * K, beta, depth),
-        "pairs": theory.pair_value(points, depth, beta),
-    }
-    return [dict(K=K, beta=beta, kind=kind, value=value) for kind, value in values.items()]
+def explicit_networks(depth, *, points, beta):
+    """Low-rank networks on X = Y = I_K against collapse (6.C13): the triple and the pairs of each
+    number of ``points``.  Columns K, value and collapsed (costs of the networks), excess, formula.
+    """
+    rows = []
+    for layers in (theory.triple_layers(depth), *(theory.pair_layers(p, depth) for p in points)):
+        K = len(layers[-1])
+        identity = [torch.eye(K, dtype=torch.float64)] * depth
+        value, collapsed = (_identity_cost(best, beta) for best in (layers, identity))
+        row = dict(K=K, value=value, collapsed=collapsed, excess=value - collapsed)
+        rows.append(row | dict(formula=theory.bottleneck_value(layers, beta)))
+    return rows
+
+
+def _identity_cost(layers, beta):
+    network, point = identity_network(theory.best_scaled(layers, beta), beta)
+    return float(network(**point))
+
+
+def random_search(K, depth, *, beta, starts, seed=0):
+    """The lowest ReLU net on X = Y = I_K from random starts (6.C13), optimum: that of collapse."""
+    network = identity_network([torch.ones(2 * K, K)] * (depth - 1) + [torch.ones(K, K)], beta)[0]
+    options = dict(seed=seed, scale=1.6, pool=8, max_iter=400, restarts=0)
+    found = lowest(network, starts, **options)
+    return _found(found, certified.collapsed_value([1] * K, beta, depth), K=K, depth=depth)
 
 
 def require_descents(cases):
@@ -601,36 +727,22 @@ def identity_network(layers, beta):
     return network, dict(zip(network.names, layers, strict=True))
 
 
-def deep_descents(cases, *, max_iter=1500, seed=0):
-    """L-BFGS from the pair network, widened to 2 K neurons per layer, plus small noise (6.C13).
-
-    ``cases``: list of (points, depth, beta).  Returns ``(values, spectra)``: values has columns
-    points, K, depth, beta, value, collapsed, pairs, excess (over collapsed), gradient, ranks
-    (text); spectra points, depth, layer, index, singular.
-    """
-    values, spectra = [], []
-    for points, depth, beta in cases:
-        generator, K = torch.Generator().manual_seed(seed), math.comb(points, 2)
-        sizes, layers = [K, *[2 * K] * (depth - 1), K], []
-        for layer, shape in zip(
-            theory.pair_network(points, depth, beta), itertools.pairwise(sizes), strict=True
-        ):
-            layers.append(0.05 * gaussian(generator, *shape[::-1]))
-            layers[-1][: len(layer), : layer.shape[1]] += layer
-        network, start = identity_network(layers, beta)
-        best = solve.minimize(network, start, max_iter=max_iter, restarts=0)
-        found = network.layers(best.variables)
-        collapsed = certified.collapsed_value([1] * K, beta, depth)
-        row = dict(points=points, K=K, depth=depth, beta=beta, value=best.value)
-        row |= dict(collapsed=collapsed, pairs=theory.pair_value(points, depth, beta))
-        row |= dict(excess=best.value - collapsed, gradient=best.gradient_norm)
-        values.append(row | dict(ranks=", ".join(str(geometry.rank(w, cut=1e-2)) for w in found)))
-        spectra += [
-            dict(points=points, depth=depth, layer=i, index=j, singular=s)
-            for i, layer in enumerate(found, start=1)
-            for j, s in enumerate(torch.linalg.svdvals(layer).tolist(), start=1)
-        ]
-    return pd.DataFrame(values), pd.DataFrame(spectra)
+def deep_descent(points, depth, beta, *, max_iter, seed=0):
+    """L-BFGS from the pair network, widened to 2 K neurons per layer, plus small noise (6.C13):
+    K, value, collapsed, excess (over collapsed), gradient, ranks (text)."""
+    generator, K = torch.Generator().manual_seed(seed), math.comb(points, 2)
+    sizes, layers = [K, *[2 * K] * (depth - 1), K], []
+    explicit = theory.best_scaled(theory.pair_layers(points, depth), beta)
+    for layer, shape in zip(explicit, itertools.pairwise(sizes), strict=True):
+        layers.append(0.05 * gaussian(generator, *shape[::-1]))
+        layers[-1][: len(layer), : layer.shape[1]] += layer
+    network, start = identity_network(layers, beta)
+    best = solve.minimize(network, start, max_iter=max_iter, restarts=0)
+    collapsed = certified.collapsed_value([1] * K, beta, depth)
+    ranks = [geometry.rank(layer, cut=1e-2) for layer in network.layers(best.variables)]
+    row = dict(points=points, K=K, depth=depth, beta=beta, value=best.value, collapsed=collapsed)
+    row |= dict(excess=best.value - collapsed, gradient=best.gradient_norm)
+    return row | dict(ranks=", ".join(map(str, ranks)))
 
 
 # --- batch norm and other losses -----------------------------------------------------------------
@@ -689,13 +801,37 @@ def unconstrained(per_class, K, lambda_w, lambda_h, *, seed=0):
     return _found(found, certified.collapsed_value(counts, beta) / n, beta=beta)
 
 
-def bound_on_any_inputs(counts, *, d, seed=0):
-    """``(trained, bound)`` for more samples than dimensions d (6.C21): a trained two-layer ReLU net
-    at beta = 0.5, and the collapsed value at beta / sigma_max(X)."""
-    X, Y = gaussian(torch.Generator().manual_seed(seed), sum(counts), d), class_labels(counts)
-    bound = certified.collapsed_value(counts, 0.5 / float(torch.linalg.matrix_norm(X, 2)))
-    found = lowest(Network(X, one_hot(Y), 0.5, (10,)), 1, seed=seed, max_iter=200)
-    return found.value, bound
+def bound_on_any_inputs(counts, d, *, scale=None, seed=0):
+    """A trained two-layer ReLU net at beta = 0.5 over the collapsed value at beta / sigma_max(X)
+    (6.C21), on Gaussian inputs in ``d`` dimensions or, with a ``scale``, on whitened ones times
+    that, where the bound is the optimum."""
+    generator, labels, beta = torch.Generator().manual_seed(seed), class_labels(counts), 0.5
+    n = len(labels)
+    X = scale * whitened(generator, n, d) if scale else gaussian(generator, n, d)
+    bound = certified.collapsed_value(counts, beta / float(torch.linalg.matrix_norm(X, 2)))
+    options = dict(seed=seed, pool=2, max_iter=150, restarts=0)
+    found = lowest(Network(X, one_hot(labels), beta, (10,)), 2, **options)
+    return _found(found, bound, n=n, d=d)
+
+
+def hinge(beta, *, counts, seed=0):
+    """Whitened ReLU nets with one output and the hinge loss, targets +1 and -1 (6.C22): excess of
+    Adam over the closed form, and gap of that to its dual."""
+    sizes = torch.tensor(counts, dtype=torch.float64)
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64)[class_labels(counts)][:, None]
+    X = whitened(torch.Generator().manual_seed(seed), len(signs), len(signs) + 2)
+    network = Network(X, signs, beta, (8,), loss=_hinge)
+    start = network.start(torch.Generator().manual_seed(seed))
+    options = dict(optimizer="adam", cosine=True, steps=1500, record=[1500])
+    value = float(flow.descend(network, start, rate=0.02, **options).values[-1])
+    optimum = float(torch.minimum(sizes, beta * sizes.sqrt()).sum())
+    dual = torch.clamp(beta / sizes.sqrt(), max=1)[class_labels(counts)]  # one number per sample
+    violation = max(0.0, max(float(dual[signs[:, 0] == s].norm()) for s in (1, -1)) / beta - 1)
+    return _row(value, optimum, gap=optimum - float(dual.sum()) + violation)
+
+
+def _hinge(outputs, targets):
+    return torch.relu(1 - outputs * targets).sum()
 
 
 def vanishing_decay(x, y, betas):
@@ -723,8 +859,9 @@ def train_net(
     ``recipe.weight_decay`` must be 0: the penalty is in the objective.  ``certify_on``: the batch
     on which objective and bounds are compared, default all of ``data``; with mini-batches take one
     with equally many samples per class.  Columns: epoch, lr, train_loss, objective, optimum, dual,
-    nc1, orthogonal, simplex, dropped, gamma_over_alpha (median over used neurons), and
-    test_accuracy if ``test`` is given.
+    nc1, orthogonal, simplex, dropped, gamma_over_alpha (median over used
+    neurons), gamma_spread (their inner 80 %, over the median), and test_accuracy if ``test`` is
+    given.
     """
     checks.require(not recipe.weight_decay, "recipe.weight_decay must be 0: the head's decay is in")
     batch, loss = certify_on or data, losses.MeanSquaredError(tau=None)
@@ -740,13 +877,26 @@ def train_net(
             row |= cosine_deviations(net.features(batch.inputs), batch.labels, zero=1e-2)
         scale, shift = net.norm.weight.detach(), net.norm.bias.detach()
         used = scale.abs() > 0.1 * scale.abs().max()
-        row["gamma_over_alpha"] = float((scale / shift)[used].median())
+        ratios = (scale / shift)[used].numpy(force=True)
+        with np.errstate(invalid="ignore"):  # before training the shifts are zero
+            low, middle, high = np.quantile(ratios, [0.1, 0.5, 0.9])
+        row |= {"gamma_over_alpha": float(middle), "gamma_spread": float((high - low) / middle)}
         if test is not None:
             row["test_accuracy"] = collect.accuracy(net, test)
         return row
 
     options = dict(seed=seed, measure=measure, measure_at=log_spaced(recipe.epochs, points + 1))
     return train.fit(net, data, objective, recipe, **options, checkpoint=checkpoint)
+
+
+def batch_norm_depth(depth, seed, *, data, test, weight_decay, epochs, width):
+    """Training of an MLP with batch norm in each of its ``depth`` - 1 hidden layers (6.C14, 6.C15):
+    its history, and ``excess``, the objective over the closed form, relative."""
+    shape = dict(hidden=(width,) * (depth - 2), width=width, normalise=True, seed=seed)
+    net = build("mlp", data, **shape)
+    recipe = train.Recipe(epochs, 0.01, None, optimizer="adam", schedule="cosine")
+    history = train_net(net, data, recipe, weight_decay, test=test, points=16, seed=seed)
+    return history.assign(excess=history["objective"] / history["optimum"] - 1)
 
 
 def final_classes(net, batch):
@@ -759,9 +909,12 @@ def final_classes(net, batch):
     return means, outputs[:, 0]
 
 
-def class_cosines(means):
-    """Cosines between class means, raw and centred: columns kind, row, column, value."""
-    kinds = {"raw": means, "centred": means - means.mean(0)}
+def class_cosines(nets):
+    """Cosines between class means of ``nets`` (name -> (K, width)), raw and centred: columns kind,
+    row, column, value."""
+    kinds = {}
+    for name, means in nets.items():
+        kinds |= {f"raw, {name}": means, f"centred, {name}": means - means.mean(0)}
     unit = {kind: nn.functional.normalize(rows, dim=1) for kind, rows in kinds.items()}
     table = matrices({kind: rows @ rows.mT for kind, rows in unit.items()})
     return table.rename(columns={"name": "kind"})

@@ -24,18 +24,10 @@ def staircase(curves, jumps, measured):
     figure, axes = style.grid(1, len(depths), width=10, height=3.5, sharey=True, squeeze=False)
     for ax, depth in zip(axes[0], depths, strict=True):
         here = {"theory": curves[curves["depth"] == depth], "points": True, "log": "x"}
-        kind = "shrinks to zero" if depth == 2 else "jumps to zero"
-        texts = {"xlabel": r"weight decay $\beta$", "ylabel": ""}
-        texts["title"] = f"depth {depth}: every direction {kind}"
-        lines(
-            ax,
-            measured[measured["depth"] == depth],
-            "beta",
-            "singular",
-            by="index",
-            **here,
-            **texts,
-        )
+        here |= {"xlabel": r"weight decay $\beta$", "ylabel": ""}
+        here["title"] = f"depth {depth}"
+        part = measured[measured["depth"] == depth]
+        lines(ax, part, "beta", "singular", by="index", **here)
         for row in jumps.query("depth == @depth and spinodal > critical").itertuples():
             ax.axvspan(row.critical, row.spinodal, color=PALETTE[row.index], alpha=0.15, lw=0)
     axes[0, 0].set_ylabel("singular values of the network")
@@ -43,47 +35,85 @@ def staircase(curves, jumps, measured):
     axes[0, 0].legend(handles, ["trained (best start)", "closed form"], loc="upper right")
     if len(depths) > 1:
         band = axes[0, -1].fill_between([], [], color="0.5", alpha=0.3)
-        axes[0, -1].legend([band], ["zero is lower"], loc=(0.0, 0.1))
+        label = r"$\beta_c$ to $\beta_{sp}$: both" + "\nminima, zero lower"
+        axes[0, -1].legend([band], [label], loc="upper right", fontsize=7)
     return figure
 
 
-def merging_norms(trace, beta):
-    """Layer norms and balancedness against gradient-flow time (tables of ``merging_norms``)."""
-    figure, (left, right) = style.grid(1, 2, height=3.3)
+def trained_ranks(two, singular, deep):
+    """Ranks of linear nets after gradient descent, two layers and deeper, against closed forms.
+
+    ``two``, ``deep``: beta, layer, rank, expected; ``singular``: where the rank should fall.
+    """
+    figure, (left, right) = style.grid(1, 2, width=9.5, height=3.4)
+    edges = [0, *sorted(singular), 1.2 * max(singular)]
+    left.stairs(range(len(singular), -1, -1), edges, baseline=None, **THEORY)
+    left.plot([], [], **THEORY, label="singular values above $\\beta$")
+    for place in singular:
+        left.axvline(place, **GUIDE)
+    first = two[two["layer"] == 1]
+    left.plot(first["beta"], first["rank"], "o", color=PALETTE[0], label="trained")
+    left.set(xlabel=r"weight decay $\beta$", ylabel="rank of the hidden weights")
+    left.set_title(r"Two layers; dotted: singular values of $Y^\top X$")
+    left.legend()
+    for i, (beta, part) in enumerate(deep.groupby("beta")):
+        look = {"color": PALETTE[i], "marker": MARKERS[i], "ls": "none", "ms": 8}
+        right.plot(part["layer"], part["rank"], **look, label=rf"$\beta={beta:.2f}$")
+        right.plot(part["layer"], part["expected"], **THEORY)
+    right.set(xlabel="layer", ylabel="rank", xticks=sorted(deep["layer"].unique()))
+    right.set(ylim=(0, 1.5 * deep["rank"].max()), title="Four layers: rank of every layer")
+    right.legend(ncols=2, loc="upper right")
+    return figure
+
+
+def layer_norms(trace, beta, limits, ranks):
+    """Layer norms and balancedness of a linear net against time; ranks of a ReLU net on rank-one
+    inputs against steps.
+
+    ``limits``: Frobenius and operator norm of every layer at the optimum; ``ranks``: step, layer,
+    rank.
+    """
+    figure, (left, middle, right) = style.grid(1, 3, width=12, height=3.4)
     looks, labels = {j + 1: PLAIN[j] for j in range(9)}, {j: f"layer {j}" for j in range(9)}
     time = "time (step × learning rate)"
-    texts = {"ylabel": "Frobenius norm of the layer", "title": "Layer norms of gradient descent"}
+    texts = {"ylabel": "norm of the layer", "title": "Linear net, rank-two targets: layer norms"}
     look = {"looks": looks, "labels": labels, "xlabel": time}
     lines(left, trace, "time", "frobenius", by="layer", **look, **texts)
     for layer, part in trace.groupby("layer"):
         left.plot(part["time"], part["operator"], color=PALETTE[layer - 1], lw=1, ls="-.")
     left.plot([], [], color="0.4", lw=1, ls="-.", label="operator norm")
+    for limit in limits:
+        left.axhline(limit, **THEORY)
+    left.plot([], [], **THEORY, label="closed form")
     left.legend(ncols=2)
     one = trace[trace["layer"] == 1]
-    right.plot(one["time"], one["balance"], color=PALETTE[0], lw=2, label="gradient descent")
+    middle.plot(one["time"], one["balance"], color=PALETTE[0], lw=3, label="gradient descent")
     flow = one["balance"].iloc[0] * np.exp(-2 * beta * one["time"])
-    right.plot(one["time"], flow, **THEORY, label=r"gradient flow: $e^{-2\beta t}$")
-    right.set(yscale="log", xlabel=time, title="Weight decay forgets the imbalance at a known rate")
-    right.set_ylabel(r"$\max\,|W_lW_l^\top-W_{l+1}^\top W_{l+1}|$")
-    right.legend()
+    middle.plot(one["time"], flow, **THEORY, label=r"gradient flow: $e^{-2\beta t}$")
+    middle.set(yscale="log", xlabel=time, title="Imbalance between neighbouring layers")
+    middle.set_ylabel(r"$\max\,|W_lW_l^\top-W_{l+1}^\top W_{l+1}|$")
+    middle.legend()
+    look = {"looks": looks, "labels": labels, "xlabel": "step", "ylabel": "rank of the layer"}
+    title = "ReLU net on rank-one inputs, descent"
+    lines(
+        right, ranks[ranks["step"] > 0], "step", "rank", by="layer", log="xy", **look, title=title
+    )
+    right.axhline(1, **THEORY)
+    right.legend(loc=(0.03, 0.12))
     return figure
 
 
 def depth_gap(table):
     """Primal over dual of the fixed-norm problem against depth, per number of outputs."""
-    figure, ax = style.grid(1, 1, width=4.8, height=3.3)
+    figure, ax = style.grid(1, 1, width=5.6, height=3.4)
     labels = {K: f"trained, {K} output" + "s" * (K > 1) for K in table["outputs"]}
     trained = table.assign(trained=table["trained"] / table["dual"])
-    texts = {"xlabel": "depth $L$", "ylabel": "optimum / dual value"}
-    look = {
-        "labels": labels,
-        "theory": "ratio",
-        "points": True,
-        "title": "The duality gap of depth",
-    }
-    lines(ax, trained, "depth", "trained", by="outputs", **look, **texts)
+    texts = {"xlabel": "depth $L$", "ylabel": "optimum / value of the dual"}
+    look = {"labels": labels, "theory": "ratio", "points": True}
+    title = "Fixed inner norms: optimum over dual, random targets"
+    lines(ax, trained, "depth", "trained", by="outputs", **look, title=title, **texts)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.plot([], [], **THEORY, label="closed form")
+    ax.plot([], [], **THEORY, label="closed form; 1: no gap")
     ax.legend()
     return figure
 
@@ -102,7 +132,7 @@ def constraint(curve, neurons):
     ax.set(xlabel="direction of the hidden weight (degrees)", xlim=(-180, 180), ylim=(-1.25, 1.45))
     ax.set_ylabel(r"$\Lambda^{*\top}(Xu)_+\,/\,\beta$")
     ax.set_xticks(range(-180, 181, 60))
-    ax.set_title("Neurons sit exactly where the dual constraint is tight")
+    ax.set_title("The dual constraint, and the neurons of the optimum")
     ax.legend(loc="upper right", ncols=2)
     return figure
 
@@ -118,7 +148,7 @@ def splines(curves, knots, path, x, y):
         label = "exact spline" if name == "exact" else f"{name} net"
         fit.plot(part["x"], part["y"], **options, label=label)
     fit.plot(x, y, "o", color="0.3", ms=6, zorder=6, label="data")
-    fit.set(ylabel="output", title="Three fits of nearly equal cost")
+    fit.set(ylabel="output", title="Exact fit and trained nets")
     fit.legend(ncols=2)
     for row, (name, color) in enumerate(colors.items()):
         part = knots[(knots["fit"] == name) & (knots["mass"] > 1e-3)]
@@ -135,32 +165,57 @@ def splines(curves, knots, path, x, y):
         for point in x:
             ax.axvline(point, **GUIDE)
     along.set(yscale="log", xlabel="knot position", ylabel=r"weight decay $\beta$")
-    along.set_title(r"Larger $\beta$, fewer knots, always at data")
+    along.set_title(r"Knots of the exact fit against $\beta$")
     figure.colorbar(dots, ax=along, label="half the squared weights")
     return figure
 
 
 def spline_freedom(points, values, curves):
-    """Two functions of equal cost through the same points.  ``curves``: fit, x, y."""
-    figure, ax = style.grid(1, 1, width=4.8, height=3.2)
+    """Functions through the same points, and where and how much each bends.
+
+    ``curves``: fit, x, y, on one fine grid of ``x``.
+    """
+    figure, (left, right) = style.grid(1, 2, width=9, height=3.2)
     for i, (name, part) in enumerate(curves.groupby("fit", sort=False)):
-        ax.plot(part["x"], part["y"], color=PALETTE[i], ls=("-", "--")[i], lw=2, label=name)
-    ax.plot(points, values, "o", color="0.2", ms=7, zorder=5)
-    ax.set(xlabel="$x$", ylabel="output", title="Equal cost, different functions")
-    ax.legend()
+        look = {"color": PALETTE[i], "ls": ("-", "--", ":")[i], "lw": 2}
+        left.plot(part["x"], part["y"], **look, label=name)
+        slope = np.gradient(part["y"], part["x"])
+        right.plot(part["x"], slope, **look, label=name)
+    left.plot(points, values, "o", color="0.2", ms=7, zorder=5)
+    for point in points:
+        right.axvline(point, **GUIDE)
+    left.set(xlabel="$x$", ylabel="output", title="Different functions, same data")
+    right.set(xlabel="$x$", ylabel="slope", title="Their slopes (dotted: data)")
+    left.legend()
     return figure
 
 
-def deep_one_dimensional(table):
-    """Trained depth-3 nets minus the deep spline law, one bar per case."""
-    figure, ax = style.grid(1, 1, width=7.5, height=3.2)
-    colors = ["0.45" if abs(e) < 1e-4 else PALETTE[2 if e < 0 else 3] for e in table["excess"]]
-    bars = ax.bar(table["label"], table["excess"], color=colors, width=0.55)
-    labels = ["0" if abs(e) < 1e-4 else f"{e:+.3f}" for e in table["excess"]]
-    ax.bar_label(bars, labels, padding=3, fontsize=8)
-    ax.axhline(0, **THEORY)
-    ax.margins(y=0.2)
-    ax.set(ylabel="best net minus spline law", title="Depth 3 against the spline law")
+def deep_splines(curves, beyond, x, y):
+    """Spline law and trained nets by depth; right: where the law is wrong.
+
+    ``curves``: depth, fit, x, y; ``beyond``: case, value, optimum; ``x``, ``y``: the data.
+    """
+    figure, (left, right) = style.grid(1, 2, width=10, height=3.5, width_ratios=[1.25, 1])
+    for i, (depth, part) in enumerate(curves.groupby("depth")):
+        law, net = (part[part["fit"] == fit] for fit in ("law", "trained"))
+        left.plot(net["x"], net["y"], color=PALETTE[i], lw=2.5, label=f"trained, depth {depth}")
+        left.plot(law["x"], law["y"], **THEORY)
+    left.plot([], [], **THEORY, label="spline law")
+    left.plot(x, y, "o", color="0.3", ms=6, zorder=6, label="data")
+    left.set(xlabel="$x$", ylabel="output", title="One sign of $x$, bias in the last hidden layer")
+    left.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0.12, 1.0))
+    names = {"biases": "bias in every layer,\n$x\\geq0$, hat", "even": "$x$ of both signs,\nhat"}
+    names |= {"odd": "$x$ of both signs,\nodd pair"}
+    place = np.arange(len(beyond))
+    bars = right.bar(place, beyond["value"], width=0.55, color=PALETTE[0])
+    right.bar_label(bars, [f"{v:.3f}" for v in beyond["value"]], padding=3, fontsize=8)
+    for at, law in zip(place, beyond["optimum"], strict=True):
+        right.hlines(law, at - 0.4, at + 0.4, **THEORY)
+    right.plot([], [], **THEORY, label="spline law")
+    right.set_xticks(place, [names[case] for case in beyond["case"]], fontsize=8)
+    right.set(ylabel="cost of the network", title="Depth 3 elsewhere, against the law")
+    right.margins(y=0.15)
+    right.legend()
     return figure
 
 
@@ -171,7 +226,7 @@ def optimisers(trace, gram):
     panels = (
         ("excess", "objective minus optimum", "Distance to the closed form"),
         ("gap", "objective minus own dual bound", "… as the net itself certifies it"),
-        ("simplex", "simplex deviation of class means", "Centred class means against an ETF"),
+        ("orthogonal", "largest deviation of a cosine", ""),
     )
     looks = {run: PLAIN[i] for i, run in enumerate(trace["run"].unique())}
     for ax, (column, label, title) in zip(axes, panels, strict=False):
@@ -179,10 +234,35 @@ def optimisers(trace, gram):
         lines(ax, part, "step", column, by="run", looks=looks, log="xy", ylabel=label, title=title)
         for line, dash in zip(ax.lines, ("-", "--", "-."), strict=False):
             line.set_linestyle(dash)
+    for run, part in trace[trace["step"] > 0].groupby("run", sort=False):
+        axes[2].plot(part["step"], part["simplex"], ":", color=looks[run][0], lw=1.5)
+    axes[2].plot([], [], "-", color="0.3", label="raw: orthogonal")
+    axes[2].plot([], [], ":", color="0.3", label="centred: simplex ETF")
+    axes[2].legend(fontsize=7)
+    axes[2].set_title("Class means against the two frames")
     axes[0].legend()
     image = axes[3].imshow(gram, cmap=style.SEQUENTIAL, vmin=0)
     axes[3].set(xlabel="sample", ylabel="sample", title="$HH^\\top$ of the Adam net")
     figure.colorbar(image, ax=axes[3], shrink=0.8)
+    return figure
+
+
+def depths(trace, x, panels, reference=None):
+    """Training of nets of several depths, one panel per column: mean and range over seeds.
+
+    ``trace``: depth, ``x`` and the columns of ``panels``, (column, label, title, log axes);
+    ``reference``: a dashed line in the first panel.
+    """
+    figure, axes = style.grid(1, len(panels), width=3.8 * len(panels), height=3.2)
+    names = {depth: f"depth {depth}" for depth in trace["depth"]}
+    looks = {depth: (color, "") for depth, color in zip(names, PALETTE, strict=False)}
+    part = trace[trace[x] > 0]
+    for ax, (column, label, title, log) in zip(axes, panels, strict=True):
+        texts = {"ylabel": label, "title": title}
+        lines(ax, part, x, column, by="depth", looks=looks, labels=names, log=log, **texts)
+    if reference is not None:
+        axes[0].axhline(reference, **THEORY, label="collapse, closed form")
+    axes[0].legend()
     return figure
 
 
@@ -196,7 +276,7 @@ def minority(curves, trained, network):
     labels = {count: f"$n_k={count}$" for count in counts}
     texts = {"xlabel": r"weight decay $\beta$", "ylabel": "output for the own class"}
     look = {"labels": labels, "theory": curves, "points": True}
-    look["title"] = r"A class dies at $\beta=\sqrt{n_k}$"
+    look["title"] = r"Whitened nets; dotted: $\sqrt{n_k}$"
     lines(left, trained.sort_values("count"), "beta", "output", by="count", **look, **texts)
     for color, count in zip(PALETTE, counts, strict=False):
         left.axvline(np.sqrt(count), color=color, ls=":", lw=1)
@@ -253,60 +333,67 @@ def sandwich(history, ratio):
 
 def class_cosines(table, num_classes):
     """Cosines between class means, raw and centred.  ``table``: kind, row, column, value."""
-    titles = {
-        "raw": "raw means; closed form: orthogonal",
-        "centred": rf"centred; closed form: ETF, $-1/(K-1)={-1 / (num_classes - 1):.3f}$",
-    }
-    figure, axes = style.grid(1, 2, width=7.6, height=3.4)
-    heatmaps(matrices(table, by="kind"), label="cosine", titles=titles, axes=axes)
+    found = matrices(table, by="kind")
+    figure, axes = style.grid(1, len(found), width=3.1 * len(found), height=3.1)
+    heatmaps(found, label="cosine", axes=axes)
     for ax in axes:
         ax.set(xlabel="class", xticks=range(num_classes), yticks=range(num_classes))
+        ax.tick_params(labelsize=7)
     axes[0].set_ylabel("class")
     return figure
 
 
-def depth_breaks(values, descents, spectra):
-    """Collapsed, pair and descended networks against depth; singular values of the layers.
+def depth_breaks(explicit, descents, searches):
+    """Costs over that of collapse against depth; ranks of the layers after descent.
 
-    ``values``: K, depth, kind, value; ``descents``: K, depth, value, collapsed; ``spectra``:
-    depth, layer, index, singular of one descended network.
+    ``explicit``: K, depth, value, collapsed; ``descents``: the same and ranks; ``searches``: K,
+    depth, value, optimum (random starts).
     """
-    figure, (left, right) = style.grid(1, 2, width=10, height=3.5, width_ratios=[1.2, 1])
-    wide = values.pivot(index=["K", "depth"], columns="kind", values="value").reset_index()
-    for i, (K, part) in enumerate(wide.groupby("K")):
-        ratio, label = part["pairs"] / part["collapsed"], f"$K={K}$, explicit"
-        left.plot(part["depth"], ratio, color=PALETTE[i], lw=1.2, label=label)
-        found, label = descents[descents["K"] == K], f"$K={K}$, after descent"
-        look = {"color": PALETTE[i], "ms": 7, "label": label}
-        left.plot(found["depth"], found["value"] / found["collapsed"], MARKERS[i], **look)
+    figure, (left, right) = style.grid(1, 2, width=10, height=3.6, width_ratios=[1.3, 1])
+    looks = {K: (PALETTE[i], MARKERS[i]) for i, K in enumerate(explicit["K"].unique())}
+    for K, part in explicit.groupby("K", sort=False):
+        look = {"color": looks[K][0], "marker": looks[K][1], "mfc": "white", "lw": 0.8, "ls": ":"}
+        ratio = part["value"] / part["collapsed"]
+        left.plot(part["depth"], ratio, **look, label=f"$K={K}$, explicit low rank")
+    for K, part in descents.groupby("K"):
+        look = dict(zip(("color", "marker"), looks.get(K, ("0.4", "P")), strict=True))
+        ratio = part["value"] / part["collapsed"]
+        left.plot(part["depth"], ratio, ls="none", ms=8, **look, label=f"$K={K}$, after descent")
+    ratio = searches["value"] / searches["optimum"]
+    left.plot(searches["depth"], ratio, "kx", ms=8, label="best of random starts")
     style.reference(left, 1, "collapsed network")
     left.set(xlabel="depth $L$", ylabel="cost / cost of collapse")
+    left.legend(fontsize=7, loc="upper right")
     left.set_title("Low rank against collapse")
-    left.legend(loc="upper right")
-    shown = spectra[spectra["index"] <= spectra.groupby("layer")["index"].max().min() + 1]
-    labels = {layer: f"layer {layer}" for layer in shown["layer"]}
-    lines(right, shown, "index", "singular", by="layer", labels=labels, ylabel="singular value",
-          title="Layers of the deepest net after descent")  # fmt: skip
+    for i, row in enumerate(descents.itertuples()):
+        ranks = [int(rank) for rank in row.ranks.split(", ")]
+        look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "lw": 1}
+        right.plot(range(1, len(ranks) + 1), ranks, **look, label=f"$K={row.K}$, $L={row.depth}$")
+    right.set(xlabel="layer", ylabel="rank", ylim=(0, None))
+    right.set_title("Ranks of the layers after descent")
     for ax in (left, right):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.legend()
+    right.legend(fontsize=7, ncols=2)
     return figure
 
 
 def accuracy(table, dimension, trained):
-    """Test accuracy of the closed-form net against the number of samples, and of trained nets.
-
-    ``trained``: run, n, accuracy.
-    """
-    figure, ax = style.grid(1, 1, width=5.2, height=3.3)
-    ax.plot(table["n"], table["accuracy"], **THEORY, label="closed form")
+    """Test accuracy of the closed-form net and condition of its inputs against the number of
+    samples.  ``table``: n, accuracy, condition; ``trained``: run, n, accuracy."""
+    figure, (left, right) = style.grid(1, 2, width=9, height=3.2)
+    look = THEORY | {"marker": "."}
+    left.plot(table["n"], table["accuracy"], **look, label="closed form")
     for i, row in enumerate(trained.itertuples()):
-        look = {"color": PALETTE[i], "ms": 8 - i, "zorder": 6, "label": f"trained: {row.run}"}
-        ax.plot(row.n, row.accuracy, MARKERS[i], **look)
-    ax.axvline(dimension, **GUIDE)
-    where = {"xycoords": ("data", "axes fraction"), "fontsize": 7.5, "rotation": 90}
-    ax.annotate("input dimension", (dimension, 0.02), ha="right", va="bottom", **where)
-    ax.set(xlabel="training samples $n$", ylabel="test accuracy", ylim=(0, None))
-    ax.set_title("Collapse at every $n$; its test accuracy")
-    ax.legend()
+        look = {"color": PALETTE[i], "ms": 9 - 2 * i, "zorder": 6, "label": f"trained: {row.run}"}
+        left.plot(row.n, row.accuracy, MARKERS[i], **look)
+    left.set(xlabel="training samples $n$", ylabel="test accuracy", ylim=(0, 1))
+    left.set_title("Whitened nets on new images")
+    right.plot(table["n"], table["condition"], "o-", color=PALETTE[3])
+    right.set(xlabel="training samples $n$", ylabel="condition number of the inputs", yscale="log")
+    right.set_title("What whitening divides by")
+    for ax in (left, right):
+        ax.axvline(dimension, **GUIDE)
+        where = {"xycoords": ("data", "axes fraction"), "fontsize": 7.5, "rotation": 90}
+        ax.annotate("input dimension", (dimension, 0.02), ha="right", va="bottom", **where)
+    left.legend()
     return figure

@@ -13,6 +13,8 @@ import torch
 from nclib import checks
 from nclib.ufm.scalar import shrink
 
+STEPS = 50_000  # of the proximal gradient
+
 
 @dataclass(frozen=True)
 class LinearMap:
@@ -28,11 +30,11 @@ class LinearMap:
         return self.value - self.dual_value
 
 
-def linear_map(inputs, targets, beta, *, tolerance=1e-13, max_iter=50_000):
+def linear_map(inputs, targets, beta):
     r"""Minimise :math:`\tfrac12\|XW-Y\|_F^2+\beta\|W\|_*`: a :class:`LinearMap` (claim 6.C3).
 
     Two-layer weight decay is this convex problem.  Restarted accelerated proximal gradient in the
-    row space of ``inputs`` (n, d), until the duality gap is below ``tolerance * 1/2 ||Y||^2`` or,
+    row space of ``inputs`` (n, d), until the duality gap is below 1e-13 of ``1/2 ||Y||^2`` or,
     near rounding level, no longer halves.  RuntimeError if it stays above 1e-8 of that scale.
     """
     X, Y = _data(inputs, targets)
@@ -46,14 +48,14 @@ def linear_map(inputs, targets, beta, *, tolerance=1e-13, max_iter=50_000):
     constant, step = scale - float((B**2).sum() / 2), 1 / float(S.max()) ** 2
     W = Z = torch.zeros_like(B)
     momentum, best, reference = 1.0, None, math.inf
-    for iteration in range(max_iter):
+    for iteration in range(STEPS):
         if iteration % 10 == 0:
             residual = B - A * W
             bound = constant + _dual_value(A * residual, residual, B, beta)
             value = constant + float((residual**2).sum() / 2 + beta * torch.linalg.svdvals(W).sum())
             found = LinearMap(W.mT @ Vh, value, bound)
             best = min(best or found, found, key=lambda solution: solution.gap)
-            if best.gap <= tolerance * scale:
+            if best.gap <= 1e-13 * scale:
                 return best
         if iteration % 2000 == 1999:
             if best.gap < 1e-9 * scale and best.gap > reference / 2:
@@ -66,16 +68,10 @@ def linear_map(inputs, targets, beta, *, tolerance=1e-13, max_iter=50_000):
         W, momentum = new, following
     if best.gap > 1e-8 * scale:
         raise RuntimeError(
-            f"duality gap still {best.gap:.1e} after {max_iter} iterations: the inputs have "
-            f"condition number {float(S.max() / S.min()):.0e}; raise beta or max_iter"
+            f"duality gap still {best.gap:.1e} after {STEPS} iterations: the inputs have "
+            f"condition number {float(S.max() / S.min()):.0e}; raise beta"
         )
     return best
-
-
-def zero_threshold(inputs, targets):
-    """Smallest ``beta`` at which the two-layer solution is zero: ``sigma_max(X'Y)`` (6.C3)."""
-    X, Y = _data(inputs, targets)
-    return float(torch.linalg.svdvals(X.mT @ Y).max())
 
 
 def whitened_linear_value(targets, beta, depth=2):
@@ -89,6 +85,12 @@ def whitened_linear_value(targets, beta, depth=2):
 def whitened_singular_values(targets, beta, depth=2):
     """Singular values of the optimal end-to-end map on whitened inputs, descending (claim 6.C7)."""
     return shrink(torch.linalg.svdvals(_columns(targets)), beta, depth)[1]
+
+
+def whitened_layer_norms(targets, beta, depth):
+    """Frobenius and operator norm that all layers share at that optimum (claim 6.C2)."""
+    t = whitened_singular_values(targets, beta, depth)
+    return float((t ** (2 / depth)).sum().sqrt()), float(t[0] ** (1 / depth))
 
 
 def minimum_norm_value(inputs, targets, depth=2):

@@ -79,8 +79,12 @@ class Network:
         return self.hidden(point, inputs) @ point["weight"].mT + point.get("bias", 0.0)
 
     def __call__(self, **point):
+        return self.cost(point, self.beta)
+
+    def cost(self, point, beta):
+        """The objective at another decay ``beta``."""
         penalty = sum(weight.square().sum() for weight in self.layers(point))
-        return self.loss(self.outputs(point), self.targets) + self.beta / 2 * penalty
+        return self.loss(self.outputs(point), self.targets) + beta / 2 * penalty
 
     def place(self, point):
         """Coordinates are the point itself (for :func:`nclib.ufm.flow.descend`)."""
@@ -100,6 +104,22 @@ class Network:
                 reach = 0.0 if name == "weight" else reach
                 point[self.biases[name]] = uniform * reach * point[name].norm(dim=1)
         return {name: tensor.to(self.inputs.device) for name, tensor in point.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """A :class:`Network` at several decays ``betas`` (B,) at once, for
+    :func:`nclib.ufm.flow.descend`: coordinates have a leading axis B."""
+
+    network: Network
+    betas: torch.Tensor
+
+    def place(self, points):
+        """Coordinates are the points themselves."""
+        return dict(points)
+
+    def __call__(self, **points):
+        return torch.vmap(self.network.cost)(points, self.betas)
 
 
 @dataclass(frozen=True, eq=False)

@@ -138,6 +138,14 @@ class Spline:
         return input_weight, -input_weight * self.knots, np.sign(self.weights) * size, self.offset
 
 
+def with_knots(knots, weights, offset):
+    """The function ``offset + sum_i weights[i] (x - knots[i])_+`` as a :class:`Spline` without a
+    certificate."""
+    none = np.full(0, np.nan)
+    knots, weights = (np.asarray(v, dtype=float) for v in (knots, weights))
+    return Spline(knots, np.ones(len(knots)), weights, offset, none, none, np.nan, np.nan)
+
+
 def interpolation_norm(x, y):
     r"""Least ``1/2 ||weights||^2`` of a two-layer ReLU net through the points (claim 6.C16).
 
@@ -190,11 +198,11 @@ def constant_threshold(x, y):
     return float(np.abs(_dictionary(x)[2].T @ (y - y.mean())).max())
 
 
-def deep_spline(x, y, beta, depth, *, grid=400):
+def deep_spline(x, y, beta, depth):
     r"""Best spline for :math:`\tfrac12\|f-y\|^2+\beta\tfrac L2R(f)^{2/L}` (claim 6.C19).
 
     Returns a :class:`Spline`; ``value`` is that cost and ``dual_value`` is nan (the problem is not
-    convex for ``depth`` >= 3).  The optimum lies on the Lasso path; the path is scanned at ``grid``
+    convex for ``depth`` >= 3).  The optimum lies on the Lasso path; the path is scanned at 400
     points and refined.  It is the optimal network value only for x >= 0 with a bias in the last
     hidden layer alone: networks with biases everywhere go below it.
     """
@@ -214,11 +222,11 @@ def deep_spline(x, y, beta, depth, *, grid=400):
     largest = interpolation_norm(knots, np.bincount(group, y) / np.bincount(group))
     candidates = [constant]
     if largest > 0 and (lowest := beta * largest ** (2 / depth - 1)) < highest:
-        points = np.linspace(np.log(lowest) - 1e-9, np.log(highest), grid)
+        points = np.linspace(np.log(lowest) - 1e-9, np.log(highest), 400)
         costs = np.array([along_path(p) for p in points])
         padded = np.concatenate([[np.inf], costs, [np.inf]])
         for i in np.flatnonzero((costs <= padded[:-2]) & (costs <= padded[2:])):
-            bounds = points[max(i - 1, 0)], points[min(i + 1, grid - 1)]
+            bounds = points[max(i - 1, 0)], points[min(i + 1, len(points) - 1)]
             options = {"method": "bounded", "options": {"xatol": 1e-12}}
             best = minimize_scalar(along_path, bounds=bounds, **options)
             candidates += [fit_spline(x, y, float(np.exp(p))) for p in (best.x, points[i])]
@@ -290,7 +298,10 @@ class PlanarNetwork:
         return self.value - self.dual_value
 
 
-def two_layer_relu(inputs, targets, beta, *, max_rounds=60):
+ROUNDS = 60  # of adding the ramps that violate the dual constraint
+
+
+def two_layer_relu(inputs, targets, beta):
     """Global optimum of two-layer scalar ReLU training for planar ``inputs`` (n, 2) (claim 6.C20).
 
     ``targets`` (n,), ``beta`` > 0.  Returns a :class:`PlanarNetwork`, the one with the smallest
@@ -300,7 +311,7 @@ def two_layer_relu(inputs, targets, beta, *, max_rounds=60):
     X, y = _planar(inputs, targets)
     beta, sectors, scale = checks.real("beta", beta, above=0), _sectors(X), y @ y / 2
     directions, weights, best = np.empty((0, 2)), np.empty(0), None
-    for _ in range(max_rounds):
+    for _ in range(ROUNDS):
         residual = y - np.maximum(X @ directions.T, 0) @ weights
         candidates, sizes = _sector_maxima(X, residual, sectors)
         value = residual @ residual / 2 + beta * np.abs(weights).sum()
@@ -313,9 +324,7 @@ def two_layer_relu(inputs, targets, beta, *, max_rounds=60):
         fitted = lasso(np.maximum(X @ directions.T, 0), y, beta)
         directions, weights = _merge(directions, fitted.weights, sectors)
     if best.gap > 1e-6 * scale:
-        raise RuntimeError(
-            f"duality gap still {best.gap:.1e} after {max_rounds} rounds; raise beta or max_rounds"
-        )
+        raise RuntimeError(f"duality gap still {best.gap:.1e} after {ROUNDS} rounds; raise beta")
     return best
 
 

@@ -138,39 +138,94 @@ def batch_norm_head(features, labels, beta):
     return {"hidden_weight": W.mT, **norms, "weight": torch.diag(root)}
 
 
+# --- one input dimension: where the deep spline law stops -----------------------------------------
+
+
+def odd_pair_value(beta, depth):
+    """Optimal cost on the points (-1, -1) and (1, 1), biases in the last hidden layer and the
+    output only, ``depth`` L >= 3 (claim 6.C19).
+
+    From one point to the other the first layer moves by ``|w|``, since ``w`` and ``-w`` are cut to
+    disjoint halves, and the others by at most their norm: the output moves by at most the product
+    of the norms, which half the decay bounds.  The spline law believes in twice that product.
+    """
+    return shrink(math.sqrt(2), beta * 2 ** (1 / checks.integer("depth", depth, 3)), depth)[0]
+
+
+def hat_network(beta, shift=0.0):
+    """Depth-3 network for the values (0, 0, 1, 0, 0) at -2, …, 2, all moved by ``shift`` (6.C19).
+
+    One neuron that sees ``|x|`` makes all three kinks, which the spline law pays one by one.  The
+    point of a :class:`~nclib.results.convex_duality.nets.Network` of widths 2 and 1, at the best
+    scale; its ``bias_1`` is zero without a shift.
+    """
+    height = shrink(math.sqrt(0.8), beta * 5 ** (1 / 3), 3)[1] / math.sqrt(0.8)
+    norm = (2 * height) ** (1 / 3)
+    fold = torch.tensor([[1.0], [-1.0]], dtype=torch.float64) * norm / math.sqrt(2)
+    bias = torch.tensor([norm**2 / 2], dtype=torch.float64)
+    return {
+        "hidden_1": fold, "bias_1": -shift * fold[:, 0], "hidden_2": -fold.mT.abs(),
+        "bias_2": bias, "weight": torch.full_like(fold[:1], norm),
+        "bias": torch.full_like(bias, (1 - height) / 5),
+    }  # fmt: skip
+
+
 # --- deeper than the theorem: collapse is not optimal --------------------------------------------
 
 
-def pair_ratio(points, depth):
-    """``prod ||W_l||_F^2`` of the pair network over the collapsed ``K^L``; < 1 means cheaper."""
-    s, depth = checks.integer("points", points, 3), checks.integer("depth", depth, 3)
-    return s / 2 * (2 / (s - 1)) ** (depth - 3)
+def pair_layers(points, depth):
+    """ReLU layers that map I_K to itself through rank s = ``points`` (6.C13), ``depth`` L >= 3.
 
-
-def pair_value(points, depth, beta):
-    """Cost of :func:`pair_network`: ``K h_{beta',L}(1)`` with beta' = beta ratio^(1/L)."""
-    return math.comb(points, 2) * shrink(1.0, _pair_beta(points, depth, beta), depth)[0]
-
-
-def pair_network(points, depth, beta):
-    """ReLU network on X = Y = I_K that can be cheaper than collapse (claim 6.C13).
-
-    The K = s(s-1)/2 classes are the pairs of s = ``points`` points; the information goes through a
-    bottleneck of rank s.  Cheaper from depth 5 and s = 4 on (:func:`pair_ratio`); at depth 4 it is
-    a start from which descent wins for K >= 10.  Returns ``depth`` >= 3 torch-layout layers of
-    equal norm, at the best scale.
+    The K = s(s-1)/2 classes are the pairs of s points.  :func:`norm_ratio`
+    ``s/2 (2/(s-1))^(L-3)``: below one from L = 5 and s = 4 on.
     """
-    strength = shrink(1.0, _pair_beta(points, depth, beta), depth)[1]
+    points, depth = checks.integer("points", points, 3), checks.integer("depth", depth, 3)
     A = frames.pairs(points)
-    middle = [torch.eye(points, dtype=torch.float64) for _ in range(depth - 3)]
-    layers = [A.mT, *middle, A - 0.5, torch.eye(len(A), dtype=torch.float64)]
-    norms = [float(torch.linalg.matrix_norm(layer)) for layer in layers]
-    common = math.exp(sum(map(math.log, norms)) / depth) * strength ** (1 / depth)
-    return [layer * (common / norm) for layer, norm in zip(layers, norms, strict=True)]
+    return [A.mT, *_identities(points, depth - 3), A - 0.5, *_identities(len(A), 1)]
 
 
-def _pair_beta(points, depth, beta):
-    return checks.real("beta", beta, above=0) * pair_ratio(points, depth) ** (1 / depth)
+def triple_layers(depth):
+    """ReLU layers that map I_3 to itself through a plane (6.C13), ``depth`` L >= 3.
+
+    The classes sit at (1, 0), (0, 1) and (b, b); the last hidden layer tells the first two apart
+    and adds up, the output corrects the third.  :func:`norm_ratio` 58.28 2^(L-3) / 3^L at the best
+    scales: below one from L = 5 on.
+    """
+    b2 = 0.7  # the best is close
+    A, B = 2 + 1 / (2 * b2), 1 / (4 * b2)
+    r, b = (2 * B / A) ** 0.25, math.sqrt(b2)
+    first, last = [[1, 0, b], [0, 1, b]], [[1, -1], [-1, 1], [r, r]]
+    head = [[1, 0, 0], [0, 1, 0], [-1 / (2 * b), -1 / (2 * b), 1 / (2 * b * r)]]
+    first, last, head = (torch.tensor(w, dtype=torch.float64) for w in (first, last, head))
+    return [first, *_identities(2, checks.integer("depth", depth, 3) - 3), last, head]
+
+
+def norm_ratio(layers):
+    """``prod ||W_l||_F^2`` of layers that map I_K to itself, over the K^L of collapse; < 1 means
+    cheaper."""
+    norms = math.prod(float(layer.square().sum()) for layer in layers)
+    return norms / len(layers[-1]) ** len(layers)
+
+
+def bottleneck_value(layers, beta):
+    """Cost of :func:`best_scaled` layers: ``K h_{beta',L}(1)``, beta' = beta norm_ratio^(1/L)."""
+    return len(layers[-1]) * _best_scale(layers, beta)[0]
+
+
+def best_scaled(layers, beta):
+    """Layers that map I_K to itself, at equal norms and the best scale for X = Y = I_K."""
+    K, depth = len(layers[-1]), len(layers)
+    norm = math.sqrt(K) * (norm_ratio(layers) ** 0.5 * _best_scale(layers, beta)[1]) ** (1 / depth)
+    return [layer * (norm / float(layer.norm())) for layer in layers]
+
+
+def _best_scale(layers, beta):
+    depth, beta = len(layers), checks.real("beta", beta, above=0)
+    return shrink(1.0, beta * norm_ratio(layers) ** (1 / depth), depth)
+
+
+def _identities(size, count):
+    return [torch.eye(size, dtype=torch.float64) for _ in range(count)]
 
 
 # --- units ---------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ CASES = {
     "nets.build": lambda t: nets.build("resnet18", t.data, hidden=(), width=8, normalise=True),
     "experiments.train_net": train_net,
     "experiments.final_classes": train_net,
-    "experiments.class_cosines": lambda t: study.class_cosines(train_net(t)[0]),
+    "experiments.class_cosines": lambda t: study.class_cosines({"a": train_net(t)[0]}),
     "experiments.class_outputs": lambda t: study.class_outputs(*train_net(t), [16] * K, 1.0),
     "experiments.cosine_deviations": lambda t: study.cosine_deviations(t.features, t.labels),
     "theory.whitened_prediction": lambda t: theory.whitened_prediction(

@@ -112,12 +112,25 @@ def test_linear_tables(whitened):
     assert jumps.query("depth == 2")["critical"].tolist() == pytest.approx(s.tolist())
     best = over(study.whitened_linear, depth=[3, 5], beta=0.2, **whitened, starts=3)
     assert best["converged"].all() and best["excess"].abs().max() < 1e-9
-    assert study.ranks(*whitened.values(), (0.05, 1.0)) == [2, 0]
 
 
-def test_zero_is_a_trap_from_depth_three_on(whitened):
-    assert study.zero_trap(**whitened, depth=3) > 1e-3
-    assert study.zero_trap(**whitened, depth=2, share=0.5) == pytest.approx(0, abs=1e-4)
+def test_two_minima_from_depth_three_on(whitened):
+    for share, scale in ((0.95, 0.1), (1.08, 2.0)):
+        assert study.stuck(**whitened, depth=3, share=share, scale=scale) > 1e-3
+    assert study.stuck(**whitened, depth=3, share=0.95, scale=2.0) < 1e-6
+    assert study.stuck(**whitened, depth=2, share=0.5, scale=0.1) == pytest.approx(0, abs=1e-4)
+
+
+def test_ranks_of_descent():
+    """As many singular values as are above beta, or as the optimum keeps; one on rank-one data."""
+    table, falls = study.two_layer_ranks(12, (6, 10, 3))
+    assert table["rank"].tolist() == table["expected"].tolist()
+    assert table["expected"].max() == 3 and table["expected"].min() == 0 and len(falls) == 3
+    deep = study.deep_ranks(10, (5, 12, 12, 12, 5), [4, 2.8, 2, 1.4, 1])
+    assert deep["rank"].tolist() == deep["expected"].tolist()
+    ends = study.rank_one_descent(20, (10, 50, 40, 30, 20, 1), steps=800).groupby("step")
+    assert (ends.first()["rank"].iloc[0], ends["rank"].max().iloc[0]) == (10, 40)  # untrained
+    assert ends["rank"].max().iloc[-1] == 1 and abs(ends["excess"].max().iloc[-1]) < 1e-6
 
 
 def test_stationary_layers_are_balanced(whitened):
@@ -180,12 +193,29 @@ def test_interpolation_without_output_bias_is_only_an_infimum():
     assert ramps.interpolation_norm(**hat) == 2
 
 
-@pytest.mark.slow
-def test_deep_one_dimensional_cases():
-    table = study.deep_one_dimensional(5, 0.02, 8, 4, max_iter=250)
-    law, everywhere, even, odd = table["excess"]
-    assert law < 1e-3 and even < -1e-3 and odd > 1e-3
-    assert everywhere < law + 1e-6
+def test_deep_splines():
+    x = np.linspace(0, 3, 7)
+    fitted = dict(width=20, starts=3, grid=np.linspace(0, 2, 3))
+    curves, table = study.deep_splines(x, np.sin(2.5 * x - 3.75), 0.02, [2, 3], **fitted)
+    assert table["excess"].abs().max() < 1e-7 and table["converged"].all()
+    assert len(curves) == 12 and set(curves["fit"]) == {"law", "trained"}
+
+
+def test_beyond_the_spline_law():
+    """Interpolation costs 3/2 R^(2/3): explicit networks and the brute-force scale of each."""
+    table = study.beyond_the_law(0.05)
+    t = np.linspace(0, 1.2, 200001)  # height of the hat; the free offset takes a fifth of its error
+    scale = (0.8 * (1 - t) ** 2 / 2)[:, None] + 0.05 * 1.5 * (t[:, None] * [2, 4]) ** (2 / 3)
+    explicit, law = scale.min(0)
+    for row in table[:2].itertuples():
+        assert row.value == pytest.approx(explicit, abs=1e-8)
+        assert explicit < row.optimum < law + 1e-12  # the best spline is not quite a hat
+    rise = np.linspace(0, 2.2, 200001)  # from one point of the pair to the other
+    scale = (rise - 2) ** 2 / 4 + 0.05 * 1.5 * rise ** (2 / 3)
+    assert table["value"][2] == pytest.approx(scale.min(), abs=1e-8)
+    for depth in (3, 4):
+        pair = study.odd_pair(0.05, depth, starts=3)
+        assert pair["converged"] and abs(pair["excess"]) < 1e-8
 
 
 def test_planar():
@@ -227,17 +257,18 @@ def test_optimisers():
     assert trace["simplex"].notna().all()
 
 
-def test_pair_networks_and_descent():
-    values = over(study.deep_values, points=[4], depth=[3, 5], beta=0.05)
-    wide = values.pivot(index="depth", columns="kind", values="value")
-    assert wide.loc[5, "pairs"] < wide.loc[5, "collapsed"]
-    assert wide.loc[3, "pairs"] > wide.loc[3, "collapsed"]
-    found, spectra = study.deep_descents([(4, 5, 0.05)], max_iter=150)
-    assert found["excess"].item() < -0.01 and found["value"].item() < found["pairs"].item()
-    assert found["ranks"].item().count(",") == 4 and set(spectra["layer"]) == {1, 2, 3, 4, 5}
-    network, point = study.identity_network(theory.pair_network(4, 5, 0.05), 0.05)
-    assert float(network(**point)) == pytest.approx(theory.pair_value(4, 5, 0.05))
-    # Its pre-activations are exactly at the kink: descent needs relu'(0) = 0.
+def test_low_rank_against_collapse():
+    rows = over(study.explicit_networks, depth=[3, 5], points=(4,), beta=0.05)
+    assert (rows["excess"] < 0).tolist() == [False, False, True, True]
+    np.testing.assert_allclose(rows["value"], rows["formula"], rtol=1e-12)
+    explicit = rows.query("K == 6 and depth == 5")
+    found = study.deep_descent(4, 5, 0.05, max_iter=150)
+    assert found["excess"] < -0.01 and found["value"] < explicit["value"].item()
+    assert found["collapsed"] == pytest.approx(explicit["collapsed"].item())
+    assert found["ranks"].count(",") == 4
+    shallow = study.random_search(3, 3, beta=0.05, starts=2)
+    assert shallow["converged"] and abs(shallow["excess"]) < 1e-7
+    # Their pre-activations are exactly at the kink: descent needs relu'(0) = 0.
     one, point = study.identity_network(
         [torch.zeros(1, 1).double(), torch.ones(1, 1).double()], 1.0
     )
@@ -257,8 +288,11 @@ def test_batch_norm_and_other_losses():
     entropy = study.cross_entropy(0.4, per_class=2, K=3)
     assert abs(entropy["excess"]) < 1e-7 and abs(entropy["gap"]) < 1e-9
     assert abs(study.unconstrained(3, 2, 0.02, 0.01)["excess"]) < 1e-8
-    trained, bound = study.bound_on_any_inputs([6, 4, 2], d=5)
-    assert bound < trained
+    assert study.bound_on_any_inputs([6, 4, 2], 5)["excess"] > 0.1
+    assert abs(study.bound_on_any_inputs([6, 4, 2], 13, scale=2.0)["excess"]) < 1e-8
+    hinge = over(study.hinge, beta=[0.7, 2.5], counts=(4, 9))
+    assert hinge["optimum"].tolist() == pytest.approx([0.7 * 5, 4 + 2.5 * 3])
+    assert hinge["gap"].abs().max() < 1e-12 and hinge["excess"].between(0, 1e-2).all()
     limit = study.vanishing_decay([0.0, 1, 2], [0.0, 1, 0], [1e-2, 1e-3])
     assert (limit["below"] > 0).all() and (limit["below"] <= limit["bound"] * (1 + 1e-6)).all()
 
@@ -292,8 +326,8 @@ def test_training_closes_the_certified_gap():
     assert end["test_accuracy"] > 0.9
     means, outputs = study.final_classes(net, images)
     np.testing.assert_allclose(outputs, 1 - rho, atol=0.02)
-    cosines = study.class_cosines(means)
-    off = cosines.query("kind == 'raw' and row != column")["value"]
+    cosines = study.class_cosines({"a": means})
+    off = cosines.query("kind == 'raw, a' and row != column")["value"]
     assert off.abs().max() < 0.1 and len(cosines) == 18
     table = study.class_outputs(means, outputs, [6] * 3, rho * math.sqrt(6))
     np.testing.assert_allclose(table["theory"], 1 - rho)
@@ -311,6 +345,19 @@ def test_certified_batch_checkpoint_and_refusal(tmp_path):
     assert runs[0]["optimum"].iloc[0] == pytest.approx(2 / 3 * (rho - rho**2 / 2))
     with pytest.raises(checks.InputError, match="must be 0"):
         study.train_net(net, images, train.Recipe(2, 0.01, weight_decay=1e-3), 0.05, points=3)
+
+
+def test_deep_nets_on_images():
+    """Collapse at depth 3; behind batch norm never below the closed form, at any depth."""
+    images = toy(2, side=4)
+    white, new = study.whitened_images(images, toy(6, seed=2, side=4))
+    same = dict(inputs=white, labels=images.labels, test_inputs=white, test_labels=images.labels)
+    trace = study.deep_images(3, 0, **same, beta=0.1, width=10, steps=500)
+    assert abs(trace["excess"].iloc[-1]) < 1e-2 and trace["accuracy"].iloc[-1] == 1
+    history = study.batch_norm_depth(
+        4, 0, data=images, test=images, weight_decay=0.1, epochs=40, width=8
+    )
+    assert history["excess"].min() > -1e-6 and history["excess"].iloc[-1] < 1
 
 
 def test_whitened_images_and_accuracy():

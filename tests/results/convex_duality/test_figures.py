@@ -29,8 +29,12 @@ def test_merging_norms_and_gaps(render):
             for k in (1, 2)
         ]
     )
-    figure = render(figures.merging_norms(trace, 0.5))
+    ranks = pd.DataFrame([dict(step=s, layer=k, rank=3 - s) for s in (1, 2) for k in (1, 2)])
+    figure = render(figures.layer_norms(trace, 0.5, (1.4, 1.0), ranks))
     np.testing.assert_allclose(*ydata(figure.axes[1]))
+    two = pd.DataFrame(dict(beta=[0.5, 1.5], layer=1, rank=[1, 0], expected=[1, 0]))
+    figure = render(figures.trained_ranks(two, [1.0], two.assign(layer=[1, 2])))
+    assert any(np.array_equal(y, [1, 0]) for y in ydata(figure.axes[0]))
     gaps = pd.DataFrame(
         dict(outputs=[1, 1, 2, 2], depth=[2, 3, 2, 3], ratio=[1, 1, 1, 2.0])
     ).assign(dual=2.0, trained=lambda t: 2 * t["ratio"])
@@ -47,14 +51,15 @@ def test_one_dimensional_figures(render):
     path = pd.DataFrame(dict(beta=[0.1, 1.0], position=[1.0, 1.0], mass=[2.0, 1.0], norm=[2.0, 1]))
     assert len(render(figures.splines(curves, knots, path, x, y)).axes) == 4
     render(figures.spline_freedom(x, y, curves.query("fit != 'Adam'")))
-    bars = pd.DataFrame(dict(label=["a", "b", "c"], excess=[1e-9, -0.01, 0.02]))
-    figure = render(figures.deep_one_dimensional(bars))
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts == ["0", "-0.010", "+0.020"]
+    fits = [dict(depth=2, fit=f, x=u, y=u) for f in ("law", "trained") for u in (0.0, 2.0)]
+    beyond = study.beyond_the_law(0.05)
+    figure = render(figures.deep_splines(pd.DataFrame(fits), beyond, x, y))
+    heights = [patch.get_height() for patch in figure.axes[1].patches]
+    assert heights == beyond["value"].tolist()
 
 
 def test_constraint(render):
-    curve, neurons = study.constraint_curve(5, 0.3, points=50)
+    curve, neurons = study.constraint_curve(5, 0.3)
     figure = render(figures.constraint(curve, neurons))
     assert np.array_equal(ydata(figure.axes[0])[0], curve["value"])
 
@@ -62,7 +67,7 @@ def test_constraint(render):
 def test_optimisers(render):
     trace = pd.DataFrame(
         [
-            dict(run=r, step=s, excess=1 / (1 + s), gap=2 / (1 + s), simplex=0.1)
+            dict(run=r, step=s, excess=1 / (1 + s), gap=2 / (1 + s), simplex=0.1, orthogonal=0.2)
             for r in ("Adam", "SGD")
             for s in (0, 1, 10)
         ]
@@ -102,21 +107,31 @@ def test_class_cosines_and_depth(render):
     cosines = pd.DataFrame(
         [
             dict(kind=k, row=i, column=j, value=float(i == j))
-            for k in ("raw", "centred")
+            for k in ("raw, a", "centred, a")
             for i in range(3)
             for j in range(3)
         ]
     )
     figure = render(figures.class_cosines(cosines, 3))
     assert np.array_equal(figure.axes[0].images[0].get_array(), np.eye(3))
-    values = over(study.deep_values, points=[4, 5], depth=[3, 4, 5], beta=0.05)
-    descents = pd.DataFrame(dict(K=[6, 10], depth=[5, 5], value=[0.7, 1.0], collapsed=[0.74, 1.2]))
-    spectra = pd.DataFrame(dict(layer=[1, 1, 2, 2], index=[1, 2, 1, 2], singular=[2.0, 1, 2, 1]))
-    render(figures.depth_breaks(values, descents, spectra))
+    explicit = over(study.explicit_networks, depth=[3, 5], points=(4,), beta=0.05)
+    descents = pd.DataFrame(dict(K=[6, 10], depth=[4, 5], value=[0.7, 1.0], collapsed=[0.7, 2.0]))
+    descents["ranks"] = ["4, 4, 6, 6", "5, 5, 5, 9, 9"]
+    searches = pd.DataFrame(dict(K=[3], depth=[3], value=[2.0], optimum=[2.0]))
+    figure = render(figures.depth_breaks(explicit, descents, searches))
+    assert any(np.array_equal(y, [4, 4, 6, 6]) for y in ydata(figure.axes[1]))
+
+
+def test_depths(render):
+    trace = pd.DataFrame([dict(depth=d, seed=s, step=t, a=d + s, b=1.0)
+                          for d in (3, 4) for s in (0, 2) for t in (1, 2)])  # fmt: skip
+    panels = (("a", "a", "A", "x"), ("b", "b", "B", "xy"))
+    figure = render(figures.depths(trace, "step", panels, reference=1))
+    assert np.array_equal(ydata(figure.axes[0])[0], [4, 4])  # the mean over seeds
 
 
 def test_accuracy(render):
-    table = pd.DataFrame(dict(n=[10, 20], accuracy=[0.5, 0.6]))
+    table = pd.DataFrame(dict(n=[10, 20], accuracy=[0.5, 0.6], condition=[3.0, 40.0]))
     trained = pd.DataFrame(dict(run=["Adam"], n=[20], accuracy=[0.61]))
     figure = render(figures.accuracy(table, 64, trained))
     assert np.array_equal(ydata(figure.axes[0])[0], [0.5, 0.6])

@@ -1,5 +1,7 @@
 """Deep linear networks: closed forms against cvxpy and against training."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -31,13 +33,10 @@ def test_linear_map_against_cvxpy(shape, beta):
     assert float(cost) == pytest.approx(found.value, rel=1e-12)
 
 
-def test_zero_threshold():
-    X, Y = gaussian(3, 6, 4), gaussian(4, 6, 2)
-    threshold = linear.zero_threshold(X, Y)
-    assert threshold == pytest.approx(float(torch.linalg.matrix_norm(X.T @ Y, 2)))
-    nothing = linear.linear_map(X, Y, 1.0001 * threshold).value
-    assert nothing == pytest.approx(float((Y**2).sum() / 2))
-    assert linear.linear_map(X, Y, 0.999 * threshold).weight.norm() > 0
+def test_shared_layer_norms():
+    """Layers diag(t^(1/L)) of the optimum, by hand at L = 2: soft thresholding."""
+    frobenius, operator = linear.whitened_layer_norms(torch.diag(torch.tensor([3.0, 2, 0.5])), 1, 2)
+    assert frobenius == pytest.approx(math.sqrt(2 + 1)) and operator == pytest.approx(math.sqrt(2))
 
 
 def test_low_rank_inputs_and_unreachable_targets():

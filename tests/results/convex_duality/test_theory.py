@@ -159,29 +159,49 @@ def test_batch_norm_head_bad_input(labels, beta, match):
 # --- deeper than the theorem
 
 
-@pytest.mark.parametrize(("points", "depth"), [(4, 3), (4, 4), (4, 5), (5, 5), (6, 6)])
-def test_pair_network(points, depth):
-    K, beta = math.comb(points, 2), 0.05
+LOW_RANK = {
+    **{(p, L): theory.pair_layers(p, L) for p, L in ((4, 3), (4, 4), (4, 5), (5, 5), (6, 6))},
+    **{(3, L): theory.triple_layers(L) for L in (3, 4, 5, 7)},
+}
+
+
+@pytest.mark.parametrize(("points", "depth"), LOW_RANK)
+def test_low_rank_networks(points, depth):
+    """Identity through a bottleneck; cheaper where the formula says so, at the best scale."""
+    beta, layers = 0.05, LOW_RANK[points, depth]
+    K, rank = len(layers[-1]), 2 if points == 3 else points
     identity = torch.eye(K, dtype=torch.float64)
-    layers = theory.pair_network(points, depth, beta)
-    value, hidden = cost(layers, identity, identity, beta)
-    assert value == pytest.approx(theory.pair_value(points, depth, beta), rel=1e-12)
-    ranks = [int(torch.linalg.matrix_rank(layer)) for layer in layers]
-    assert max(ranks[:-1]) == points and ranks[-1] == K and len(layers) == depth
-    outputs = hidden @ layers[-1].T
+    best = theory.best_scaled(layers, beta)
+    value, hidden = cost(best, identity, identity, beta)
+    assert value == pytest.approx(theory.bottleneck_value(layers, beta), rel=1e-12)
+    assert int(torch.linalg.matrix_rank(layers[0])) == rank and len(layers) == depth
+    outputs = hidden @ best[-1].T
     np.testing.assert_allclose(outputs, outputs[0, 0] * identity, atol=1e-12)
-    norms = math.prod(float((layer**2).sum()) for layer in layers) / float(outputs[0, 0]) ** 2
-    assert norms / K**depth == pytest.approx(theory.pair_ratio(points, depth), rel=1e-12)
-    cheaper = theory.pair_ratio(points, depth) < 1
-    assert (value < collapsed_value([1] * K, beta, depth)) == cheaper
+    s = points
+    known = (
+        58.2795 * 2 ** (depth - 3) / 3**depth if s == 3 else s / 2 * (2 / (s - 1)) ** (depth - 3)
+    )
+    assert theory.norm_ratio(layers) == pytest.approx(known, rel=1e-5)
+    assert (value < collapsed_value([1] * K, beta, depth)) == (known < 1) == (depth > 4)
     for factor in (0.98, 1.02):  # the scaling is the best one
-        assert cost([factor * w for w in layers], identity, identity, beta)[0] > value
+        assert cost([factor * w for w in best], identity, identity, beta)[0] > value
 
 
-def test_pair_network_needs_points_and_depth():
+def test_the_scales_of_the_triple_are_nearly_the_best():
+    def product(b2, r):
+        return 2 * (1 + b2) * (4 + 2 * r**2) * (2 + 1 / (2 * b2) + 1 / (4 * b2 * r**2))
+
+    b2, r = np.meshgrid(np.linspace(0.3, 1.5, 241), np.linspace(0.3, 1.5, 241))
+    found = theory.norm_ratio(theory.triple_layers(3)) * 27
+    assert product(b2, r).min() == pytest.approx(found, rel=1e-3)
+
+
+def test_low_rank_networks_need_points_and_depth():
     for points, depth in ((2, 5), (4, 2)):
         with pytest.raises(checks.InputError):
-            theory.pair_network(points, depth, 0.1)
+            theory.pair_layers(points, depth)
+    with pytest.raises(checks.InputError):
+        theory.triple_layers(2)
 
 
 # --- units
