@@ -253,8 +253,8 @@ def _one_hot(value):
     return bool(((value == 0) | (value == 1)).all()) and bool((value.sum(1) == 1).all())
 
 
-def class_counts(labels, num_classes):
-    """Samples per class, int64 ``(K,)``; every class must occur."""
+def class_counts(labels, num_classes, hint="pass samples of every class"):
+    """Samples per class, int64 ``(K,)``; every class must occur.  ``hint``: another way out."""
     import torch
 
     counts = torch.bincount(labels, minlength=num_classes)
@@ -262,7 +262,7 @@ def class_counts(labels, num_classes):
     if empty:
         raise InputError(
             f"class {', '.join(map(str, empty[:8]))}{'…' if len(empty) > 8 else ''} has no sample; "
-            "relabel the classes 0..K-1 without gaps, or pass samples of every class"
+            f"relabel the classes 0..K-1 without gaps, or {hint}"
         )
     return counts
 
