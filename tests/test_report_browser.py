@@ -1,5 +1,7 @@
 """The report page as a person meets it: in a real browser, by mouse and by keyboard."""
 
+from pathlib import Path
+
 import pytest
 
 from nclib import report
@@ -137,7 +139,8 @@ def test_the_first_screen_says_what_does_not_just_hold(page):
 def test_the_stored_results_fit_on_the_first_screen_of_a_laptop(browser, tmp_path):
     """Six results, and every statement that does not just hold, without scrolling."""
     page = browser.new_page(viewport={"width": 1280, "height": 800})
-    page.goto(report.write(target=tmp_path / "report.html").as_uri())
+    found = report.write(out=Path(__file__).parents[1], target=tmp_path / "report.html")
+    page.goto(found.as_uri())
     last = page.locator(".open li").last.bounding_box()
     assert last["y"] + last["height"] <= 800
     assert page.locator(".answers li").count() == 7
