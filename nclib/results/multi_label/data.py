@@ -135,7 +135,7 @@ def load(source, *, half=False, seed=0):
     return tuple(half_size(part) if half else part for part in parts)
 
 
-def prepare(source, counts, test_counts, *, half=False, seed=0):
+def prepare(source, counts, test_counts, *, recipe, half=False, seed=0):
     """``(train, test)`` multi-label sets from a data set by name, one of :data:`SOURCES`.
 
     ``counts``, ``test_counts``: samples per label set by multiplicity, as in
@@ -155,7 +155,7 @@ def prepare(source, counts, test_counts, *, half=False, seed=0):
         for wanted in (counts, test_counts)
     ]
     return tuple(
-        compose(part, table, recipe="cifar", seed=2 * seed + i)
+        compose(part, table, recipe=recipe, seed=2 * seed + i)
         for i, (part, table) in enumerate(zip(parts, tables, strict=True))
     )
 

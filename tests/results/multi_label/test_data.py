@@ -197,11 +197,13 @@ def test_unit_range_undoes_standardisation():
 
 
 def test_prepare_draws_what_is_asked_for():
-    train, test = multi.prepare("digits", {1: 4, 2: [3, 2, 1]}, {1: 2, 2: 1}, seed=3)
-    sizes = {m: sorted(n for S, n in train.table().items() if len(S) == m) for m in (1, 2)}
-    assert sizes == {1: [4] * 10, 2: [1] * 15 + [2] * 15 + [3] * 15}
+    train, test = multi.prepare(
+        "digits", {1: 4, 2: [3, 2, 1], 3: 1}, {1: 2, 2: 1}, recipe="grid", seed=3
+    )
+    sizes = {m: sorted(n for S, n in train.table().items() if len(S) == m) for m in (1, 2, 3)}
+    assert sizes == {1: [4] * 10, 2: [1] * 15 + [2] * 15 + [3] * 15, 3: [1] * 120}
     assert set(test.table().values()) == {1, 2}
-    again = multi.prepare("digits", {1: 4, 2: 1}, {1: 2, 2: 1}, seed=3)[0]
+    again = multi.prepare("digits", {1: 4, 2: 1}, {1: 2, 2: 1}, recipe="grid", seed=3)[0]
     assert torch.equal(again.singles.inputs, train.singles.inputs)  # one control fits both
 
 
