@@ -253,8 +253,8 @@ def _one_hot(value):
     return bool(((value == 0) | (value == 1)).all()) and bool((value.sum(1) == 1).all())
 
 
-def class_counts(labels, num_classes):
-    """Samples per class, int64 ``(K,)``; every class must occur."""
+def class_counts(labels, num_classes, hint="pass samples of every class"):
+    """Samples per class, int64 ``(K,)``; every class must occur.  ``hint``: another way out."""
     import torch
 
     counts = torch.bincount(labels, minlength=num_classes)
@@ -262,12 +262,12 @@ def class_counts(labels, num_classes):
     if empty:
         raise InputError(
             f"class {', '.join(map(str, empty[:8]))}{'…' if len(empty) > 8 else ''} has no sample; "
-            "relabel the classes 0..K-1 without gaps, or pass samples of every class"
+            f"relabel the classes 0..K-1 without gaps, or {hint}"
         )
     return counts
 
 
-def label_sets(value, *, shape=None, columns=None, name="targets"):
+def label_sets(value, *, shape=None, columns=None):
     """``value`` as a multi-hot tensor ``(N, K)`` of 0 and 1 with at least one label in each row.
 
     The dtype is kept.  ``shape`` or ``columns`` fix the size.
@@ -277,27 +277,27 @@ def label_sets(value, *, shape=None, columns=None, name="targets"):
     lists = value if isinstance(value, list | tuple) else ()
     if len({len(row) for row in lists if hasattr(row, "__len__")}) > 1:
         raise InputError(
-            f"{name} must be a multi-hot matrix (N, K), got rows of different lengths; for lists "
+            "targets must be a multi-hot matrix (N, K), got rows of different lengths; for lists "
             "of labels use sklearn.preprocessing.MultiLabelBinarizer().fit_transform(targets)"
         )
-    value = tensor(name, value)
+    value = tensor("targets", value)
     if value.ndim != 2 or 0 in value.shape:
         raise InputError(
-            f"{name} must be a non-empty multi-hot matrix (N, K), got shape {tuple(value.shape)}"
+            f"targets must be a non-empty multi-hot matrix (N, K), got shape {tuple(value.shape)}"
         )
     if shape is not None and tuple(value.shape) != tuple(shape):
-        raise InputError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
+        raise InputError(f"targets must have shape {tuple(shape)}, got {tuple(value.shape)}")
     if columns is not None and value.shape[1] != columns:
-        raise InputError(f"{name} must have {columns} columns (classes), got {value.shape[1]}")
+        raise InputError(f"targets must have {columns} columns (classes), got {value.shape[1]}")
     if value.dtype != torch.bool and not bool(((value == 0) | (value == 1)).all()):
         raise InputError(
-            f"{name} must contain only 0 and 1; for soft targets use (targets > 0), for class "
+            "targets must contain only 0 and 1; for soft targets use (targets > 0), for class "
             "indices torch.nn.functional.one_hot"
         )
     empty = (~value.bool().any(1)).nonzero().flatten()
     if len(empty):
         raise InputError(
-            f"{name} has {len(empty)} samples without a label (first: row {int(empty[0])}); "
+            f"targets has {len(empty)} samples without a label (first: row {int(empty[0])}); "
             "drop them, or add a class for 'none'"
         )
     return value

@@ -376,9 +376,10 @@ def rows(found):
     return result
 
 
-def by_row(notebook, found):
+def by_row(notebook, catalogue, found):
     """The claims ``found`` of each row of a notebook; rows without any have one, ``not run``."""
-    return {blank.id: rows(found).get(blank.id, [blank]) for blank in Ledger(notebook).claims}
+    empty = Ledger(notebook, catalogue)
+    return {blank.id: rows(found).get(blank.id, [blank]) for blank in empty.claims}
 
 
 def worst(verdicts):

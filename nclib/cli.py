@@ -182,8 +182,8 @@ def claims(which, name, out, everything):
 
     Exit code 1 if a claim fails, 2 for an ID, a run or a folder that is not there.
     """
+    from nclib import catalogue, paths, runs
     from nclib import claims as ledger
-    from nclib import paths, runs
 
     results = runs.results(out)
     known = sorted({run for run, _ in results})
@@ -199,7 +199,7 @@ def claims(which, name, out, everything):
             continue
         found = _stored(results, name, book)
         click.echo(f"\n{book} [{name}]" + ("" if found else "  not run"))
-        for row, own in ledger.by_row(book, found).items():
+        for row, own in ledger.by_row(book, catalogue.load(book), found).items():
             verdict = ledger.worst(claim.verdict for claim in own)
             fails += verdict == "fails"
             note = next(claim.note for claim in own if claim.verdict == verdict)
@@ -247,7 +247,7 @@ def _show_row(which, name, results):
         raise checks.InputError(
             f"{book} has no row {row or '(none given)'}; it has {', '.join(rows)}"
         )
-    own = ledger.by_row(book, _stored(results, name, book))[f"{int(number)}.{row}"]
+    own = ledger.by_row(book, rows, _stored(results, name, book))[f"{int(number)}.{row}"]
     click.echo(rows[row]["statement"])
     click.echo(f"source    {rows[row]['source']}")
     click.echo(f"verdict   {_mark(ledger.worst(c.verdict for c in own))}  [{name}]")

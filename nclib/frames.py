@@ -24,10 +24,10 @@ def etf_gram(K, *, dtype=torch.float64, device=None):
     return centring(K, dtype=dtype, device=device) / (K - 1) ** 0.5
 
 
-def orthogonal_gram(K, *, dtype=torch.float64, device=None):
+def orthogonal_gram(K):
     """Gram matrix of an orthogonal frame with Frobenius norm 1: ``I/√K``, ``(K, K)``."""
     K = checks.integer("K", K)
-    return torch.eye(K, dtype=dtype, device=device) / K**0.5
+    return torch.eye(K, dtype=torch.float64) / K**0.5
 
 
 def random_rotation(d, columns=None, *, generator=None, dtype=torch.float64):
@@ -64,17 +64,6 @@ def simplex_etf(K, d=None, *, generator=None, dtype=torch.float64):
     if generator is None:
         return torch.nn.functional.pad(frame, (0, d - K + 1))
     return frame @ random_rotation(d, K - 1, generator=generator, dtype=dtype).T
-
-
-def orthogonal_frame(K, d=None, *, generator=None, dtype=torch.float64):
-    """K orthonormal rows in dimension ``d >= K``, shape ``(K, d)``."""
-    K = checks.integer("K", K)
-    d = K if d is None else checks.integer("d", d)
-    if d < K:
-        raise checks.InputError(f"an orthogonal frame of K={K} vectors needs d >= {K}, got d={d}")
-    if generator is None:
-        return torch.eye(K, d, dtype=dtype)
-    return random_rotation(d, K, generator=generator, dtype=dtype).T
 
 
 def polygon(K, d=2):

@@ -145,11 +145,14 @@ def as_json(found):
     """``{file: {metric: value}}``, or ``{file: {class: {metric: value}}}``; NaN is ``null``."""
     import json
 
-    plain = lambda frame: frame.astype(object).where(frame.notna(), None).to_dict(orient="index")
     if found.index.nlevels == 1:
-        return json.dumps(plain(found), indent=1)
+        return json.dumps(_plain(found), indent=1)
     files = found.index.unique("file")
-    return json.dumps({name: plain(found.loc[name]) for name in files}, indent=1)
+    return json.dumps({name: _plain(found.loc[name]) for name in files}, indent=1)
+
+
+def _plain(frame):
+    return frame.astype(object).where(frame.notna(), None).to_dict(orient="index")
 
 
 def figure(paths, samples=2000):

@@ -52,7 +52,7 @@ document.addEventListener("click", event => {
   const link = event.target.closest('a[href^="#"]');
   if (link) open(decodeURIComponent(link.hash.slice(1)));
 });
-addEventListener("beforeprint", () => $$("details.overview").forEach(node => { node.open = true; }));
+addEventListener("beforeprint", () => $$("header details").forEach(node => { node.open = true; }));
 open(decodeURIComponent(location.hash.slice(1)));
 
 // Sorting ------------------------------------------------------------------------------------

@@ -35,18 +35,23 @@ def write(*, out=None, target=None):
     if not found:
         raise checks.InputError("no finished run to report on; start with `nclib run`")
     order = {name: i for i, name in enumerate(runs.profiles())}
-    profile = lambda run: run["parameters"]["profile"]
-    found.sort(key=lambda run: (order.get(profile(run), 99), run["run"], run["notebook"]))
+    found.sort(key=lambda run: (order.get(run["profile"], 99), run["run"], run["notebook"]))
     script = TEMPLATE.with_suffix(".js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True)
+    books = sorted({run["notebook"] for run in found})
+    answers = [_answer(book, found) for book in books]
     page = environment.get_template(TEMPLATE.name).render(
         runs=found,
-        answers=[_answer(book, found) for book in sorted({run["notebook"] for run in found})],
+        answers=answers,
+        open=sorted(
+            (row for answer in answers for row in answer["rows"]),
+            key=lambda row: -claims.VERDICTS.index(row["verdict"]),  # the worst first
+        ),
         sweeps=[_sweep(path) for path in sorted(paths.runs(out).glob("sweep-*/summary.csv"))],
         names={run["run"]: run["label"] for run in found},
-        books=sorted({run["notebook"] for run in found}),
-        profiles=list(dict.fromkeys(profile(run) for run in found)),
+        books=books,
+        profiles=list(dict.fromkeys(run["profile"] for run in found)),
         verdicts=claims.VERDICTS,
         short=claims.short,
         link=lambda file: _link(file, target),
@@ -78,7 +83,8 @@ def _read(run, book, folder, out):
         "notebook": book,
         "folder": folder,
         "title": runs.title(book) if known else book,
-        "parameters": {"profile": "quick"} | manifest.get("parameters", {}),
+        "parameters": (given := {"profile": "quick"} | manifest.get("parameters", {})),
+        "profile": given["profile"],
         "id": f"{run}--{book}",
         "claims": found,
         "rows": {
@@ -167,10 +173,10 @@ def _open(run, row, claim):
     }
 
 
-def _thumbnail(picture, width=200):
+def _thumbnail(picture):
     with Image.open(picture) as image:
         small = image.convert("RGB")
-        small.thumbnail((width, width))
+        small.thumbnail((200, 200))
         pixels = io.BytesIO()
         small.quantize(64).save(pixels, format="png", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(pixels.getvalue()).decode()}"

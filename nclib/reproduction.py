@@ -81,9 +81,11 @@ def compare_tables(path, stored, varies=()):
     import pandas as pd
 
     name = Path(path).stem
-    read = lambda place: pd.read_csv(place, keep_default_na=False, na_values=["nan", ""])
     try:
-        found, known = read(path), read(Path(stored) / f"{name}.csv")
+        found, known = (
+            pd.read_csv(place, keep_default_na=False, na_values=["nan", ""])
+            for place in (path, Path(stored) / f"{name}.csv")
+        )
     except FileNotFoundError as error:
         where = "not stored" if Path(path).exists() else "stored, but not made by this run"
         raise NotReproduced(f"table {name} is {where} ({Path(error.filename).name})") from None

@@ -474,6 +474,7 @@ def engine(jobs=1, scheduler=None):
 
 
 CONNECT_WITHIN = 10.0  # seconds that a scheduler has to answer
+ARRIVE_WITHIN = 10.0  # and that a result of a worker has to be seen here
 
 
 def run_all(
@@ -520,9 +521,9 @@ _ELSEWHERE = (
 )
 
 
-def _arrived(job, patience=10.0):
+def _arrived(job):
     """Whether the result can be read here; network file systems take a moment to show new files."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + ARRIVE_WITHIN
     while not (found := finished(job)) and time.monotonic() < deadline:
         time.sleep(0.5)
     return found is not None

@@ -8,6 +8,7 @@ import textwrap
 
 from nclib import checks, files, parameters, paths, runs
 
+SHOWN = 12  # checks in the figure
 ROUNDING = 1e-6  # a check that stays below measures how well something was solved
 
 
@@ -19,8 +20,10 @@ def read_grid(path):
     content = files.read_yaml(path, files.yaml_texts)
     if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
         raise checks.InputError(f"{path} must map each parameter to a list of values")
-    text = lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return {key: [text(value) for value in values] for key, values in content.items()}
+    return {
+        key: [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
+        for key, values in content.items()
+    }
 
 
 def grid(query, texts, profile="quick", *, seeds=None, out=None, threads=1):
@@ -104,8 +107,8 @@ def write(outcomes, swept, *, out=None):
 
     from nclib.plots import style
 
-    values = lambda name: {json.dumps(one.job.parameters.get(name)) for one in outcomes}
-    several = [name for name in swept if len(values(name)) > 1]
+    given = [one.job.parameters for one in outcomes]
+    several = [n for n in swept if len({json.dumps(values.get(n)) for values in given}) > 1]
     files.write_csv(folder / "sweep.csv", table)
     files.write_csv(folder / "summary.csv", summary(table, [n for n in several if n != "seed"]))
     style.use()
@@ -139,12 +142,12 @@ def summary(table, swept):
     return result.reset_index()
 
 
-def comparison(table, swept, *, most=12):
+def comparison(table, swept):
     """Measured value of each check against the swept parameters, mean and sd over seeds.
 
     ``table``: as :func:`nclib.runs.load` gives it; ``swept``: parameters with more than one value.
     The one with most values is the axis, combinations of the others are colours; seeds are the axis
-    of a sweep over nothing else, which shows how far a check spreads.  Shows up to ``most`` checks:
+    of a sweep over nothing else, which shows how far a check spreads.  Shows :data:`SHOWN` checks:
     those whose verdict changes, then those that vary most relative to their size.  The bound is
     dashed; crosses mark settings in which the check does not hold in some run.
     """
@@ -156,11 +159,10 @@ def comparison(table, swept, *, most=12):
     pooled = summary(table, names)
     pooled = pooled[np.isfinite(pooled["mean"])]
     columns = sorted((f"p.{name}" for name in names), key=lambda c: -pooled[c].nunique())
-    text = lambda row: ", ".join(f"{name[2:]}={row[name]}" for name in columns[1:])
-    pooled = pooled.assign(
-        place=pooled[columns[0]], colour=[text(row) for _, row in pooled.iterrows()]
-    )
-    chosen = _telling(pooled, most, everything=names == ["seed"])
+    rows = pooled[columns[1:]].to_dict("records")
+    colours = [", ".join(f"{name[2:]}={value}" for name, value in row.items()) for row in rows]
+    pooled = pooled.assign(place=pooled[columns[0]], colour=colours)
+    chosen = _telling(pooled, everything=names == ["seed"])
     shown = [name for name in pooled["id"].unique() if name in chosen] or ["no check varies"]
     wide = min(3, len(shown))
     height = 2.9 if chosen else 1.0
@@ -221,7 +223,7 @@ def _order(value):
     return [float(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
-def _telling(pooled, most, everything=False):
+def _telling(pooled, *, everything):
     """Ids of the checks to show; ``everything``: also those that hardly vary, after the others."""
     import numpy as np
 
@@ -235,4 +237,4 @@ def _telling(pooled, most, everything=False):
             ranks[name] = np.ptp(values) / size
         elif everything:
             ranks[name] = 0.0
-    return sorted(ranks, key=lambda name: -ranks[name])[:most]
+    return sorted(ranks, key=lambda name: -ranks[name])[:SHOWN]

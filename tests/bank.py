@@ -9,7 +9,7 @@ closed forms.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -100,6 +100,14 @@ def by_scipy(problem, starts, *, scale=1.0, seed=5):
         found = minimize(fun, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         best = min(best, found.fun)
     return best
+
+
+def turned(made, d, generator=None):
+    """The minimiser ``made`` of result 3 in dimension ``d``, turned by a ``generator``."""
+    spare = (0, d - made.weight.shape[1])
+    turn = frames.random_rotation(d, generator=generator) if generator else torch.eye(d).double()
+    wide = [torch.nn.functional.pad(rows, spare) @ turn.T for rows in (made.weight, made.features)]
+    return replace(made, weight=wide[0], features=wide[1])
 
 
 def by_cvxpy(problem):

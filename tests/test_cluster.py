@@ -115,7 +115,7 @@ def test_a_result_that_is_not_in_the_drivers_folder_is_a_failure(tiny, monkeypat
     import contextlib
 
     monkeypatch.setattr(runs, "engine", lambda *_: contextlib.nullcontext(Elsewhere().submit))
-    monkeypatch.setattr(runs._arrived, "__defaults__", (0.1,))
+    monkeypatch.setattr(runs, "ARRIVE_WITHIN", 0.1)
     job = runs.job("90", out=tmp_path)
     outcome = runs.run_all([job], scheduler="x", report=str)[0]
     assert outcome.status == "failed"

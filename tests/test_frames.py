@@ -19,7 +19,7 @@ def test_simplex_etf_has_unit_rows_and_equal_cosines(K, d, turned):
 
 
 def test_gram_targets_are_the_normalised_grams_of_their_frames():
-    etf, orthogonal = frames.simplex_etf(5), frames.orthogonal_frame(5, 8)
+    etf, orthogonal = frames.simplex_etf(5), torch.eye(5, 8, dtype=torch.float64)
     for gram, frame in [(frames.etf_gram(5), etf), (frames.orthogonal_gram(5), orthogonal)]:
         want = frame @ frame.T
         assert torch.allclose(gram, want / want.norm(), atol=1e-14)
@@ -86,8 +86,6 @@ def test_pairs_are_the_edges_of_the_complete_graph():
 def test_impossible_frames_say_which_dimension_is_needed():
     with pytest.raises(ValueError, match="needs d >= 4, got d=3"):
         frames.simplex_etf(5, 3)
-    with pytest.raises(ValueError, match="needs d >= 5"):
-        frames.orthogonal_frame(5, 4)
     with pytest.raises(ValueError, match="K must be at least 2"):
         frames.simplex_etf(1)
     with pytest.raises(ValueError, match="in d=3 has 6 vertices, got K=7"):

@@ -1,7 +1,9 @@
 """The report page as a person meets it: in a real browser, by mouse and by keyboard."""
 
 import os
-import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,16 +11,17 @@ from nclib import report
 
 pytestmark = pytest.mark.slow
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra `test`)")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+report_picture = pytest.importorskip("tests.report_picture")
 HOSTILE = "\"'><img src=x onerror=alert(1)><script>alert(2)</script>{{7*7}}; rm -rf ~ #"
 
 
 @pytest.fixture(scope="module")
 def browser():
-    path = os.environ.get("NCLIB_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    path = report_picture.browser()
     if path is None:
         pytest.skip(
-            f"none of {', '.join(BROWSERS)} is installed (Debian: apt-get install chromium)"
+            f"none of {', '.join(report_picture.BROWSERS)} is installed (Debian: apt-get install "
+            "chromium)"
         )
     with sync_api.sync_playwright() as playwright:
         # Chromium refuses its own sandbox to root, as which CI runs.
@@ -124,11 +127,31 @@ def test_the_first_screen_says_what_does_not_just_hold(page):
     texts = top.locator(".open li").all_inner_texts()
     assert any("90.A3 counterexample" in text and "statement 3" in text for text in texts)
     assert not any("A1" in text for text in texts)
+    entry = top.locator(".open li").filter(has_text="90.A3").first
+    assert not entry.get_by_text("nclib claims 90.A3").is_visible()
+    entry.locator("summary").click()
+    assert entry.get_by_text("nclib claims 90.A3").is_visible()
+    entry.locator("summary").click()
     assert top.bounding_box()["height"] < 800
     assert page.evaluate("document.documentElement.scrollHeight") < 20_000
     assert page.locator(".figures img:visible").count() == 0  # folded until asked for
     page.locator(".answers a").first.click()
     assert page.locator(".figures img:visible").count() == 2
+
+
+def test_the_stored_results_fit_on_the_first_screen_of_a_laptop(browser, tmp_path):
+    """Six results, and every statement that does not just hold, without scrolling."""
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    environment = {k: v for k, v in os.environ.items() if k != "NCLIB_NOTEBOOKS"}
+    found = tmp_path / "report.html"
+    command = [sys.executable, "-m", "nclib", "report", "--to", str(found)]
+    subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, check=True)
+    page.goto(found.as_uri())
+    last = page.locator(".open li").last.bounding_box()
+    assert last["y"] + last["height"] <= 800
+    assert page.locator(".answers li").count() == 7
+    assert page.evaluate("document.documentElement.scrollHeight") < 20_000
+    page.close()
 
 
 def fold(page, run):

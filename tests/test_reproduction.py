@@ -6,6 +6,7 @@ import shutil
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from nclib import checks, files, notebook, paths, reproduction, runs
 from nclib.plots import style
@@ -13,6 +14,12 @@ from nclib.plots import style
 TABLE = pd.DataFrame(
     {"K": [2, 3], "loss": ["ce", "mse"], "gap": [1e-15, 2e-9], "value": [0.5, float("inf")]}
 )
+
+
+def table_of(path):
+    """The checksum of its table that the PNG at ``path`` carries, or None."""
+    with Image.open(path) as image:
+        return image.info.get("Table")
 
 
 @pytest.fixture
@@ -119,7 +126,7 @@ def test_stored_files_are_those_of_one_run(manifest):
     pictures = [path for path in folder.glob("*.png") if path.with_suffix(".csv").exists()]
     assert pictures
     for path in pictures:
-        assert style.table_of(path) == files.digest(path.with_suffix(".csv")), path
+        assert table_of(path) == files.digest(path.with_suffix(".csv")), path
 
 
 @pytest.mark.parametrize("book", runs.notebooks())
@@ -141,10 +148,10 @@ def test_a_picture_carries_the_checksum_of_its_table(tmp_path, monkeypatch):
     run = notebook.Run("00_quickstart", {"profile": "quick"})
     figure, axes = style.grid(1, 2)
     run.figure(figure, "one", TABLE)
-    assert style.table_of(tmp_path / "one.png") == files.digest(tmp_path / "one.csv")
+    assert table_of(tmp_path / "one.png") == files.digest(tmp_path / "one.csv")
     figure, axes = style.grid(1, 2)
     run.figure(figure, "two")
-    assert style.table_of(tmp_path / "two.png") is None
+    assert table_of(tmp_path / "two.png") is None
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.01])

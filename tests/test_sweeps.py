@@ -127,8 +127,9 @@ def titles(figure):
     return [ax.get_title("left") for ax in figure.axes if ax.get_visible()]
 
 
-def test_the_figure_shows_what_varies_in_the_order_of_the_values(table):
-    figure = sweeps.comparison(table, ["loss", "gamma", "seed"], most=2)
+def test_the_figure_shows_what_varies_in_the_order_of_the_values(table, monkeypatch):
+    monkeypatch.setattr(sweeps, "SHOWN", 2)
+    figure = sweeps.comparison(table, ["loss", "gamma", "seed"])
     assert titles(figure) == ["1.L3: Words of 1.L3.", "1.L5: Words of 1.L5."]
     ax, other = figure.axes[:2]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["1.0", "2.0", "10.0"]
@@ -140,8 +141,9 @@ def test_the_figure_shows_what_varies_in_the_order_of_the_values(table):
     assert [len(line.get_xdata()) for line in crosses] == [0, 3]
 
 
-def test_the_figure_names_colours_crosses_and_the_bound(table):
-    figure = sweeps.comparison(table, ["loss", "gamma", "seed"], most=2)
+def test_the_figure_names_colours_crosses_and_the_bound(table, monkeypatch):
+    monkeypatch.setattr(sweeps, "SHOWN", 2)
+    figure = sweeps.comparison(table, ["loss", "gamma", "seed"])
     texts = {text.get_text() for text in figure.legends[0].get_texts()}
     bound = "bound or expected value"
     assert texts == {"loss=ce", "loss=ls", bound, "does not hold in some run"}

@@ -95,7 +95,7 @@ class Data:
         return self.take(order[:cut]), self.take(order[cut:])
 
 
-def load(name, *, train_per_class=None, seed=0, root=None):
+def load(name, *, train_per_class=None, seed=0):
     """``(train, test)`` of the data set called ``name``, one of :data:`NAMES`.
 
     ``digits`` (8×8, scikit-learn, embedded) has no official split: ``train_per_class`` (default
@@ -111,7 +111,7 @@ def load(name, *, train_per_class=None, seed=0, root=None):
     if name == "digits":
         train, test = _digits(train_per_class or _DIGITS_TRAIN, generator)
     else:
-        train, test = (_torchvision(name, part, root) for part in (True, False))
+        train, test = (_torchvision(name, part) for part in (True, False))
         if train_per_class is not None:
             train = train.per_class(train_per_class, generator=generator)
     note(name, checksum(train, test))
@@ -163,19 +163,19 @@ def _digits(per_class, generator):
     return whole.take(rank < per_class), whole.take(rank >= per_class)
 
 
-def _torchvision(name, train, root=None):
-    dataset = _open(name, train, root)
+def _torchvision(name, train):
+    dataset = _open(name, train)
     pixels, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets)
     pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
     return Data(name, pixels.float() / 255, labels.long(), _TORCHVISION[name][2])
 
 
-def _open(name, train, root=None):
+def _open(name, train):
     """torchvision's data set; one error that says what to do if it is missing or damaged."""
     from torchvision import datasets
 
     kind, folder, _ = _TORCHVISION[name]
-    root = Path(root) if root is not None else paths.data()
+    root = paths.data()
     try:
         dataset = getattr(datasets, kind)(root, train=train, download=False)
         if len(dataset.data) != len(dataset.targets):
@@ -203,7 +203,7 @@ def smallest_class(name, train_per_class=None):
     return min(train, train_per_class or train), test
 
 
-def require(name, train_per_class=None, *, taken=None, root=None):
+def require(name, train_per_class=None, *, taken=None):
     """Say now what :func:`load` would say later: for the first cell of a notebook.
 
     ``train_per_class`` and ``taken``: name of a parameter -> its value, images per class (a list:
@@ -222,11 +222,11 @@ def require(name, train_per_class=None, *, taken=None, root=None):
                 )
     if name != "digits":
         for train in (True, False):
-            _open(name, train, root)
+            _open(name, train)
 
 
-def fetch(name, *, root=None, source=None):
-    """Bring the data set ``name`` to its place below ``root``; returns its folder.
+def fetch(name, *, source=None):
+    """Bring the data set ``name`` to its place below :func:`nclib.paths.data`; returns its folder.
 
     ``source``: a folder that holds the four IDX files, gzipped or not (MNIST, Fashion-MNIST).  By
     default Debian's ``dataset-fashion-mnist`` is used if it is installed, else torchvision
@@ -236,7 +236,7 @@ def fetch(name, *, root=None, source=None):
     if name == "digits":
         return None  # ships with scikit-learn
     kind, folder, _ = _TORCHVISION[name]
-    root = Path(root) if root is not None else paths.data()
+    root = paths.data()
     source = Path(source) if source is not None else _LOCAL_COPIES.get(name)
     if source is not None and source.exists():
         _copy_idx(source, root / folder)
@@ -251,7 +251,7 @@ def fetch(name, *, root=None, source=None):
                 f"could not download {name} ({error}); put torchvision's files for {kind} into "
                 f"{root / folder}, or pass --from FOLDER with the IDX files"
             ) from None
-    check(name, root=root)
+    check(name)
     return root / folder
 
 
@@ -271,21 +271,21 @@ def _copy_idx(source, target):
             shutil.copyfileobj(read, write)
 
 
-def check(name, *, root=None):
+def check(name):
     """``(train, test)`` sizes and checksum of a data set on disk, as one line of text."""
     if name == "digits":
         train, test = _digits(_DIGITS_TRAIN, torch.Generator().manual_seed(0))
     else:
-        train, test = (_torchvision(name, part, root) for part in (True, False))
+        train, test = (_torchvision(name, part) for part in (True, False))
     return f"{train}; test {len(test)}; sha256 {checksum(train, test)}"
 
 
-def crop_and_flip(inputs, generator, *, pad=4):
-    """Random crop after zero-padding by ``pad`` pixels, and horizontal flip: ``(B, C, H, W)``.
+def crop_and_flip(inputs, generator):
+    """Random crop after zero-padding by four pixels, and horizontal flip: ``(B, C, H, W)``.
 
     On the device of the inputs; drawn from ``generator``, which lives on the CPU.
     """
-    B, C, H, W = inputs.shape
+    (B, _, H, W), pad = inputs.shape, 4
     draw = partial(torch.randint, size=(B,), generator=generator)
     down, right, flip = draw(2 * pad + 1), draw(2 * pad + 1), draw(2).bool()
     padded = torch.nn.functional.pad(inputs, (pad, pad, pad, pad))

@@ -10,7 +10,7 @@ import math
 import os
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -349,7 +349,7 @@ def grid(
             net,
             data,
             lambda net, x, y, cell=cell: cell.loss(net(x), y),
-            _with_epochs(recipe, cell.epochs),
+            replace(recipe, epochs=cell.epochs),
             seed=cell.seed,
             measure=measure and (lambda net, epoch, cell=cell: measure(net, cell, epoch)),
             measure_at=measure_at | {cell.epochs},
@@ -365,10 +365,6 @@ def history(trained):
     """The histories of :class:`Trained` cells as one table, with their ``seed`` and ``tags``."""
     tables = [one.history.assign(seed=one.cell.seed, **one.cell.tags) for one in trained]
     return pd.concat(tables, ignore_index=True)
-
-
-def _with_epochs(recipe, epochs):
-    return Recipe(**(vars(recipe) | {"epochs": epochs}))
 
 
 def _grid_together(start, cells, data, recipe, measure, measure_at, checkpoint, augment, label):

@@ -110,7 +110,7 @@ def measured(counts, missing):
     Raises :class:`~nclib.checks.InputError` for an empty class, and for fewer than two.
     """
     if checks.choice("missing", missing, ("error", "skip")) == "error":
-        nonempty(counts)
+        nonempty(counts, 'pass samples of every class, or missing="skip"')
     present = (counts > 0).nonzero().flatten()
     if len(present) < 2:
         raise checks.InputError(
@@ -119,9 +119,9 @@ def measured(counts, missing):
     return present
 
 
-def nonempty(counts):
-    """Raise :class:`~nclib.checks.InputError` if a class has no sample."""
-    checks.class_counts(torch.repeat_interleave(counts.cpu()), len(counts))
+def nonempty(counts, hint="pass samples of every class"):
+    """Raise :class:`~nclib.checks.InputError` if a class has no sample; ``hint``: the way out."""
+    checks.class_counts(torch.repeat_interleave(counts.cpu()), len(counts), hint)
 
 
 def places(present, K):

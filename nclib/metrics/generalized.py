@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from nclib import checks, frames
-from nclib.metrics import margins
+from nclib.metrics import _rows, margins
 from nclib.metrics._classes import cdnv_by_class, squared_distances
 from nclib.metrics.geometry import class_means, etf_error, nc1
 from nclib.metrics.known_margins import best_known
@@ -103,8 +103,14 @@ def generalized_nc(
     labels = labels.to(raw.device)
     if bias is not None:
         bias = checks.vector("bias", bias, K).detach().double().to(raw.device)
-    labels, kept, dropped = _drop_empty(labels, K, notes)
-    K, d = len(kept), raw.shape[1]
+    counts = torch.bincount(labels, minlength=K)
+    kept, dropped = _rows.measured(counts, "skip"), (counts == 0).nonzero().flatten().tolist()
+    if dropped:
+        notes.append(
+            f"{len(dropped)} of {K} classes have no sample: dropped from means, hulls and K"
+        )
+    labels = _rows.places(kept, K)[labels]
+    K, d, kept = len(kept), raw.shape[1], kept.cpu()
     if exact_classes is None:
         exact_classes = K if K <= EXACT_CLASSES else SAMPLED_CLASSES
     raw_weight = raw_weight[kept].double().to(raw.device)
@@ -176,22 +182,6 @@ def _notes(**tensors):
 
 def _is_half(value):
     return getattr(value, "dtype", None) in (torch.float16, torch.bfloat16, np.dtype(np.float16))
-
-
-def _drop_empty(labels, K, notes):
-    """Labels renumbered over the classes that occur, those classes, and the ones dropped."""
-    counts = torch.bincount(labels, minlength=K)
-    kept = counts.nonzero().flatten()
-    dropped = (counts == 0).nonzero().flatten().tolist()
-    if len(kept) < 2:
-        raise checks.InputError(f"only {len(kept)} of {K} classes has samples; at least 2 must")
-    if dropped:
-        notes.append(
-            f"{len(dropped)} of {K} classes have no sample: dropped from means, hulls and K"
-        )
-    renumber = torch.full((K,), -1, dtype=torch.int64, device=labels.device)
-    renumber[kept] = torch.arange(len(kept), device=labels.device)
-    return renumber[labels], kept.cpu(), dropped
 
 
 def _margins(W, means, kept, notes, *, exact_classes, tol):

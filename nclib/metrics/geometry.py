@@ -86,7 +86,7 @@ def frame_distances(means, *, centre=True):
 
 
 @exact
-def trace_ratio(features, labels, K=None):
+def trace_ratio(features, labels):
     """``tr Σ_W / tr Σ_B`` of ``features (N, d)``, ``labels (N,)``; a float ≥ 0, without 1/K.
 
     Σ_W = (1/N) Σ (h - μ_k)(h - μ_k)ᵀ over samples, Σ_B = (1/K) Σ (μ_k - μ)(μ_k - μ)ᵀ with μ the
@@ -95,7 +95,7 @@ def trace_ratio(features, labels, K=None):
     class.  Claim 5.E10 (NC1~ of Tirer, Huang & Niles-Weed 2023).
     """
     features = _rows("features", features, 1)
-    labels, K = checks.labels(labels, K, length=len(features))
+    labels, K = checks.labels(labels, length=len(features))
     checks.class_counts(labels, K)
     means, _ = class_means(features, labels, K)
     between = float(centred(means).square().sum()) / K

@@ -81,13 +81,12 @@ def unit_rows(name, weight, *, minimum_rows=2):
     return torch.nn.functional.normalize(weight / largest, dim=1)
 
 
-def one_vs_rest(weight, *, tol=1e-9, classes=None, normalize=True):
+def one_vs_rest(weight, *, tol=1e-9):
     """Certified distances of each row to the convex hull of the others, spec 3.1.
 
-    ``weight`` (K, d), any float type; rows are normalised unless ``normalize=False``.  Returns
-    float64 ``(K, 2)``, or ``(len(classes), 2)``: columns lower and upper bound, ``upper - lower <=
-    tol``, rounding included.  Duplicate rows have distance 0 and cause a warning that names them;
-    half precision is upcast with a warning, because it moves the rows by up to 1e-2.
+    ``weight`` (K, d), any float type.  Returns float64 ``(K, 2)``: lower and upper bound, ``upper -
+    lower <= tol``, rounding included.  Duplicate rows have distance 0 and cause a warning that
+    names them; half precision is upcast with a warning, because it moves the rows by up to 1e-2.
     """
     kind = str(getattr(weight, "dtype", ""))
     if kind.endswith("float16"):
@@ -96,26 +95,21 @@ def one_vs_rest(weight, *, tol=1e-9, classes=None, normalize=True):
             "pass the float32 weights",
             stacklevel=2,
         )
-    return torch.stack(
-        _bounds(hull_projections(weight, tol=tol, classes=classes, normalize=normalize)), 1
-    )
-
-
-def _bounds(found):
+    found = hull_projections(weight, tol=tol)
     if found.duplicates:
         warnings.warn(
             f"weight has duplicate rows (classes {_some(found.duplicates)}): their margin is 0",
-            stacklevel=3,
+            stacklevel=2,
         )
-    return found.lower, found.upper
+    return torch.stack([found.lower, found.upper], 1)
 
 
-def optimal_features(weight, *, tol=1e-9):
+def optimal_features(weight):
     """The HardMax features ``u_k`` (K, d) of a fixed classifier (claim 4.G4), unit rows.
 
     Duplicate rows have none and are refused with their numbers.
     """
-    found = hull_projections(weight, tol=tol)
+    found = hull_projections(weight)
     if found.duplicates:
         raise checks.InputError(
             f"classes {_some(found.duplicates)} have duplicate rows: their margin is 0 and no "
@@ -124,19 +118,27 @@ def optimal_features(weight, *, tol=1e-9):
     return found.direction
 
 
-def rattlers(weight, *, tol=1e-8):
-    """Classes with ``dist_k > rho + tol`` (claim 4.G5), ascending list."""
-    distance = hull_projections(weight, tol=min(1e-9, tol)).distance
-    return (distance > distance.min() + tol).nonzero().flatten().tolist()
+def rattlers(weight):
+    """Classes with ``dist_k > rho + 1e-8`` (claim 4.G5), ascending list."""
+    distance = hull_projections(weight).distance
+    return (distance > distance.min() + 1e-8).nonzero().flatten().tolist()
 
 
-def hard_margin(weight, features, labels=None, *, normalize=True):
+def hard_margin(weight, features, labels=None):
     """``m(W, H) = min_i min_{j != y_i} <w_{y_i} - w_j, h_i>``, the negative HardMax loss.
 
     ``features`` (N, d) with ``labels`` (N,); without labels row k belongs to class k.  Both are
-    row-normalised unless ``normalize=False``.  Never exceeds ``rho(W)`` for unit rows (4.G2).
+    row-normalised first.  Never exceeds ``rho(W)`` (4.G2).
     """
-    weight, features, labels = _pairs(weight, features, labels, normalize)
+    weight = unit_rows("weight", weight)
+    features = unit_rows("features", features, minimum_rows=1)
+    if features.shape[1] != weight.shape[1]:
+        raise checks.InputError(
+            f"features have {features.shape[1]} columns but weight has {weight.shape[1]}"
+        )
+    labels = torch.arange(len(weight)) if labels is None else labels
+    labels, _ = checks.labels(labels, len(weight), length=len(features))
+    weight, labels = weight.to(features.device), labels.to(features.device)
     return min(
         float((own - rival).min()) for own, rival in _own_and_rival(weight, features, labels)
     )
@@ -163,7 +165,7 @@ def min_angle(weight):
     return float(smallest)
 
 
-def hull_projections(weight, *, tol=1e-9, classes=None, normalize=True):
+def hull_projections(weight, *, tol=1e-9, classes=None):
     """:class:`OneVsRest` of all rows, or of those listed in ``classes``.
 
     Active-set quadratic programmes on the nearest rows, checked against all rows and extended by
@@ -171,19 +173,15 @@ def hull_projections(weight, *, tol=1e-9, classes=None, normalize=True):
     solved again by Wolfe's min-norm-point algorithm.
     """
     tol = checks.real("tol", tol, at_least=1e-12)
-    if normalize:
-        weight = unit_rows("weight", weight)
-    else:
-        weight = checks.matrix("weight", weight, dtype=torch.float64).detach()
-        if weight.shape[0] < 2:
-            raise checks.InputError(f"weight needs at least 2 rows, got {tuple(weight.shape)}")
-    rows = weight.cpu().numpy()
-    classes = _class_list(classes, len(rows))
-    results = [_project_row(rows, int(k), tol) for k in classes]
+    rows = unit_rows("weight", weight).cpu().numpy()
+    classes, _ = checks.labels(
+        torch.arange(len(rows)) if classes is None else classes, len(rows), name="classes"
+    )
+    results = [_project_row(rows, int(k), tol) for k in classes.tolist()]
     lower, upper, nearest, direction = (
         torch.from_numpy(np.stack(r)) for r in zip(*results, strict=True)
     )
-    return OneVsRest(torch.as_tensor(classes), lower, upper, nearest, direction)
+    return OneVsRest(classes.cpu(), lower, upper, nearest, direction)
 
 
 def margin(weight, *, tol=1e-9, max_solves=None):
@@ -241,7 +239,7 @@ def _soft_pass(weight, features, classes, temperature, lower, upper):
 def _project_row(rows, k, tol):
     """``(lower, upper, p_k, u_k)`` of row k; raises when float64 cannot reach ``tol``."""
     K, d = rows.shape
-    pad = _rounding(d) * max(1.0, np.abs(rows).max())
+    pad = _rounding(d)
     target = rows[k]
     closeness = rows @ target - (rows * rows).sum(1) / 2  # order of Euclidean closeness
     closeness[k] = -np.inf
@@ -355,23 +353,6 @@ def _affine_minimum(vectors):
     return np.append(1 - weights.sum(), weights), h, abs(float(h @ first))
 
 
-def _pairs(weight, features, labels, normalize):
-    if normalize:
-        weight = unit_rows("weight", weight)
-        features = unit_rows("features", features, minimum_rows=1)
-    else:
-        weight = checks.matrix("weight", weight, dtype=torch.float64)
-        features = checks.matrix("features", features, dtype=torch.float64)
-    if features.shape[1] != weight.shape[1]:
-        raise checks.InputError(
-            f"features have {features.shape[1]} columns but weight has {weight.shape[1]}"
-        )
-    if labels is None:
-        labels = torch.arange(len(weight))
-    labels, _ = checks.labels(labels, len(weight), length=len(features))
-    return weight.to(features.device), features, labels.to(features.device)
-
-
 def _own_and_rival(weight, features, labels):
     """Tiles of ``(<w_y, h>, max_{j != y} <w_j, h>)``."""
     for rows in torch.arange(len(features)).split(_tile_rows(len(weight))):
@@ -380,13 +361,6 @@ def _own_and_rival(weight, features, labels):
         own = logits[at].clone()
         logits[at] = -torch.inf
         yield own, logits.amax(1)
-
-
-def _class_list(classes, K):
-    if classes is None:
-        return np.arange(K)
-    classes, _ = checks.labels(classes, K, name="classes")
-    return classes.cpu().numpy()
 
 
 def _tile_rows(K):

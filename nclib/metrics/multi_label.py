@@ -7,7 +7,7 @@ T = (I - 11ᵀ/K)/√(K-1).  All work is float64.
 """
 
 import warnings
-from functools import partial
+from dataclasses import dataclass
 from math import comb
 from typing import NamedTuple
 
@@ -55,91 +55,52 @@ class TagwiseFit(NamedTuple):
     sample_counts: torch.Tensor
 
 
+@dataclass(frozen=True)
 class LabelSetStatistics:
-    """Counts, means and scatter of the features of every label set, in one pass over the data.
+    """Counts, means and scatter of the features of every label set; see :meth:`of`.
 
-    Feed batches with :meth:`update`, join the statistics of parts with :meth:`merge`; the result
-    does not depend on how the data was cut.  Scatter is accumulated around running means, so
-    nothing cancels when features have collapsed.
-
-    Attributes: ``label_sets (R, K)`` bool, ``counts (R,)``, ``means (R, d)``, ``scatter (R,)`` with
+    ``label_sets (R, K)`` bool, ``counts (R,)``, ``means (R, d)``, ``scatter (R,)`` with
     ``Σ‖h - μ_S‖²``, ``within (d, d)``, the scatter matrix of all single-label samples, and
-    ``storage``, the coarsest precision in which features were stored.
+    ``storage``, the precision in which the features were stored.
     """
 
-    @exact
-    def __init__(self, num_classes, dim, *, device=None):
-        self.storage = Storage(0.0, 0.0)
-        self.K = checks.integer("num_classes", num_classes, 2)
-        self.dim = checks.integer("dim", dim)
-        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
-        self.label_sets = torch.zeros(0, self.K, dtype=torch.bool, device=device)
-        self.counts, self.scatter = zeros(0), zeros(0)
-        self.means, self.within = zeros(0, self.dim), zeros(self.dim, self.dim)
-        self._row = {}
+    label_sets: torch.Tensor
+    counts: torch.Tensor
+    means: torch.Tensor
+    scatter: torch.Tensor
+    within: torch.Tensor
+    storage: Storage
 
     @classmethod
+    @exact
     def of(cls, features, targets, *, precision=None):
-        """The statistics of features ``(N, d)`` with multi-hot targets ``(N, K)`` in memory."""
-        storage, features = Storage.of(features, precision), checks.matrix("features", features)
+        """The statistics of features ``(N, d)`` with multi-hot targets ``(N, K)``.
+
+        ``precision`` as in :func:`~nclib.metrics.nc_metrics`.  Scatter is that about the means:
+        nothing cancels when features have collapsed.
+        """
+        storage = Storage.of(features, precision)
+        features = checks.matrix("features", features).double()
         targets = checks.label_sets(targets)
-        found = cls(targets.shape[1], features.shape[1], device=features.device)
-        return found.update(features, targets, precision=storage)
-
-    @exact
-    def update(self, features, targets, *, precision=None):
-        """Add a batch; returns self.  ``precision`` as in :func:`~nclib.metrics.nc_metrics`."""
-        self.storage = self.storage.coarser(Storage.of(features, precision))
-        features = checks.matrix("features", features, columns=self.dim).to(self.means)
-        targets = checks.label_sets(targets, shape=(len(features), self.K)).to(features.device)
-        sets, inverse = _distinct(targets.bool())
-        counts = torch.bincount(inverse).to(features)
-        means = torch.zeros(len(sets), self.dim).to(features).index_add_(0, inverse, features)
-        means /= counts[:, None]
-        centred = features - means[inverse]
-        scatter = torch.zeros(len(sets)).to(features)
-        scatter.index_add_(0, inverse, centred.square().sum(1))
-        single = centred[targets.bool().sum(1) == 1]
-        return self._join(sets, counts, means, scatter, single.T @ single)
-
-    @exact
-    def merge(self, other):
-        """Add the statistics of another part of the data; returns self."""
-        if (self.K, self.dim) != (other.K, other.dim):
+        if len(targets) != len(features):
             raise checks.InputError(
-                f"cannot merge statistics of K={other.K}, d={other.dim} "
-                f"into K={self.K}, d={self.dim}"
+                f"targets must have shape {(len(features), targets.shape[1])}, got "
+                f"{tuple(targets.shape)}"
             )
-        self.storage = self.storage.coarser(other.storage)
-        return self._join(other.label_sets, other.counts, other.means, other.scatter, other.within)
+        checks.integer("num_classes", targets.shape[1], 2)
+        sets, inverse = targets.to(features.device).bool().unique(dim=0, return_inverse=True)
+        counts = torch.bincount(inverse).to(features)
+        sums = features.new_zeros(len(sets), features.shape[1]).index_add_(0, inverse, features)
+        means = sums / counts[:, None]
+        centred = features - means[inverse]
+        scatter = features.new_zeros(len(sets)).index_add_(0, inverse, centred.square().sum(1))
+        single = centred[sets[inverse].sum(1) == 1]
+        return cls(sets, counts, means, scatter, single.T @ single, storage)
 
-    def _join(self, sets, counts, means, scatter, within):
-        """Chan's update of counts, means and scatter, for all label sets at once."""
-        rows = self._rows(sets)
-        total = self.counts[rows] + counts
-        shift = means - self.means[rows]
-        weight = self.counts[rows] * counts / total
-        self.means[rows] += shift * (counts / total)[:, None]
-        self.scatter[rows] += scatter + weight * shift.square().sum(1)
-        moved = (weight.sqrt()[:, None] * shift)[sets.sum(1) == 1]
-        self.within += within + moved.T @ moved
-        self.counts[rows] = total
-        return self
-
-    def _rows(self, sets):
-        """Row of every label set, appending the new ones."""
-        keys = [row.tobytes() for row in np.packbits(sets.cpu().numpy(), axis=1)]
-        new = [i for i, key in enumerate(keys) if key not in self._row]
-        for i in new:
-            self._row[keys[i]] = len(self._row)
-
-        def grow(t):
-            return torch.cat([t, t.new_zeros(len(new), *t.shape[1:])])
-
-        self.label_sets = torch.cat([self.label_sets, sets[new].to(self.label_sets)])
-        self.counts, self.scatter = grow(self.counts), grow(self.scatter)
-        self.means = grow(self.means)
-        return torch.tensor([self._row[key] for key in keys], device=self.means.device)
+    @property
+    def K(self):
+        """Number of classes."""
+        return self.label_sets.shape[1]
 
     @property
     def multiplicities(self):
@@ -229,7 +190,7 @@ def statistics_metrics(statistics, weight, *, convention="clean", reference="mea
     """:func:`multi_label_metrics` from :class:`LabelSetStatistics`, without ``soft_iou``."""
     checks.choice("convention", convention, CONVENTIONS)
     checks.choice("reference", reference, ("means", "weight"))
-    K, d = statistics.K, statistics.dim
+    K, d = statistics.K, statistics.means.shape[1]
     weight = checks.matrix("weight", weight, rows=K, columns=d).to(statistics.means)
     if convention == "official":
         return _official(statistics, weight)
@@ -271,7 +232,7 @@ def tagwise_fit(statistics, m, *, weight=None):
         raise checks.InputError(f"no label sets of multiplicity m={m} >= 2; present: {present}")
     if weight is None:
         return _fit(statistics, m, _centred(statistics.class_means))
-    weight = checks.matrix("weight", weight, rows=statistics.K, columns=statistics.dim)
+    weight = checks.matrix("weight", weight, rows=statistics.K, columns=statistics.means.shape[1])
     return _fit(statistics, m, _centred(weight.to(statistics.means)))
 
 
@@ -285,15 +246,6 @@ def soft_iou(logits, targets):
     targets = checks.label_sets(targets, shape=tuple(logits.shape)).to(logits)
     mass, sizes = (torch.softmax(logits, 1) * targets).sum(1), targets.sum(1).long()
     return {m: float(mass[sizes == m].mean()) for m in sorted(set(sizes.tolist()))}
-
-
-def _distinct(sets):
-    """Distinct rows of a bool matrix and the index of every row among them."""
-    packed = np.packbits(sets.cpu().numpy(), axis=1)
-    codes = np.ascontiguousarray(packed).view(f"V{packed.shape[1]}").ravel()
-    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
-    first, inverse = (torch.from_numpy(index).to(sets.device) for index in (first, inverse))
-    return sets[first], inverse
 
 
 def _centred(rows):

@@ -117,9 +117,3 @@ def shrink(png, texts=None):
     result = io.BytesIO()
     image.save(result, format="png", optimize=True, pnginfo=metadata)
     return result.getvalue()
-
-
-def table_of(path):
-    """The checksum of the table that the PNG at ``path`` was drawn from, or ``None``."""
-    with Image.open(path) as image:
-        return image.info.get("Table")

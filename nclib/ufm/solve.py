@@ -338,9 +338,9 @@ class Best:
     values: torch.Tensor
     points: dict
 
-    def share(self, value, tolerance=1e-6):
-        """Share of the starts that ended at most ``tolerance`` above ``value``."""
-        return float((self.values <= value + tolerance).double().mean())
+    def share(self, value):
+        """Share of the starts that ended at most 1e-6 above ``value``."""
+        return float((self.values <= value + 1e-6).double().mean())
 
 
 def best(

@@ -65,14 +65,15 @@ def write_cifar(root, coarse):
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_fashion_mnist_is_laid_out_from_a_folder_of_idx_files(tmp_path, packed):
+def test_fashion_mnist_is_laid_out_from_a_folder_of_idx_files(tmp_path, monkeypatch, packed):
+    monkeypatch.setenv("NCLIB_DATA", str(tmp_path / "root"))
     write_idx(tmp_path / "source", packed)
-    data.fetch("fashion_mnist", root=tmp_path / "root", source=tmp_path / "source")
+    data.fetch("fashion_mnist", source=tmp_path / "source")
     assert (tmp_path / "root/FashionMNIST/raw/train-images-idx3-ubyte").exists()
-    train, test = data.load("fashion_mnist", root=tmp_path / "root", train_per_class=3)
+    train, test = data.load("fashion_mnist", train_per_class=3)
     assert tuple(train.inputs.shape) == (30, 1, 28, 28)
     assert len(test) == 10
-    assert data.check("fashion_mnist", root=tmp_path / "root").startswith("fashion_mnist: 40")
+    assert data.check("fashion_mnist").startswith("fashion_mnist: 40")
 
 
 @pytest.mark.parametrize("coarse", [False, True])
@@ -83,47 +84,53 @@ def test_cifar_is_read_in_torchvisions_layout(tmp_path, monkeypatch, coarse):
     monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr(datasets.CIFAR10, "_load_meta", lambda self: None)
     write_cifar(tmp_path, coarse)
-    train, test = data.load("cifar100" if coarse else "cifar10", root=tmp_path)
+    monkeypatch.setenv("NCLIB_DATA", str(tmp_path))
+    train, test = data.load("cifar100" if coarse else "cifar10")
     assert tuple(train.inputs.shape) == ((20 if coarse else 100), 3, 32, 32)
     assert torch.allclose(train.inputs.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
     assert train.num_classes == (100 if coarse else 10)
 
 
-def test_a_missing_set_says_how_to_fetch_it_and_where_it_belongs(tmp_path):
+def test_a_missing_set_says_how_to_fetch_it_and_where_it_belongs(tmp_path, monkeypatch):
+    monkeypatch.setenv("NCLIB_DATA", str(tmp_path))
     for name, folder in (("fashion_mnist", "FashionMNIST/raw"), ("cifar10", "cifar-10-batches-py")):
         with pytest.raises(ValueError, match=f"nclib data fetch {name}.*{folder}"):
-            data.load(name, root=tmp_path)
+            data.load(name)
     with pytest.raises(ValueError, match="dataset must be one of digits, mnist"):
         data.load("imagenet")
 
 
-def test_a_truncated_file_is_reported(tmp_path):
+def test_a_truncated_file_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setenv("NCLIB_DATA", str(tmp_path))
     write_idx(tmp_path / "source", False)
-    data.fetch("fashion_mnist", root=tmp_path, source=tmp_path / "source")
+    data.fetch("fashion_mnist", source=tmp_path / "source")
     path = tmp_path / "FashionMNIST/raw/train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ValueError, match="fashion_mnist is damaged .*fetch it again"):
-        data.load("fashion_mnist", root=tmp_path)
+        data.load("fashion_mnist")
 
 
-def test_an_incomplete_source_is_named(tmp_path):
+def test_an_incomplete_source_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("NCLIB_DATA", str(tmp_path))
     write_idx(tmp_path / "source", False)
     (tmp_path / "source/t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(ValueError, match="holds neither t10k-labels-idx1-ubyte.gz nor"):
-        data.fetch("fashion_mnist", root=tmp_path, source=tmp_path / "source")
+        data.fetch("fashion_mnist", source=tmp_path / "source")
 
 
 def test_crop_and_flip_moves_pixels_and_nothing_else():
     images = torch.arange(2 * 3 * 6 * 6, dtype=torch.float32).reshape(2, 3, 6, 6) + 1
-    same = data.crop_and_flip(images, torch.Generator().manual_seed(0), pad=0)
-    for out, image in zip(same, images, strict=True):
-        assert torch.equal(out, image) or torch.equal(out, image.flip(2))
-    g = torch.Generator().manual_seed(1)
-    moved = data.crop_and_flip(images.repeat(50, 1, 1, 1), g, pad=2)
+    many = images.repeat(50, 1, 1, 1)
+    moved = data.crop_and_flip(many, torch.Generator().manual_seed(1))
     assert moved.shape == (100, 3, 6, 6)
-    for out, image in zip(moved, images.repeat(50, 1, 1, 1), strict=True):
+    for out, image in zip(moved, many, strict=True):
         assert set(out.unique().tolist()) <= set(image.unique().tolist()) | {0.0}
-    again = data.crop_and_flip(images.repeat(50, 1, 1, 1), torch.Generator().manual_seed(1), pad=2)
+    padded = torch.nn.functional.pad(many, (4, 4, 4, 4))
+    windows = padded.unfold(2, 6, 1).unfold(3, 6, 1)  # (B, C, 9, 9, 6, 6)
+    for out, own in zip(moved, windows, strict=True):
+        places = own.permute(1, 2, 0, 3, 4).flatten(0, 1)
+        assert any(torch.equal(out, place) or torch.equal(out, place.flip(2)) for place in places)
+    again = data.crop_and_flip(many, torch.Generator().manual_seed(1))
     assert torch.equal(moved, again)
 
 

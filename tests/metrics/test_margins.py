@@ -129,20 +129,17 @@ def test_nearly_equal_rows(angle, position):
     edge, to = points[2] - points[1], points[0] - points[1]
     share = min(max(to @ edge / (edge @ edge), 0), 1)
     expected = float(np.sqrt(((to - share * edge) ** 2).sum()))
-    low, high = margins.one_vs_rest(points.astype(np.float64), classes=[0], tol=1e-12)[0]
+    low, high = margins.one_vs_rest(points.astype(np.float64), tol=1e-12)[0]
     assert high - low <= 1e-12
     assert low - 1e-15 <= expected <= high + 1e-15
 
 
-def test_raw_rows_and_selected_classes():
+def test_selected_classes():
     weight = gaussian(6, 3)
-    raw = margins.one_vs_rest(weight, normalize=False)
-    unit = margins.one_vs_rest(margins.unit_rows("weight", weight))
-    assert not torch.allclose(raw, unit)
-    doubled = margins.one_vs_rest(2 * weight, normalize=False)
-    torch.testing.assert_close(doubled, 2 * raw, atol=1e-9, rtol=0)
-    chosen = margins.one_vs_rest(weight, classes=[4, 1])
-    torch.testing.assert_close(chosen, unit[[4, 1]], atol=1e-12, rtol=0)
+    chosen = margins.hull_projections(weight, classes=[4, 1])
+    every = margins.hull_projections(weight)
+    torch.testing.assert_close(chosen.distance, every.distance[[4, 1]], atol=1e-12, rtol=0)
+    torch.testing.assert_close(chosen.nearest, every.nearest[[4, 1]], atol=1e-9, rtol=0)
 
 
 def test_duplicates_have_margin_zero_and_are_named():
@@ -198,14 +195,6 @@ def test_hard_margin_by_brute_force_and_its_bound():
     assert brute <= rho
     best = margins.hard_margin(weight, margins.optimal_features(weight))
     assert best == pytest.approx(rho, abs=1e-12)
-    brute = min(
-        float((weight[y] - weight[j]) @ features[i])
-        for i, y in enumerate(labels.tolist())
-        for j in range(7)
-        if j != y
-    )
-    raw = margins.hard_margin(weight, features, labels, normalize=False)
-    assert raw == pytest.approx(brute, abs=1e-14)
 
 
 def test_angles():
@@ -262,7 +251,7 @@ def test_bad_input():
         with pytest.raises(checks.InputError, match="tol"):
             margins.one_vs_rest(good, tol=tol)
     with pytest.raises(checks.InputError, match="classes"):
-        margins.one_vs_rest(good, classes=[4])
+        margins.hull_projections(good, classes=[4])
     with pytest.raises(checks.InputError, match="columns"):
         margins.hard_margin(good, gaussian(4, 2))
     with pytest.raises(checks.InputError, match="max_solves"):

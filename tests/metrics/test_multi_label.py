@@ -19,6 +19,7 @@ from nclib.metrics.multi_label import (
     tagwise_fit,
 )
 from nclib.results.multi_label import theory
+from tests.bank import turned
 
 
 def sample(seed=0, K=4, d=6, counts=((1, 5), (2, 3), (3, 2)), noise=0.5, shift=2.0):
@@ -122,7 +123,7 @@ def test_unobserved_label_sets_are_skipped():
 
 def test_zero_at_the_exact_optimum():
     exact = theory.optimum(K=6, counts={1: 3, 2: 2, 3: 1}, lambda_w=1e-3, lambda_h=1e-4)
-    made = theory.configuration(exact, d=9, generator=torch.Generator().manual_seed(0))
+    made = turned(theory.configuration(exact), 9, torch.Generator().manual_seed(0))
     n = made.sample_counts.long()
     features = made.features.repeat_interleave(n, 0) + 3.0  # a common shift changes nothing
     found = multi_label_metrics(features, made.targets.repeat_interleave(n, 0), made.weight)
@@ -193,36 +194,10 @@ def test_invariances(seed, order):
         assert flat(geometry) == pytest.approx(flat(expected), rel=1e-8)
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.integers(1, 60), st.booleans())
-def test_statistics_do_not_depend_on_batches_or_merging(batch, merge):
-    features, targets, weight = sample(2)
-    whole = LabelSetStatistics.of(features, targets)
-    parts = LabelSetStatistics(4, 6)
-    for start in range(0, len(features), batch):
-        piece = features[start : start + batch], targets[start : start + batch]
-        if merge:
-            parts.merge(LabelSetStatistics.of(*piece))
-        else:
-            parts.update(*piece)
-    for m in (1, 2, 3):
-        a, b = whole.rows(m), parts.rows(m)
-        assert torch.equal(whole.label_sets[a], parts.label_sets[b])
-        assert torch.equal(whole.counts[a], parts.counts[b])
-        assert torch.allclose(whole.means[a], parts.means[b], rtol=0, atol=1e-12)
-        assert torch.allclose(whole.scatter[a], parts.scatter[b], rtol=0, atol=1e-11)
-    assert torch.allclose(whole.within, parts.within, rtol=0, atol=1e-11)
-    assert flat(statistics_metrics(parts, weight)) == pytest.approx(
-        flat(statistics_metrics(whole, weight)), rel=1e-9
-    )
-
-
 def test_collapsed_features_far_from_zero_do_not_cancel():
     features, targets, weight = sample(1, noise=1e-7, shift=1e3)
     expected = brute_force(features - 1e3, targets, weight)["nc1_ratio"]
-    found = LabelSetStatistics(4, 6)
-    for rows in np.array_split(np.arange(len(features)), 9):
-        found.update(features[rows], targets[rows])
+    found = LabelSetStatistics.of(features, targets)
     ratio = statistics_metrics(found, weight)["nc1_ratio"]
     assert ratio == pytest.approx(expected, rel=1e-4)
 
@@ -406,5 +381,5 @@ def test_other_bad_input():
     found = LabelSetStatistics.of(features, targets)
     with pytest.raises(InputError, match=r"present: \[2, 3\]"):
         tagwise_fit(found, 4)
-    with pytest.raises(InputError, match="cannot merge"):
-        found.merge(LabelSetStatistics(4, 5))
+    with pytest.raises(InputError, match=r"targets must have shape \(\d+, 4\)"):
+        LabelSetStatistics.of(features[:-1], targets)

@@ -19,15 +19,15 @@ from nclib.metrics.known_margins import gold_degree
 GOLDEN = (1 + sqrt(5)) / 2
 
 
-def orthogonal_simplices(sizes, d=None):
+def orthogonal_simplices(sizes):
     """Regular simplices with ``sizes`` vertices in mutually orthogonal subspaces.
 
-    They need ``sum(m - 1 for m in sizes)`` dimensions; ``d`` pads with zeros.  For
-    ``d + 2 <= K <= 2 d`` each such code has margin 1 exactly (claim 4.G3).
+    They need ``sum(m - 1 for m in sizes)`` dimensions.  For ``d + 2 <= K <= 2 d`` each
+    such code has margin 1 exactly (claim 4.G3).
     """
     sizes = [checks.integer("a simplex size", m, 2) for m in sizes]
     blocks = [frames.simplex_etf(m).numpy() for m in sizes]
-    return _pad(block_diag(*blocks), d)
+    return _rows(block_diag(*blocks))
 
 
 def pentagonal_bipyramid():
@@ -82,18 +82,18 @@ def e8_roots():
     return _rows(np.concatenate([_root_system_d(8), np.array(half) / 2]))
 
 
-def derived(code, cosine, vertex=0):
-    """The words at ``cosine`` from word ``vertex``, projected on its complement (d - 1).
+def derived(code, cosine):
+    """The words at ``cosine`` from the first word, projected on its complement (d - 1).
 
     Applied to a sharp code this gives the next one: (240, 8) -> (56, 7) -> (27, 6) -> (16, 5) ->
     (10, 4), each at the largest cosine c of the code before and with new largest cosine
     ``c / (1 + c)``.
     """
     code = checks.matrix("code", code, dtype=torch.float64).numpy()
-    centre = code[vertex]
+    centre = code[0]
     chosen = code[np.abs(code @ centre - cosine) < 1e-9]
     if not len(chosen) or not abs(cosine) < 1:
-        raise checks.InputError(f"no word of the code has cosine {cosine} with word {vertex}")
+        raise checks.InputError(f"no word of the code has cosine {cosine} with the first one")
     return _rows(chosen @ null_space(centre[None]))
 
 
@@ -192,8 +192,7 @@ def _rows(matrix):
 
 def _pad(matrix, d):
     used = matrix.shape[1]
-    d = used if d is None else checks.integer("d", d)
-    if d < used:
+    if checks.integer("d", d) < used:
         raise checks.InputError(f"this code needs d >= {used} dimensions, got d={d}")
     return _rows(np.pad(matrix, ((0, 0), (0, d - used))))
 

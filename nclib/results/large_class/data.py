@@ -11,7 +11,9 @@ from nclib import checks
 from nclib.deep import data as images
 from nclib.deep.data import Data
 
+CONTEXT, PER_WORD = 6, 5  # words before the one to predict; contexts of each balanced word
 MOTIONS = 12  # what `moved` does to each image
+NOISE = 0.5  # standard deviation of what `spoiled` adds
 DIGITS = 130  # digits of each kind to train on; the smallest kind then leaves 44 for the test
 SIMILAR = {  # data set -> four of its classes, of which the first two and the last two are alike
     "fashion_mnist": ((6, 0, 7, 9), ("shirt", "T-shirt", "sneaker", "boot")),
@@ -20,7 +22,7 @@ SIMILAR = {  # data set -> four of its classes, of which the first two and the l
 }
 
 
-def moved(name, *, per_class, test_per_class=20, seed=0):
+def moved(name, *, per_class, test_per_class, seed=0):
     """``(train, test)`` with 120 real classes: ten kinds of images times twelve motions.
 
     Class ``10 m + k`` is kind k under motion m: a quarter turn or none, the negative or not, and a
@@ -67,7 +69,7 @@ def similar_images(name, *, per_class=200, seed=0):
     return *parts, names
 
 
-def image_folder(path, *, size=50, test_share=0.1, seed=0):
+def image_folder(path, *, size, test_share, seed=0):
     """``(train, test)`` of a folder with one sub-folder of images per class, as uint8 tensors.
 
     For face identities and the like: images are resized and cropped to ``size`` pixels and kept as
@@ -113,15 +115,15 @@ def words():
     return re.findall(r"[a-z]+|[.,;:()]", text.lower())
 
 
-def next_words(tokens, *, vocabulary, context=6):
-    """Next-word prediction as it is: contexts ``(N, context)`` of word ids, the word that follows.
+def next_words(tokens, *, vocabulary):
+    """Next-word prediction as it is: contexts ``(N, CONTEXT)`` of word ids, the word that follows.
 
     Classes 0..K-1 are the ``vocabulary`` most frequent words; rarer words keep their ids in
     contexts but are never a target.  Classes are very unequal, and the same context may be followed
     by different words: two hypotheses of the theory fail.
     """
     K = checks.integer("vocabulary", vocabulary, 2)
-    windows = _windows(tokens, context)
+    windows = _windows(tokens)
     checks.require(
         int(windows.max()) + 1 >= K,
         f"the text has {int(windows.max()) + 1} different words, vocabulary={K} were asked for",
@@ -130,43 +132,45 @@ def next_words(tokens, *, vocabulary, context=6):
     return Data("text as it is", windows[:, :-1].clone(), windows[:, -1].clone(), K)
 
 
-def balanced_words(tokens, *, vocabulary, per_word=5, context=6, seed=0):
-    """The same with the hypotheses of the theory: ``per_word`` contexts of each of K words.
+def balanced_words(tokens, *, vocabulary, seed=0):
+    """The same with the hypotheses of the theory: ``PER_WORD`` contexts of each of K words.
 
     Only contexts that occur with a single follower count, each once; the K words are the most
     frequent ones that have enough of them.
     """
     K = checks.integer("vocabulary", vocabulary, 2)
-    windows = _windows(tokens, context).unique(dim=0)
+    windows = _windows(tokens).unique(dim=0)
     _, which, followers = windows[:, :-1].unique(dim=0, return_inverse=True, return_counts=True)
     windows = windows[followers[which] == 1]
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
     windows = windows[order]
     targets = windows[:, -1]
-    chosen = (torch.bincount(targets) >= per_word).nonzero().flatten()[:K]
+    chosen = (torch.bincount(targets) >= PER_WORD).nonzero().flatten()[:K]
     checks.require(
         len(chosen) == K,
-        f"only {len(chosen)} words have {per_word} unambiguous contexts, vocabulary={K} were asked "
+        f"only {len(chosen)} words have {PER_WORD} unambiguous contexts, vocabulary={K} were asked "
         "for",
     )
-    rows = torch.cat([windows[targets == word][:per_word] for word in chosen])
+    rows = torch.cat([windows[targets == word][:PER_WORD] for word in chosen])
     labels = (rows[:, -1:] == chosen).long().argmax(1)
     return Data("balanced contexts", rows[:, :-1].clone(), labels, K)
 
 
-def _windows(tokens, context):
-    """All ``(N, context + 1)`` runs of word ids, the most frequent word having id 0."""
-    if len(tokens) <= checks.integer("context", context) + 1:
-        raise checks.InputError(f"a text of {len(tokens)} words is too short for context={context}")
+def _windows(tokens):
+    """All ``(N, CONTEXT + 1)`` runs of word ids, the most frequent word having id 0."""
+    if len(tokens) <= CONTEXT + 1:
+        raise checks.InputError(
+            f"a text of {len(tokens)} words is too short for contexts of {CONTEXT}"
+        )
     index = {word: i for i, (word, _) in enumerate(Counter(tokens).most_common())}
-    return torch.tensor([index[word] for word in tokens]).unfold(0, context + 1, 1)
+    return torch.tensor([index[word] for word in tokens]).unfold(0, CONTEXT + 1, 1)
 
 
-def spoiled(data, *, noise=0.5, seed=0):
+def spoiled(data, *, seed=0):
     """The same classes out of distribution: images ``(N, C, H, W)`` blurred 3 x 3, with noise."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.nn.functional.avg_pool2d(data.inputs, 3, stride=1, padding=1)
-    inputs = inputs + noise * torch.randn(inputs.shape, generator=generator).to(inputs)
+    inputs = inputs + NOISE * torch.randn(inputs.shape, generator=generator).to(inputs)
     return Data(f"{data.name}, spoiled", inputs, data.labels, data.num_classes)
 
 

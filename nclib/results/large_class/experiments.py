@@ -105,18 +105,18 @@ def searches(sizes, *, seed=0, starts=None):
     return pd.DataFrame([searched(K, d, seed=seed, starts=starts) for K, d in sizes])
 
 
-def moved_features(code, *, size=1e-3, draws=200, seed=0):
-    """How the hard margin reacts when the features of one class are moved by ``size`` (4.G4).
+def moved_features(code, *, seed=0):
+    """How the hard margin reacts when the features of one class are moved by 1e-3 (4.G4).
 
-    Largest loss over random directions for a rattler, smallest *average* loss for a tight class:
-    ``{"rattler": ..., "tight": ...}``.
+    Of 200 random directions, the largest loss for a rattler, the smallest *average* loss for a
+    tight class: ``{"rattler": ..., "tight": ...}``.
     """
     found = margins.hull_projections(code)
     margin = float(found.distance.min())
     generator, losses = torch.Generator().manual_seed(seed), []
     for k in range(len(code)):
-        noise = torch.randn(draws, code.shape[1], generator=generator, dtype=torch.float64)
-        moved = normalize(found.direction[k] + size * normalize(noise, dim=1), dim=1)
+        noise = torch.randn(200, code.shape[1], generator=generator, dtype=torch.float64)
+        moved = normalize(found.direction[k] + 1e-3 * normalize(noise, dim=1), dim=1)
         others = torch.cat([code[:k], code[k + 1 :]])
         reached = (moved @ code[k])[:, None] - moved @ others.T
         losses.append((margin - reached.amin(1)).clamp(min=0))
@@ -167,12 +167,12 @@ def certificate(classifier, *, tol=1e-6):
     return found | {"one_vs_one": one_vs_one, "solved": bracket.solved}
 
 
-def lone_rows(weight, *, cosine=0.9):
+def lone_rows(weight):
     """``{"twins", "margin", "random"}`` of a large head: how many rows have a twin (a cosine of 1),
-    the margin of the rows without any closer than ``cosine``, and of as many random rows."""
+    the margin of the rows without any at a cosine above 0.9, and of as many random rows."""
     unit = margins.unit_rows("weight", weight)
     rival = torch.cat([(rows @ unit.T).topk(2)[0][:, 1] for rows in unit.split(1000)])
-    alone = unit[rival < cosine]
+    alone = unit[rival < 0.9]
     others = random_classifier(*alone.shape)
     found = [margins.margin(rows, tol=1e-3, max_solves=80).upper for rows in (alone, others)]
     return {"twins": int((rival > 1 - 1e-9).sum()), "margin": found[0], "random": found[1]}
@@ -376,9 +376,10 @@ def load(name, *, per_class=None, seed=0, folder=None):
     """``(train, test)``: ``NAME x 12`` (see :func:`data.moved`), ``folder`` (images in one
     sub-folder per class), or a data set of :mod:`nclib.deep.data`."""
     if name.endswith(" x 12"):
-        return data.moved(name.removesuffix(" x 12"), per_class=per_class, seed=seed)
+        name = name.removesuffix(" x 12")
+        return data.moved(name, per_class=per_class, test_per_class=20, seed=seed)
     if name == "folder":
-        return data.image_folder(folder, seed=seed)
+        return data.image_folder(folder, size=50, test_share=0.1, seed=seed)
     return images.load(name, train_per_class=per_class, seed=seed)
 
 
@@ -409,18 +410,16 @@ def require(name, images_taken, *, folder="", architecture="mlp"):
         images.require(name, images_taken)
 
 
-def builder(architecture, part, dim, *, hidden=(256, 256), code=None):
+def builder(architecture, part, dim, *, hidden=(256, 256)):
     """A function ``momentum -> net`` for this data; ``momentum=None``: a learned cosine head."""
     checks.choice("architecture", architecture, ("mlp", "resnet18"))
     K, shape = part.num_classes, part.inputs.shape[1:]
     if architecture == "mlp":
         size = shape.numel()
-        return lambda momentum=None: nets.sphere_mlp(
-            size, dim, K, hidden=hidden, code=code, momentum=momentum
-        )
+        return lambda momentum=None: nets.sphere_mlp(size, dim, K, hidden=hidden, momentum=momentum)
 
     def build(momentum=None):
-        net = nets.sphere_resnet(dim, K, in_channels=shape[0], code=code, momentum=momentum)
+        net = nets.sphere_resnet(dim, K, in_channels=shape[0], momentum=momentum)
         if part.inputs.dtype == torch.uint8:
             net.backbone = torch.nn.Sequential(nets.Standardize(part.inputs), net.backbone)
         return net
@@ -560,10 +559,11 @@ def learned_opposites(part, test, settings, *, temperature, seeds, hidden):
     return pd.DataFrame(rows)
 
 
+PER_CLASS, PRETRAIN_PER_CLASS, HIDDEN = 20, 100, (128, 128)  # of fine-tuning
 TUNINGS = ("plain", "probe first", "class means")
 
 
-def fine_tunings(name, settings, *, seeds, per_class=20, pretrain_per_class=100, hidden=(128, 128)):
+def fine_tunings(name, settings, *, seeds):
     """A net pretrained on five kinds of images times twelve motions, fine-tuned on the other five.
 
     Three ways, as published: a new head and everything trained (``plain``); first the new head
@@ -573,15 +573,15 @@ def fine_tunings(name, settings, *, seeds, per_class=20, pretrain_per_class=100,
     """
     rows, dim = [], 16
     for seed in seeds:
-        source, part, test = _transfer(name, per_class, pretrain_per_class, seed)
+        source, part, test = _transfer(name, seed)
         size = source.inputs.shape[1:].numel()
-        base = seeded(seed, nets.sphere_mlp, size, dim, source.num_classes, hidden=hidden)
+        base = seeded(seed, nets.sphere_mlp, size, dim, source.num_classes, hidden=HIDDEN)
         loss = nets.objective(nets.NormalizedSoftmax(0.1))
         train.fit(base, source, loss, settings, seed=seed, measure_at=())
         shifted = data.spoiled(test, seed=seed)
         for tuning in TUNINGS:
             momentum = 0.9 if tuning == "class means" else None
-            net = seeded(seed, nets.sphere_mlp, size, dim, 5, hidden=hidden, momentum=momentum)
+            net = seeded(seed, nets.sphere_mlp, size, dim, 5, hidden=HIDDEN, momentum=momentum)
             net.backbone.load_state_dict(base.backbone.state_dict())
             tune = recipe(epochs=settings.epochs, lr=settings.lr / 10, batch_size=25)
             if tuning == "probe first":
@@ -595,16 +595,16 @@ def fine_tunings(name, settings, *, seeds, per_class=20, pretrain_per_class=100,
     return pd.DataFrame(rows)
 
 
-def _transfer(name, per_class, pretrain_per_class, seed):
+def _transfer(name, seed):
     """Kinds 0-4 in all motions to pretrain on; some training and all test images of kinds 5-9."""
-    source = data.moved(name, per_class=pretrain_per_class, seed=seed)[0]
+    source = data.moved(name, per_class=PRETRAIN_PER_CLASS, test_per_class=20, seed=seed)[0]
     source = source.take(source.labels % 10 < 5)
     labels = source.labels // 10 * 5 + source.labels % 10
     source = images.Data(source.name, source.inputs, labels, 5 * data.MOTIONS)
     limit = data.DIGITS if name == "digits" else None
     parts = images.load(name, train_per_class=limit, seed=seed)
     generator, found = torch.Generator().manual_seed(seed), []
-    for part, n in zip(parts, (per_class, None), strict=True):
+    for part, n in zip(parts, (PER_CLASS, None), strict=True):
         part = part if n is None else part.per_class(n, generator=generator)
         part = part.take(part.labels >= 5)
         found.append(images.Data(part.name, part.inputs, part.labels - 5, 5))

@@ -50,9 +50,9 @@ def _circle(ax):
     ax.set_axis_off()
 
 
-def gallery(table, *, columns=5):
+def gallery(table):
     """Codes as points on the circle or sphere; rattlers are stars."""
-    names = list(table["code"].unique())
+    names, columns = list(table["code"].unique()), 5
     rows = -(-len(names) // columns)
     figure = plt.figure(figsize=(9.0, 0.4 + 2.5 * rows))
     for i, name in enumerate(names):
@@ -217,15 +217,15 @@ PANELS = (
 )
 
 
-def training(history, *, lines, hue="temperature", title="", panels=PANELS):
+def training(history, *, lines, hue="temperature", title=""):
     """GNC1, GNC2, GNC3 and accuracy against the epoch, one colour per ``hue``, bands over seeds.
 
     ``lines``: value -> text, levels in the panel of GNC2; the first is ``rho*``.
     """
-    figure, axes = style.grid(1, len(panels), width=2.5 * len(panels), height=2.9)
+    figure, axes = style.grid(1, len(PANELS), width=2.5 * len(PANELS), height=2.9)
     values = list(history[hue].unique())
     colors = sns.color_palette(style.SEQUENTIAL, len(values))
-    for ax, (column, text) in zip(axes, panels, strict=True):
+    for ax, (column, text) in zip(axes, PANELS, strict=True):
         for color, marker, value in zip(colors, MARKERS * 2, values, strict=False):
             own = history[history[hue] == value].groupby("epoch")[column]
             label = f"{value:g}" if isinstance(value, float) else str(value)
@@ -235,7 +235,7 @@ def training(history, *, lines, hue="temperature", title="", panels=PANELS):
         ax.set(xlabel="epoch", title=text)
         ax.set_xscale("symlog", linthresh=1)
         ax.xaxis.set_major_formatter("{x:.0f}")
-    for ax, (column, _) in zip(axes, panels, strict=True):
+    for ax, (column, _) in zip(axes, PANELS, strict=True):
         if column in ("gnc1", "gnc3"):
             ax.set_yscale("log")
     for i, (value, text) in enumerate(lines.items()):

@@ -147,12 +147,12 @@ def sphere_mlp(inputs, dim, num_classes, *, hidden=(256, 256), code=None, moment
     return net
 
 
-def sphere_resnet(dim, num_classes, *, in_channels=3, code=None, momentum=None):
+def sphere_resnet(dim, num_classes, *, in_channels=3, momentum=None):
     """ResNet-18 for small images, average pooling, a linear layer to ``dim`` without ReLU."""
     net = nets.resnet(18, num_classes, in_channels=in_channels)
     width = net.head.in_features
     net.backbone = nn.Sequential(net.backbone, nn.Linear(width, dim))
-    net.head = cosine_head(dim, num_classes, code=code, momentum=momentum)
+    net.head = cosine_head(dim, num_classes, momentum=momentum)
     return net
 
 

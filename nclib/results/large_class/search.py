@@ -190,13 +190,13 @@ def _estimates(W, H=None):
     return (own - _without_diagonal(logits).amax(2)).amin(1)
 
 
-def polish(weight, *, goal="margin", steps=60, trust=0.05, tol=1e-14):
+def polish(weight, *, goal="margin", steps=60, trust=0.05):
     """Local ascent by linear programmes; never returns a worse code.
 
     ``goal="margin"``: the exact ``rho(W)``.  Each step linearises the margins ``<w_k - w_j, h_k>``
     of the near-active pairs in tangent moves of W and H, with H the exact optimal features of W,
     inside a trust region.  ``goal="angle"``: ``1 - max cosine``, the Tammes problem.  It stops when
-    the linear programme predicts a gain below ``tol``: a first-order certificate of local
+    the linear programme predicts a gain below 1e-14: a first-order certificate of local
     optimality.
     """
     checks.choice("goal", goal, ("margin", "angle"))
@@ -209,7 +209,7 @@ def polish(weight, *, goal="margin", steps=60, trust=0.05, tol=1e-14):
         if gain is None:  # HiGHS gives up on some degenerate programmes; a smaller one is another
             trust /= 4
             continue
-        if gain < tol:
+        if gain < 1e-14:
             break
         candidate = torch.nn.functional.normalize(weight + torch.from_numpy(move), dim=1)
         reached, there = _state(candidate, goal)

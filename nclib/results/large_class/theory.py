@@ -160,12 +160,12 @@ def lowest_curvature(code, temperature):
     return float(values[torch.isin(torch.arange(len(values)), zero, invert=True)].min())
 
 
-def stable_phase(code, cold, warm, *, width=0.02):
+def stable_phase(code, cold, warm):
     """``(low, high)``: the temperatures at which ``code`` turns from a saddle into a minimum and
     back, by the sign of :func:`lowest_curvature`, near the guesses ``cold`` and ``warm``."""
 
     def edge(T):
-        ends = (1 - width) * T, (1 + width) * T
+        ends = 0.98 * T, 1.02 * T
         return brentq(lambda t: lowest_curvature(code, t), *ends, xtol=1e-7)
 
     return edge(cold), edge(warm)
@@ -203,7 +203,7 @@ def _log_softplus(x):
     return x if x < -36 else log(np.logaddexp(0.0, x))
 
 
-def approach_rate(weight, *, tol=1e-5, ridge=1e-7):
+def approach_rate(weight):
     """``(margin rate, value rate)``: how CE approaches its cold limit (this project, claim 4.G13).
 
     Near a cold optimum W with active pairs (k, j), moving rows by ``T x`` changes each margin by
@@ -217,14 +217,14 @@ def approach_rate(weight, *, tol=1e-5, ridge=1e-7):
     The first is 0 exactly when y is uniform over the active pairs.  This needs a rigid code: where
     optimal codes form a continuum (d + 2 <= K < 2 d) second-order moves matter and the approach is
     slower.  A rattler counts for nothing only where ``T`` is far below its ``dist_k - rho*``: .003
-    for (20, 3), so its limit is not seen at the temperatures of the notebook.  ``tol`` decides
-    which pairs are active; ``ridge`` |x|^2 / 2 keeps x bounded when W carries rounding errors.
+    for (20, 3), so its limit is not seen at the temperatures of the notebook.  Active are
+    pairs up to 1e-5; 1e-7 |x|^2 / 2 keeps x bounded when W carries rounding errors.
     """
     weight = margins.unit_rows("weight", weight)
     features = margins.optimal_features(weight)
     gaps = (features * weight).sum(1, keepdim=True) - features @ weight.T
     gaps.fill_diagonal_(torch.inf)
-    k, j = (gaps < gaps.min() + tol).nonzero(as_tuple=True)
+    k, j = (gaps < gaps.min() + 1e-5).nonzero(as_tuple=True)
 
     def change(weight_move, feature_move):
         move_w = weight_move - (weight_move * weight).sum(1, keepdim=True) * weight
@@ -234,7 +234,7 @@ def approach_rate(weight, *, tol=1e-5, ridge=1e-7):
 
     def smooth(**moves):
         size = sum(move.square().sum() for move in moves.values())
-        return torch.logsumexp(-change(**moves), 0) + ridge / 2 * size
+        return torch.logsumexp(-change(**moves), 0) + 1e-7 / 2 * size
 
     zero = {"weight_move": torch.zeros_like(weight), "feature_move": torch.zeros_like(weight)}
     found = solve.minimize(smooth, zero)

@@ -17,6 +17,7 @@ from nclib.deep import data as single
 from nclib.results.multi_label import theory
 
 RECIPES = ("mnist", "cifar", "grid")
+MAX_LABELS = 3  # of a house number
 SOURCES = ("digits", "fashion_mnist", "mnist", "cifar10", "svhn")
 _SOURCE_IMAGES = {"digits": 130}  # per class, of which training images are composed; else all
 
@@ -134,7 +135,7 @@ def load(source, *, half=False, seed=0):
     return tuple(half_size(part) if half else part for part in parts)
 
 
-def prepare(source, counts, test_counts, *, recipe="cifar", half=False, seed=0):
+def prepare(source, counts, test_counts, *, recipe, half=False, seed=0):
     """``(train, test)`` multi-label sets from a data set by name, one of :data:`SOURCES`.
 
     ``counts``, ``test_counts``: samples per label set by multiplicity, as in
@@ -257,7 +258,10 @@ def _draw(pools, S, n, generator):
 def _corners(recipe, m, n, h, generator):
     """Top-left corners ``(n, m, 2)`` of the m images of n samples."""
     k = max(1, h // 4)
-    draw = lambda *shape: torch.randint(0, k, shape, generator=generator)  # noqa: E731
+
+    def draw(*shape):
+        return torch.randint(0, k, shape, generator=generator)
+
     if m > 4:
         raise checks.InputError(f"at most 4 images fit on a canvas, got a label set of {m}")
     if m > 2 or recipe == "grid":
@@ -293,22 +297,20 @@ def _paste(images, picks, corners):
 # SVHN full numbers ------------------------------------------------------------------------------
 
 
-def svhn(root, split, *, size=32, max_labels=3, singles_per_class=None, seed=0):
+def svhn(root, split, *, singles_per_class=None, seed=0):
     """Street-view house numbers (format 1, full numbers) as a multi-label set of the digits 1-9.
 
     ``root/split`` (``split`` "train", "test" or "extra") holds ``1.png, 2.png, …`` and
     ``digitStruct.mat``.  As in the paper: numbers with a 0 are dropped, the label set is the
-    set of distinct digits (class k is digit k+1), sets above ``max_labels`` are dropped, and of
+    set of distinct digits (class k is digit k+1), sets above :data:`MAX_LABELS` are dropped, and of
     every digit at most ``singles_per_class`` images with that digit alone are kept (at random; the
-    paper's 543).  Images are resized to ``size`` × ``size``.  Needs the package h5py.
+    paper's 543).  Images are resized to 32 × 32.  Needs the package h5py.
     """
     checks.choice("split", split, ("train", "test", "extra"))
-    checks.integer("size", size)
-    checks.integer("max_labels", max_labels)
     folder = Path(root) / split
     every = [(n, sorted(set(digits))) for n, digits in read_digit_struct(_struct_file(root, split))]
     clean = [number for number in every if number[1] and 0 not in number[1]]
-    numbers = [number for number in clean if len(number[1]) <= max_labels]
+    numbers = [number for number in clean if len(number[1]) <= MAX_LABELS]
     left_out = f"{len(every) - len(clean)} with a 0, {len(clean) - len(numbers)} with more digits"
     if singles_per_class is not None:
         before = len(numbers)
@@ -318,12 +320,12 @@ def svhn(root, split, *, size=32, max_labels=3, singles_per_class=None, seed=0):
         left_out += f", {before - len(numbers)} singles"
     if not numbers:
         raise checks.InputError(
-            f"{folder} has no number without a 0 and with <= {max_labels} digits"
+            f"{folder} has no number without a 0 and with <= {MAX_LABELS} digits"
         )
     labels = torch.zeros(len(numbers), 9)
     for row, (_, digits) in enumerate(numbers):
         labels[row, [digit - 1 for digit in digits]] = 1.0
-    inputs = torch.stack([_read_image(folder / name, size) for name, _ in numbers])
+    inputs = torch.stack([_read_image(folder / name, 32) for name, _ in numbers])
     return MultiLabelData(f"SVHN {split}", inputs, labels, left_out)
 
 

@@ -154,9 +154,10 @@ def self_duality(*, seed=0, **case):
     return {"free_bias": free_bias, "self_dual": _largest(point["features"][:K] - aligned)}
 
 
-def single_factor(*, K=4, n=5, lambda_w=2e-3, lambda_h=5e-4):
+def single_factor():
     """``(s_1/α², √(λ_W/(λ_H n)))`` for single labels only, where the two are equal (3.L4)."""
-    one = theory.optimum(K=K, counts={1: n}, lambda_w=lambda_w, lambda_h=lambda_h)
+    n, lambda_w, lambda_h = 5, 2e-3, 5e-4
+    one = theory.optimum(K=4, counts={1: n}, lambda_w=lambda_w, lambda_h=lambda_h)
     return one.margins[1] / one.classifier_scale, (lambda_w / (lambda_h * n)) ** 0.5
 
 
@@ -192,12 +193,12 @@ def flat_directions(*, seed=0, **case):
 # Imbalance ----------------------------------------------------------------------------------------
 
 
-def multiplicity_imbalance(ratio, *, K=5, total=600, strength=1e-2, seed=0):
+def multiplicity_imbalance(ratio, *, seed=0):
     """Singles against pairs, each multiplicity balanced: ratio (n_1 over n_2, rounded), nc2,
     degrees, scale, scale_theory (claim 3.L6)."""
-    pairs = max(1, round(total / (1 + ratio)))
+    K, pairs = 5, max(1, round(600 / (1 + ratio)))
     counts = {1: max(1, round(ratio * pairs)), 2: pairs}
-    case = {"K": K, "counts": counts} | decays(K, counts, strength)
+    case = {"K": K, "counts": counts} | decays(K, counts, 1e-2)
     problem = theory.balanced(K, **case)
     point, _ = solved(problem, seed=seed, newton=2)
     metrics = _metrics(problem, point)
@@ -255,10 +256,10 @@ def imbalance(table, *, K, seed=0, **decay):
     return summary, sets
 
 
-def step_table(K=10, *, head=3100, tail=31, pairs=200):
-    """Singles of the first half of the classes frequent, of the other half rare; equal pairs."""
-    table = {(k,): head if k < K // 2 else tail for k in range(K)}
-    return table | dict.fromkeys(combinations(range(K), 2), pairs)
+def step_table():
+    """Singles of the first five of ten classes frequent, of the others rare; equal pairs."""
+    table = {(k,): 3100 if k < 5 else 31 for k in range(10)}
+    return table | dict.fromkeys(combinations(range(10), 2), 200)
 
 
 # Samples per pair of digits in SVHN's training set (multi-label paper), singles equalised at 543.
@@ -285,10 +286,10 @@ def svhn_table():
 # Frozen classifier, nonnegative features ----------------------------------------------------------
 
 
-def frozen_margins(*, K=10, counts=None, decay=1e-2 / 1900, seed=0):
+def frozen_margins(*, seed=0):
     """A frozen ETF classifier (claim 3.L20): value, ``(found, exact)``; by the optimiser counts,
     the change of s_1 when the pairs become as many more singles, and size, when N doubles."""
-    counts = counts or {1: 100, 2: 20}
+    K, decay, counts = 10, 1e-2 / 1900, {1: 100, 2: 20}
 
     def found(counts):
         exact = theory.frozen_optimum(K=K, counts=counts, lambda_h=decay)
@@ -311,7 +312,7 @@ STRONG = {"lambda_w": 5e-3, "lambda_h": 2e-4}
 ACROSS = ((4, {3: 1}), (3, {1: 1, 2: 1}), (5, {1: 1, 3: 1}), (5, {3: 1}), (6, {1: 1, 4: 1}))
 
 
-def nonnegative(K, counts, *, d=None, seed=0, **decays):
+def nonnegative(K, counts, *, seed=0, **decays):
     """The optimiser with nonnegative features, best of four starts, against the formula (3.L19):
     value ``(found, exact)``, tagwise and etf (largest deviations), certificate."""
     case = {"K": K, "counts": counts} | (decays or {"lambda_w": 2e-3, "lambda_h": 5e-4})
@@ -345,9 +346,10 @@ def nonnegative_exact(K, counts):
 KINDS = ("orthogonal frame", "explicit: axes of the classes outside", "optimiser")
 
 
-def nonnegative_alone(m, *, K=4, seed=0):
-    """Every m-subset once: rows kind, excess over the exact minimum, for the orthogonal frame, the
-    explicit point along the classes outside, and the optimiser."""
+def nonnegative_alone(m, *, seed=0):
+    """Every m-subset of four classes once: rows kind, excess over the exact minimum, for the
+    orthogonal frame, the explicit point along the classes outside, and the optimiser."""
+    K = 4
     case = {"K": K, "counts": {m: 1}} | STRONG
     exact = theory.nonnegative_optimum(**case).value
     problem = theory.balanced(K, **case, nonnegative=True)
@@ -373,20 +375,20 @@ def nonnegative_alone(m, *, K=4, seed=0):
     return [{"kind": kind, "excess": v - exact} for kind, v in zip(KINDS, values, strict=True)]
 
 
-def nonnegative_mixture(share, *, K=5, singles=100):
-    """Singles, and ``share`` times as many triples per set: rows t, weight of the subset sizes."""
-    counts = {1: singles, 3: max(1, round(share * singles))}
+def nonnegative_mixture(share):
+    """Singles of five classes, and ``share`` times as many triples per set: rows t, weight of the
+    subset sizes."""
+    K, counts = 5, {1: 100, 3: max(1, round(share * 100))}
     blocks = theory.nonnegative_optimum(K=K, counts=counts, **decays(K, counts, 2e-3)).blocks
     return [{"t": t, "weight": blocks.get(t, 0.0)} for t in range(1, K)]
 
 
-def leaves_tagwise(*, K=4, counts=None):
+def leaves_tagwise():
     """Relative squared residual of the triples from their tag-wise average at the minimum with as
     many singles as triples per set (claim 3.L21); 0 where the average is exact."""
-    exact = theory.nonnegative_optimum(K=K, counts=counts or {1: 1, 3: 1}, **STRONG)
+    exact = theory.nonnegative_optimum(K=4, counts={1: 1, 3: 1}, **STRONG)
     made = theory.configuration(exact)
-    m = max(exact.counts)
-    return tagwise_fit(LabelSetStatistics.of(made.features, made.targets), m).residual
+    return tagwise_fit(LabelSetStatistics.of(made.features, made.targets), 3).residual
 
 
 # The picture of three classes ---------------------------------------------------------------------
@@ -538,11 +540,11 @@ def scores(trained, test, *, unseen=(), **options):
     return pd.concat(tables, ignore_index=True)
 
 
-def group_angles(net, data, *, m=2):
-    """Mean angle of the m-label means to their tag-wise sum, by samples per label set: rows
+def group_angles(net, data):
+    """Mean angle of the pairs' means to their tag-wise sum, by samples per label set: rows
     samples, sets, ratio to the mean angle of all pairs (claim 3.L12 on a net).  More than six
     different counts are cut into thirds, named by their medians."""
-    fit = tagwise_fit(LabelSetStatistics.of(nets.outputs(net, data.inputs)[0], data.labels), m)
+    fit = tagwise_fit(LabelSetStatistics.of(nets.outputs(net, data.inputs)[0], data.labels), 2)
     ratio = (fit.degrees * fit.ratio / fit.degrees.mean()).cpu()
     return by_samples(pd.DataFrame({"samples": fit.sample_counts.long().cpu(), "ratio": ratio}))
 

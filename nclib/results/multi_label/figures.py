@@ -263,12 +263,12 @@ def blocks(alone, mixed, K):
     return figure
 
 
-def samples(data, pair_counts, *, columns=8):
+def samples(data, pair_counts):
     """Figure 7: images with their labels, and SVHN's natural pair counts.
 
     ``data``: a multi-label set; ``pair_counts``: i, j, samples.
     """
-    figure = plt.figure(figsize=(11, 3.0))
+    figure, columns = plt.figure(figsize=(11, 3.0)), 8
     left, right = figure.subfigures(1, 2, width_ratios=[1.75, 1])
     axes = left.subplots(2, columns)
     sizes = data.labels.sum(1)

@@ -448,18 +448,17 @@ class Configuration:
     sample_counts: torch.Tensor
 
 
-def configuration(optimum, *, d=None, generator=None):
+def configuration(optimum):
     """A minimiser that belongs to ``optimum``; all others are rotations of it.
 
-    In dimension d (default the smallest possible, K-1; turned at random by a ``generator``); with
-    nonnegative features in as many dimensions as its blocks have subsets, and never turned.
+    In the smallest dimension, K-1; with nonnegative features in as many as its blocks have subsets.
     """
     K, alpha = optimum.K, sqrt(optimum.classifier_scale)
     targets, counts = balanced_sets(K, optimum.counts)
     sizes = targets.sum(1).long()
     margins = torch.tensor([optimum.margins[int(m)] for m in sizes], dtype=torch.float64)
     if optimum.blocks is None:
-        weight = alpha * sqrt((K - 1) / K) * frames.simplex_etf(K, d, generator=generator)
+        weight = alpha * sqrt((K - 1) / K) * frames.simplex_etf(K)
         gain = margins / optimum.classifier_scale if alpha else margins
         return Configuration(weight, gain[:, None] * (targets @ weight), targets, counts)
     columns, features = [], []

@@ -126,8 +126,6 @@ def test_even_degrees_and_too_many_words_are_left_alone():
 
 
 def test_bad_input():
-    with pytest.raises(checks.InputError, match="needs d >= 4"):
-        codes.orthogonal_simplices([5], 3)
     with pytest.raises(checks.InputError, match="8 vertices"):
         frames.cross_polytope(4, 9)
     with pytest.raises(checks.InputError, match="no word"):

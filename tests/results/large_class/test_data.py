@@ -40,21 +40,24 @@ def test_similar_images():
 TEXT = list("abcabdabcabcxyzxyz")
 
 
-def test_next_words_of_a_small_text():
-    found = data.next_words(TEXT, vocabulary=3, context=2)
+def test_next_words_of_a_small_text(monkeypatch):
+    monkeypatch.setattr(data, "CONTEXT", 2)
+    found = data.next_words(TEXT, vocabulary=3)
     words = [word for word, _ in Counter(TEXT).most_common()]
     assert found.num_classes == 3 and int(found.labels.max()) == 2
     first = [words[i] for i in (*found.inputs[0], found.labels[0])]
     assert first == ["a", "b", "c"]
     with pytest.raises(checks.InputError, match="different words"):
-        data.next_words(TEXT, vocabulary=100, context=2)
+        data.next_words(TEXT, vocabulary=100)
     with pytest.raises(checks.InputError, match="too short"):
-        data.next_words(TEXT[:3], vocabulary=2, context=2)
+        data.next_words(TEXT[:3], vocabulary=2)
 
 
-def test_balanced_words_have_one_follower_and_equal_counts():
+def test_balanced_words_have_one_follower_and_equal_counts(monkeypatch):
+    monkeypatch.setattr(data, "CONTEXT", 4)
+    monkeypatch.setattr(data, "PER_WORD", 3)
     tokens = data.words()[:6000]
-    found = data.balanced_words(tokens, vocabulary=40, per_word=3, context=4)
+    found = data.balanced_words(tokens, vocabulary=40)
     assert torch.bincount(found.labels).tolist() == [3] * 40
     followers = {}
     ids = {word: i for i, (word, _) in enumerate(Counter(tokens).most_common())}
@@ -68,15 +71,16 @@ def test_balanced_words_have_one_follower_and_equal_counts():
     assert all(len(words) == 1 for words in per_class.values())
     assert len(set(map(tuple, found.inputs.tolist()))) == 120
     with pytest.raises(checks.InputError, match="unambiguous contexts"):
-        data.balanced_words(tokens, vocabulary=2000, per_word=3)
+        data.balanced_words(tokens, vocabulary=2000)
 
 
-def test_spoiled_images_are_blurred_and_noisy():
+def test_spoiled_images_are_blurred_and_noisy(monkeypatch):
     _, test = images.load("digits")
-    blurred = data.spoiled(test, noise=0.0).inputs
+    spoiled = data.spoiled(test).inputs
+    monkeypatch.setattr(data, "NOISE", 0.0)
+    blurred = data.spoiled(test).inputs
     assert float(blurred[0, 0, 3, 3]) == pytest.approx(float(test.inputs[0, 0, 2:5, 2:5].mean()))
-    noisy = data.spoiled(test, noise=0.5).inputs - blurred
-    assert float(noisy.std()) == pytest.approx(0.5, rel=0.02)
+    assert float((spoiled - blurred).std()) == pytest.approx(0.5, rel=0.02)
 
 
 def test_image_folder(tmp_path):
@@ -94,7 +98,7 @@ def test_image_folder(tmp_path):
     build = experiments.builder("resnet18", faces, 3)
     assert build()(faces.inputs[:2]).shape == (2, 2)
     with pytest.raises(checks.InputError, match="one sub-folder of images per class"):
-        data.image_folder(tmp_path / "missing")
+        data.image_folder(tmp_path / "missing", size=8, test_share=0.2)
     with pytest.raises(checks.InputError, match="resnet18"):
         experiments.require("folder", {}, folder=str(tmp_path), architecture="mlp")
     with pytest.raises(checks.InputError, match="say many_dataset=folder"):

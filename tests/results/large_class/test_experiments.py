@@ -169,11 +169,10 @@ def test_assignments_and_learned_opposites():
     assert experiments.chosen_opposite(pairs, frames.polygon(4)) != 1
 
 
-def test_fine_tunings():
-    settings = experiments.recipe(epochs=1)
-    found = experiments.fine_tunings(
-        "digits", settings, seeds=[0], per_class=5, pretrain_per_class=5, hidden=(16,)
-    )
+def test_fine_tunings(monkeypatch):
+    for name, small in {"PER_CLASS": 5, "PRETRAIN_PER_CLASS": 5, "HIDDEN": (16,)}.items():
+        monkeypatch.setattr(experiments, name, small)
+    found = experiments.fine_tunings("digits", experiments.recipe(epochs=1), seeds=[0])
     assert list(found["tuning"]) == list(experiments.TUNINGS)
     assert found[["test_accuracy", "shifted_accuracy"]].to_numpy().min() > 0.05
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nclib.checks import InputError
 from nclib.results.multi_label import decoders, theory
+from tests.bank import turned
 
 
 @pytest.fixture(params=["sum", "mean"])
@@ -17,7 +18,7 @@ def exact(request):
     optimum = theory.optimum(
         K=5, counts={1: 4, 2: 2, 3: 1}, lambda_w=1e-3, lambda_h=1e-4, reduction=request.param
     )
-    made = theory.configuration(optimum, d=7, generator=torch.Generator().manual_seed(0))
+    made = turned(theory.configuration(optimum), 7, torch.Generator().manual_seed(0))
     return optimum, made
 
 
@@ -138,7 +139,7 @@ def test_codewords_for_label_sets_never_seen():
     """Singles only in training: pairs are decoded all the same."""
     generator = torch.Generator().manual_seed(2)
     optimum = theory.optimum(K=6, counts={1: 10, 2: 3}, lambda_w=1e-3, lambda_h=1e-4)
-    made = theory.configuration(optimum, d=8)
+    made = turned(theory.configuration(optimum), 8)
     noisy = made.features + 0.05 * torch.randn(made.features.shape, generator=generator).double()
     book = decoders.tagwise_codebook(noisy[:6], made.targets[:6], made.weight)
     found = decoders.nearest_codeword(noisy, book)
@@ -149,7 +150,7 @@ def test_codewords_for_label_sets_never_seen():
 def test_fitted_codewords_need_no_theory():
     """Pairs scaled and shifted at will: the fitted codebook has them, the theory's has not."""
     optimum = theory.optimum(K=5, counts={1: 4, 2: 2}, lambda_w=1e-3, lambda_h=1e-4)
-    made = theory.configuration(optimum, d=7)
+    made = turned(theory.configuration(optimum), 7)
     pairs = made.targets.sum(1) == 2
     odd = torch.where(pairs[:, None], 0.4 * made.features + 3.0, made.features)
     for fitted, right in ((True, True), (False, False)):

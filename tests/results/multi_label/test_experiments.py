@@ -70,7 +70,7 @@ def test_threshold():
 
 
 def test_multiplicity_imbalance_is_exact():
-    found = table.over(partial(study.multiplicity_imbalance, K=4, total=100), ratio=[0.05, 20])
+    found = table.over(study.multiplicity_imbalance, ratio=[0.05, 20])
     assert found["nc2"].max() < 1e-10
     assert found["degrees"].max() < 1e-7
     assert (found["scale"] - found["scale_theory"]).abs().max() < 1e-9
@@ -103,8 +103,10 @@ def test_identities_hold_without_balance_and_only_at_critical_points():
 
 def test_step_imbalance():
     """Row L13: classifier rows leave the tag-wise average, single-label means hardly do."""
-    sets = study.step_table(4, head=300, tail=5, pairs=20)
-    assert (sets[(0,)], sets[(3,)], len(sets)) == (300, 5, 10)
+    whole = study.step_table()
+    assert (whole[(0,)], whole[(9,)], whole[(0, 9)], len(whole)) == (3100, 31, 200, 55)
+    sets = {(k,): 300 if k < 2 else 5 for k in range(4)}
+    sets |= dict.fromkeys(combinations(range(4), 2), 20)
     summary, _ = study.imbalance(sets, K=4)
     assert summary["nc2"] > 0.05
     assert summary["degrees"] < summary["degrees_weight"] / 2

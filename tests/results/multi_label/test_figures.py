@@ -77,7 +77,7 @@ def test_pair_maps_show_the_values(render):
     labels = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 1, 0], [0, 1, 1]])
     for channels in (1, 3):
         data = MultiLabelData("toy", torch.rand(4, channels, 6, 6), labels)
-        figure = render(figures.samples(data, pairs, columns=2))
+        figure = render(figures.samples(data, pairs))
         titles = [ax.get_title() for ax in figure.axes]
         assert "{0}" in titles
         assert "{1, 2}" in titles

@@ -248,7 +248,7 @@ def test_bad_input():
     with pytest.raises(InputError, match="feature_decay"):
         nets.objective(feature_decay=-1.0)
     with pytest.raises(InputError, match="digits, fashion"):
-        images.prepare("imagenet", {1: 1, 2: 1}, {1: 1, 2: 1})
+        images.prepare("imagenet", {1: 1, 2: 1}, {1: 1, 2: 1}, recipe="cifar")
     with pytest.raises(InputError, match="digits/mlp"):
         study.cells(["digits/transformer"])
     with pytest.raises(InputError, match="one label"):

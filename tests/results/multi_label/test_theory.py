@@ -14,6 +14,7 @@ from nclib.checks import InputError
 from nclib.losses import pick_all_labels
 from nclib.results.multi_label import theory
 from nclib.ufm import solve
+from tests.bank import turned
 
 REFERENCES = [
     (4, {1: 3, 2: 2}, 5e-3, 5e-4, "sum", 0.8322804329, [4.8479028684, 4.2872656418],
@@ -126,7 +127,7 @@ def test_configuration_is_a_critical_point_with_the_value(setting, extra):
         K=K, counts=counts, lambda_w=lambda_w, lambda_h=lambda_h, reduction=reduction
     )
     generator = torch.Generator().manual_seed(K)
-    made = theory.configuration(found, d=K - 1 + extra, generator=generator if extra else None)
+    made = turned(theory.configuration(found), K - 1 + extra, generator if extra else None)
     W, H = made.weight.clone().requires_grad_(), made.features.clone().requires_grad_()
     bias = torch.zeros(K).double().requires_grad_()
     p = made.sample_counts / made.sample_counts.sum()
@@ -255,7 +256,7 @@ def test_frozen_reference_and_formula():
     assert other.margins[1] == pytest.approx(found.margins[1], rel=1e-13)
     mass = theory.set_mass(found.margins[1], K=10, m=1)
     assert mass == pytest.approx(0.92, abs=0.01)
-    made = theory.configuration(found, d=9)
+    made = theory.configuration(found)
     assert made.weight.norm(dim=1) == pytest.approx(torch.ones(10), rel=1e-12)
     H = made.features.clone().requires_grad_()
     p = made.sample_counts / made.sample_counts.sum()
@@ -446,8 +447,6 @@ def test_other_bad_input():
         theory.margins_at(float("nan"), K=4, multiplicities=[1])
     with pytest.raises(InputError, match="2 <= m < K"):
         theory.scale_dip(4, 4)
-    with pytest.raises(InputError, match="d >= 3"):
-        theory.configuration(theory.optimum(**GOOD), d=2)
     for change, message in (
         ({"lambda_w": 0.0}, "lambda_w"),
         ({"lambda_b": -1.0}, "lambda_b"),

@@ -513,7 +513,7 @@ class TestZoo:
         features = weight[labels].clone()
         features[0] *= -1
         assert oracle(features, weight, labels, 2.0)[0] > 1e-2
-        frame = frames.orthogonal_frame(4, 6)
+        frame = torch.eye(4, 6, dtype=torch.float64)
         assert oracle(frame, frame, torch.arange(4), 2.0)[0] > 1e-2
 
     @pytest.mark.parametrize(
