@@ -1,6 +1,7 @@
 """One look for all figures: theory dashed black, measurement in colour-blind-safe colour."""
 
 import io
+import logging
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,6 +10,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from nclib import files
+
+# What it says while it embeds matplotlib's own fonts is not about the figure.
+logging.getLogger("fontTools").setLevel(logging.ERROR)
 
 PALETTE = sns.color_palette("colorblind")
 THEORY = {"color": "black", "linestyle": "--", "linewidth": 1.2, "zorder": 5}
