@@ -97,24 +97,15 @@ def generalized_nc(
     """
     notes = _notes(features=features, weight=weight)
     storage = Storage.of(features, precision)
-    raw_weight = checks.matrix("weight", weight).detach()
-    raw = checks.matrix("features", features, columns=raw_weight.shape[1]).detach()
-    labels, K = checks.labels(labels, len(raw_weight), length=len(raw))
-    labels = labels.to(raw.device)
-    if bias is not None:
-        bias = checks.vector("bias", bias, K).detach().double().to(raw.device)
-    counts = torch.bincount(labels, minlength=K)
-    kept, dropped = _rows.measured(counts, "skip"), (counts == 0).nonzero().flatten().tolist()
+    raw, labels, raw_weight, bias, kept, dropped = _with_samples(features, labels, weight, bias)
     if dropped:
+        total = len(kept) + len(dropped)
         notes.append(
-            f"{len(dropped)} of {K} classes have no sample: dropped from means, hulls and K"
+            f"{len(dropped)} of {total} classes have no sample: dropped from means, hulls and K"
         )
-    labels = _rows.places(kept, K)[labels]
-    K, d, kept = len(kept), raw.shape[1], kept.cpu()
+    K, d = raw_weight.shape
     if exact_classes is None:
         exact_classes = K if K <= EXACT_CLASSES else SAMPLED_CLASSES
-    raw_weight = raw_weight[kept].double().to(raw.device)
-    bias = None if bias is None else bias[kept]
     W, H = margins.unit_rows("weight", raw_weight), margins.unit_rows("features", raw)
 
     means, counts = class_means(H, labels, K)
@@ -144,6 +135,22 @@ def generalized_nc(
     }
     result |= _calibrate(result["gnc2"], K, d, reference, random_draws, notes)
     return result | {"num_classes": K, "dropped_classes": dropped, "notes": notes}
+
+
+def _with_samples(features, labels, weight, bias):
+    """Checked arguments, less the classes without samples: ``(features, labels, weight, bias, kept,
+    dropped)``, the last two the classes with and without."""
+    weight = checks.matrix("weight", weight).detach()
+    features = checks.matrix("features", features, columns=weight.shape[1]).detach()
+    labels, K = checks.labels(labels, len(weight), length=len(features))
+    labels = labels.to(features.device)
+    if bias is not None:
+        bias = checks.vector("bias", bias, K).detach().double().to(features.device)
+    counts = torch.bincount(labels, minlength=K)
+    kept, dropped = _rows.measured(counts, "skip"), (counts == 0).nonzero().flatten().tolist()
+    labels, kept = _rows.places(kept, K)[labels], kept.cpu()
+    weight = weight[kept].double().to(features.device)
+    return features, labels, weight, None if bias is None else bias[kept], kept, dropped
 
 
 def log_kernel(directions):

@@ -227,7 +227,7 @@ def imbalance(table, *, K, seed=0, **decay):
     degrees_weight, ratio of every pair.
     """
     problem = theory.from_table(table, K, K=K, **(decay or official_decay(table)))
-    point, _ = solved(problem, seed=seed)
+    point, _ = solved(problem, seed=seed, newton=2)
     metrics = _metrics(problem, point)
     statistics = LabelSetStatistics.of(point["features"], problem.targets)
     fit = tagwise_fit(statistics, 2)
