@@ -169,7 +169,7 @@ def bound(table, limit, title):
     for line in ax.lines:
         line.set_markersize(3)
     ax.set_ylim(1e-8, 2)
-    ax.axvline(limit, label="bound of the theorem,\nas we remember it", **THEORY)
+    ax.axvline(limit, label="published bound,\nquoted second hand", **THEORY)
     ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 

@@ -782,7 +782,7 @@ def matched_points(K, n, scale, d):
 
 
 def temperature_bound(K, d):
-    """``2(d-2)/(1 + (K mod 2)/K)``: below it, as we remember it, the published landscape theorem
-    holds.  We could not check it against the text; claims 2.L4 and 2.L7 need no bound."""
+    """``2(d-2)/(1 + (K mod 2)/K)``: the published landscape theorem's bound on the scale, quoted
+    second hand, without the text at hand; claims 2.L4 and 2.L7 need none."""
     K, _, d = _sizes(K, 1, d)
     return 2 * (d - 2) / (1 + (K % 2) / K)
