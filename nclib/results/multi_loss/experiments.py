@@ -26,9 +26,6 @@ from nclib.ufm import landscape
 from nclib.ufm.model import UFM
 from nclib.ufm.solve import best, gradient
 
-ARCHITECTURES = ("mlp", "cnn", "resnet18", "resnet50")
-
-
 # The unconstrained-features model -----------------------------------------------------------------
 
 
@@ -419,20 +416,14 @@ def require(architecture, *, widths, dataset, train_per_class, validation):
 
 
 def builder(architecture, width, data):
-    """``() -> net`` for one of :data:`ARCHITECTURES`; the feature dimension ignores ``width``.
+    """``() -> net`` by :func:`nclib.deep.nets.build`; the feature dimension ignores ``width``.
 
-    ``mlp``: inputs-width-32; ``cnn``: width-2·width-64 channels; the ResNets as in
-    :func:`nclib.deep.nets.resnet` (ResNet-18 scales its feature dimension too).
+    ``mlp``: inputs-width-32; ``cnn``: width-2·width-64 channels; ResNet-18 scales its feature
+    dimension too.
     """
-    checks.choice("architecture", architecture, ARCHITECTURES)
-    K, channels = data.num_classes, data.inputs.shape[1]
-    if architecture == "mlp":
-        return partial(nets.mlp, [data.inputs[0].numel(), int(width), 32], K)
-    if architecture == "cnn":
-        shape = [int(width), 2 * int(width), 64]
-        return partial(nets.cnn, shape, K, in_channels=channels, strides=[2, 2, 2])
-    depth = int(architecture.removeprefix("resnet"))
-    return partial(nets.resnet, depth, K, width=width, in_channels=channels)
+    sizes = {"mlp": [int(width), 32], "cnn": [int(width), 2 * int(width), 64]}
+    sizes = sizes.get(architecture, width)
+    return partial(nets.build, architecture, data, sizes, strides=[2, 2, 2])
 
 
 def linear_classifiers(named_losses, train_data, test_data, recipe, *, seeds):

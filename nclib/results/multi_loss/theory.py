@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from scipy.optimize import brentq, minimize_scalar
 
 from nclib import checks, losses
-from nclib.ufm import scalar
+from nclib.ufm import landscape, scalar
 
 
 @dataclass(frozen=True)
@@ -317,4 +317,4 @@ def flat_directions(loss, *, d, **setting):
     """
     rank = setting["K"] - 1 + (optimum(loss, d=d, **setting).mean_component > 0)
     shift = setting["lambda_b"] == 0 and not isinstance(loss, losses.MeanSquaredError)
-    return d * rank - rank * (rank + 1) // 2 + shift
+    return landscape.orbit(d, rank) + shift

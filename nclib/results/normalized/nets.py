@@ -23,7 +23,6 @@ from nclib.results.normalized import theory
 from nclib.results.normalized.metrics import sphere_metrics
 
 MODES = ("normalized", "hybrid", "regularized")
-ARCHITECTURES = ("mlp", "cnn", "resnet18", "resnet50")
 
 
 @dataclass(frozen=True)
@@ -159,21 +158,16 @@ def first_classes(data, K):
 
 
 def backbone(architecture, data, *, width, dim, feature_relu=False):
-    """A bias-free :class:`nclib.deep.nets.Classifier` of one of :data:`ARCHITECTURES`.
+    """A bias-free net by :func:`nclib.deep.nets.build`.
 
     ``mlp``: inputs-width-width-dim, batch norm and ReLU on hidden layers, a linear feature layer
     (or with ReLU).  ``cnn``: channels width-2·width-4·width-dim with average pooling.  ``resnet18``
     has 64·width base channels and ignores ``dim``, as does ``resnet50``; these three end with ReLU
     and average pooling, so that features have no negative entry.
     """
-    checks.choice("architecture", architecture, ARCHITECTURES)
-    sizes = width
-    if architecture == "mlp":
-        sizes = [int(width), int(width), dim]
-    elif architecture == "cnn":
-        sizes = [int(width), 2 * int(width), 4 * int(width), dim]
-    options = {"bias": False, "final_relu": feature_relu, "final_norm": False}
-    return nets.build(architecture, data, sizes, **options)
+    first, options = int(width), {"final_relu": feature_relu, "final_norm": False}
+    sizes = {"mlp": [first, first, dim], "cnn": [first, 2 * first, 4 * first, dim]}
+    return nets.build(architecture, data, sizes.get(architecture, width), bias=False, **options)
 
 
 @dataclass(frozen=True)

@@ -330,4 +330,4 @@ def test_the_accuracy_kept_is_that_of_the_best_validation_epoch(trained):
 def test_unknown_architectures_are_named():
     train_data, _ = data.load("digits", train_per_class=5)
     with pytest.raises(ValueError, match="architecture must be one of mlp, cnn"):
-        study.builder("transformer", 4, train_data)
+        study.builder("transformer", 4, train_data)()
