@@ -7,7 +7,6 @@ wrong world is an error here.
 
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -236,7 +235,7 @@ def networks(row, untrained):
         "L2": {"net": net["weight_angle_max"]},
         "L11": {name: NC | {m: 1.01 for m in NC} for name in names},
         "L14": {
-            "net": (plane["loss"] - polygon) / (np.log(10) - polygon),
+            "net": nets.share_above(plane["loss"], polygon, 10),
             "net_nc2": (plane["nc2"], plane["nc2_floor"]),
         },
         "L15": {"widest": start, "ratio": NC, "fits": net["train_accuracy"]},
