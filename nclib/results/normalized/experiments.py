@@ -35,12 +35,6 @@ def unit_start(problem, seed):
     return {name: F.normalize(x, dim=1) for name, x in start.items()}
 
 
-def etf_point(K, n, d):
-    """The global minimum: features on their classifier, a simplex ETF."""
-    weight = frames.simplex_etf(K, d)
-    return {"features": weight[torch.arange(K).repeat_interleave(n)], "weight": weight}
-
-
 def shaken(point, size, seed):
     """``point`` with Gaussian noise of this size on every entry."""
     generator = _generator(seed)
@@ -80,7 +74,7 @@ def derivative_errors(counts, d, scale, *, seed=0):
     problem = theory.normalized(counts, scale, d)
     point = problem.place(unit_start(problem, seed))
     draw = shaken({name: x * 0 for name, x in point.items()}, 1.0, seed + 1)
-    along = {n: v - (v * point[n]).sum(1, keepdim=True) * point[n] for n, v in draw.items()}
+    along = {name: theory.tangent(point[name], v) for name, v in draw.items()}
     where = point["features"], point["weight"], problem.targets, scale
     slopes, expected = theory.multipliers(*where)[:2], problem.gradient(point)
     product = theory.hessian_product(*where, along["features"], along["weight"])
@@ -251,23 +245,21 @@ def minima(K, n, d, scale, *, seed=0):
 
 def spectrum(scale, *, K, n, d):
     """Measured and closed-form Hessian eigenvalues at the minimum: ``index, measured, theory``."""
-    measured = landscape.spectrum(theory.normalized([n] * K, scale, d), etf_point(K, n, d))
+    measured = landscape.spectrum(theory.normalized([n] * K, scale, d), theory.minimum(K, n, d))
     expected = theory.hessian_spectrum(K, n, d, scale)
     return pd.DataFrame({"index": range(len(measured)), "measured": measured, "theory": expected})
 
 
 def contraction(scale, *, K, n, d, seed=0):
     """Measured and predicted contraction of gradient descent per step, step ``1/λ_max``."""
-    problem, (_, high) = (
-        theory.normalized([n] * K, scale, d),
-        theory.curvature_range(K, n, d, scale),
-    )
+    problem = theory.normalized([n] * K, scale, d)
+    _, high = theory.curvature_range(K, n, d, scale)
     predicted = theory.descent_rate(K, n, d, scale)
     # stop well above rounding: the gradient has lost eight digits by then
     last = min(400, int(log(1e-8) / log(predicted)))
     path = descend(
         problem,
-        shaken(etf_point(K, n, d), 1e-3, seed),
+        shaken(theory.minimum(K, n, d), 1e-3, seed),
         rate=1 / high,
         steps=last,
         record=[last - 20],
@@ -282,7 +274,8 @@ def block_steps(n, block, *, K, d, scale, seed=0):
     as fast."""
     problem = theory.normalized([n] * K, scale, d)
     _, high = theory.curvature_range(K, n, d, scale, block_steps=block)
-    goal, start = theory.optimum(K, scale).value + 1e-10, shaken(etf_point(K, n, d), 0.1, seed)
+    goal = theory.optimum(K, scale).value + 1e-10
+    start = shaken(theory.minimum(K, n, d), 0.1, seed)
 
     def near(point):
         return float(problem.value(point)) < goal
@@ -299,7 +292,7 @@ def curvature(size, scale):
 
 def measured_best_scales(K, n, d):
     """``(scale of largest curvature, scale of best conditioning)`` from Hessians by autograd."""
-    point = etf_point(K, n, d)
+    point = theory.minimum(K, n, d)
 
     def extremes(x):
         return lowest_two(theory.normalized([n] * K, float(np.exp(x)), d), point)

@@ -104,11 +104,6 @@ class Optimum:
     margin: float
     cosine: float
 
-    @property
-    def correct_probability(self):
-        """Probability of the true class, ``1 - (K-1) q``."""
-        return exp(-self.value)
-
 
 def optimum(K, scale, *, nonnegative=False):
     """Global minimum over unit rows for balanced classes and any scale (claims 2.L1, 2.L13).
@@ -128,6 +123,13 @@ def optimum(K, scale, *, nonnegative=False):
         margin=margin,
         cosine=sqrt((K - 1) / K) if nonnegative else 1.0,
     )
+
+
+def minimum(K, n, d):
+    """The global minimum at every scale: features on their classifier, a simplex ETF."""
+    K, n, d = _sizes(K, n, d)
+    weight = simplex_etf(K, d)
+    return {"features": weight[_balanced_labels(K, n)], "weight": weight}
 
 
 def code_value(code, scale):
@@ -370,12 +372,13 @@ def hessian_product(features, weight, labels, scale, along_features, along_weigh
     moved = moved - moved.gather(1, labels[:, None])  # against the true class: no digit cancels
     G_dot = scale / len(features) * P * (moved - (P * moved).sum(1, keepdim=True))
     return (
-        _tangent(features, G @ D + G_dot @ weight) - beta[:, None] * E,
-        _tangent(weight, G.T @ E + G_dot.T @ features) - alpha[:, None] * D,
+        tangent(features, G @ D + G_dot @ weight) - beta[:, None] * E,
+        tangent(weight, G.T @ E + G_dot.T @ features) - alpha[:, None] * D,
     )
 
 
-def _tangent(rows, vectors):
+def tangent(rows, vectors):
+    """``vectors`` without their parts along the unit ``rows``."""
     return vectors - (vectors * rows).sum(1, keepdim=True) * rows
 
 
@@ -772,11 +775,10 @@ def matched_problems(K, n, scale, d):
 
 def matched_points(K, n, scale, d):
     """Their minima: the same simplex ETF, with the norms (1, 1), (scale, 1), (√scale, √scale)."""
-    K, n, d = _sizes(K, n, d)
-    weight, labels = simplex_etf(K, d), _balanced_labels(K, n)
+    point = minimum(K, n, d)
     norms = {"normalized": (1, 1), "hybrid": (scale, 1), "regularized": (sqrt(scale),) * 2}
     return {
-        name: {"features": h * weight[labels], "weight": w * weight}
+        name: {"features": h * point["features"], "weight": w * point["weight"]}
         for name, (h, w) in norms.items()
     }
 

@@ -134,7 +134,7 @@ def test_saddles():
 def test_least_gradient_vanishes_at_critical_points_only():
     problem = theory.normalized([1] * 3, 2.0, 4)
     least = study.LeastGradient(problem)
-    etf = study.etf_point(3, 1, 4)
+    etf = theory.minimum(3, 1, 4)
     assert float(least(**etf)) < 1e-30
     start = study.unit_start(problem, 0)
     assert float(least(**start)) == pytest.approx(study.gradient_norm(problem, start) ** 2 / 2)

@@ -92,7 +92,7 @@ class TestOptimum:
         p = logits.softmax(1)
         wrong = p[F.one_hot(labels, K) == 0]
         assert (wrong - optimum.wrong_probability).abs().max() < 1e-15
-        assert abs(optimum.correct_probability - float(p[0, 0])) < 1e-14
+        assert abs(math.exp(-optimum.value) - float(p[0, 0])) < 1e-14
         assert abs(float(logits[0, 0] - logits[0, 1]) - optimum.margin) < 1e-13
 
     @pytest.mark.parametrize("K", [2, 3, 6])
