@@ -35,20 +35,20 @@ def problem(loss, *, K, n, d, lambda_w, lambda_h, lambda_b=0.0):
     return UFM.classes([n] * K, loss, widths=d, decays=(lambda_h, lambda_w), bias=lambda_b)
 
 
-def optimal_point(loss, *, generator=None, **setting):
-    """An explicit global minimiser (d >= K-1): a simplex ETF at the optimal margin, turned at
-    random, the mean component in one more dimension."""
+def optimal_point(loss, **setting):
+    """An explicit global minimiser (d >= K-1): a simplex ETF at the optimal margin, turned, the
+    mean component in one more dimension."""
     exact = theory.optimum(loss, **setting)
     logits = exact.margin * frames.centring(setting["K"]) + exact.mean_component
-    return balanced_point(logits, bias=exact.bias, generator=generator, **setting)
+    return balanced_point(logits, bias=exact.bias, **setting)
 
 
-def balanced_point(logits, *, K, n, d, lambda_w, lambda_h, lambda_b, bias=0.0, generator=None):
-    """The cheapest W and H with these class logits ``(K, K)`` of rank at most d, turned at random;
-    every entry of the bias is ``bias`` (none if ``lambda_b`` is ``None``)."""
+def balanced_point(logits, *, K, n, d, lambda_w, lambda_h, lambda_b, bias=0.0):
+    """The cheapest W and H with these class logits ``(K, K)`` of rank at most d, turned; every
+    entry of the bias is ``bias`` (none if ``lambda_b`` is ``None``)."""
     left, size, right = torch.linalg.svd(logits)
     rank = int((size > 1e-14).sum())
-    basis = frames.random_rotation(d, max(rank, 1), generator=generator)[:, :rank]
+    basis = frames.random_rotation(d, generator=torch.Generator().manual_seed(0))[:, :rank]
     root, scale = size[:rank].sqrt(), (n * lambda_h / lambda_w) ** 0.25
     point = {
         "features": (right[:rank].T * root / scale @ basis.T).repeat_interleave(n, 0),
@@ -102,6 +102,11 @@ def equivalent(loss, **setting):
         "equivalent c": exact.equivalent_c,
         "temperature": exact.margin / theory.optimum("ce", **setting).margin,
     }
+
+
+def shape_error(logits, plain):
+    """Largest difference of class logits ``(K, K)`` from ``plain``, both scaled to norm 1 (1.L6)."""
+    return float((logits / logits.norm() - plain / plain.norm()).abs().max())
 
 
 def temperature_error(logits, plain):

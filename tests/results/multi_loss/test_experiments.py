@@ -70,7 +70,7 @@ def test_the_row_against_the_closed_form_sees_a_wrong_one(monkeypatch):
 def test_the_explicit_minimiser_is_critical_optimal_and_collapsed(loss, changes):
     setting = BASE | changes
     ufm = study.problem(loss, **setting)
-    point = study.optimal_point(loss, generator=generator(), **setting)
+    point = study.optimal_point(loss, **setting)
     assert float(ufm.value(point)) == pytest.approx(
         theory.optimum(loss, **setting).value, abs=1e-13
     )
