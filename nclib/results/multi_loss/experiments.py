@@ -105,7 +105,7 @@ def equivalent(loss, **setting):
 
 
 def shape_error(logits, plain):
-    """Largest difference of class logits ``(K, K)`` from ``plain``, both scaled to norm 1 (1.L6)."""
+    """Largest difference of class logits ``(K, K)`` and ``plain``, both of norm 1 (1.L6)."""
     return float((logits / logits.norm() - plain / plain.norm()).abs().max())
 
 

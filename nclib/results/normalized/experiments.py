@@ -14,7 +14,7 @@ from scipy.optimize import minimize_scalar
 from nclib import checks, frames
 from nclib.results.normalized import theory
 from nclib.results.normalized.metrics import sphere_metrics
-from nclib.table import log_spaced
+from nclib.table import log_spaced, over
 from nclib.ufm import landscape
 from nclib.ufm.flow import descend
 from nclib.ufm.model import UFM
@@ -199,13 +199,11 @@ def steps_to_collapse(problem, seed):
     return steps_until(problem, start, near, most=2000, every=10, rate=10.0)
 
 
-def race_ratios(table, scales):
-    """Steps of the sphere over those of each penalised problem, the largest over seeds."""
-    steps = table[table["scale"].isin(scales)].pivot(
-        index=["scale", "seed"], columns="name", values="steps"
-    )
-    penalised = steps[["hybrid", "regularized"]]
-    return (1 / penalised.div(steps["normalized"], axis=0)).max().to_dict()
+def sphere_ratios(table, value):
+    """``value`` of the sphere over that of each penalised problem, the largest over the rest."""
+    rest = [name for name in ("scale", "seed") if name in table]
+    wide = table.pivot(index=rest, columns="name", values=value)
+    return wide[["hybrid", "regularized"]].rdiv(wide["normalized"], axis=0).max().to_dict()
 
 
 def conditioning(name, scale, *, K, n, d):
@@ -308,6 +306,18 @@ def measured_best_scales(K, n, d):
     return tuple(float(np.exp(minimize_scalar(f, **bounds).x)) for f in (flat, stretched))
 
 
+def best_scales(size):
+    """Measured over closed-form best scales of ``size`` (K, n, d): ``curvature, conditioning``.
+
+    ``formula``: measured best conditioning over :func:`theory.best_conditioning`; ``off``: by how
+    much :func:`theory.best_scale` differs from that, which holds for K >= 4 and d >= K only.
+    """
+    measured, closed = measured_best_scales(*size), theory.best_scale(*size)
+    plain = theory.best_conditioning(*size[:2])
+    ratios = {name: measured[i] / closed[i] for i, name in enumerate(("curvature", "conditioning"))}
+    return ratios | {"formula": measured[1] / plain, "off": abs(closed[1] / plain - 1)}
+
+
 def budget(scale, *, K, n, d, seed=0):
     """:func:`sphere_metrics` of the model after 300 gradient steps from a random start, features n
     times as fast."""
@@ -347,12 +357,8 @@ def saddle_curvatures(scale, *, K, n, d, seed=0):
     """``λ_min / scale`` of every member of the zoo and of points with equal classifiers (2.L7)."""
     points = [*theory.zoo(K, n, d, scale)]
     points.append(theory.equal_classifiers(K, n, d, scale, generator=_generator(seed)))
-    rows = []
-    for point in points:
-        problem, where = _at(point)
-        low = float(landscape.spectrum(problem, where)[0])
-        rows.append({"name": point.name, "low": low / scale})
-    return rows
+    lows = [float(landscape.spectrum(*_at(point))[0]) / scale for point in points]
+    return pd.DataFrame({"name": [point.name for point in points], "low": lows})
 
 
 def sign_patterns(K, d, scale):
@@ -493,15 +499,16 @@ DEGREES = np.linspace(-180, 180, 121)
 
 
 def circle_map(turn, *, K, scale):
-    """A line of the slice of :func:`theory.circle_slice`, angles in degrees."""
+    """A line of the slice of :func:`theory.circle_slice` above f*, angles in degrees."""
     value = theory.circle_slice(np.radians(turn), np.radians(DEGREES), K, scale)
-    return pd.DataFrame({"offset": DEGREES, "value": value})
+    return pd.DataFrame({"offset": DEGREES, "excess": value - theory.optimum(K, scale).value})
 
 
 def radial_map(radius, *, K, decay):
-    """The hybrid problem with W an ETF: features at distance ``radius`` and any angle."""
+    """The hybrid problem above its minimum, W an ETF: features at this radius and any angle."""
     value = theory.circle_slice(2 * np.pi / K, np.radians(DEGREES), K, radius)
-    return pd.DataFrame({"offset": DEGREES, "value": value + decay / 2 * radius * radius})
+    value = value + decay / 2 * radius * radius - theory.hybrid_optimum(K, decay).value
+    return pd.DataFrame({"offset": DEGREES, "excess": value})
 
 
 def feature_wells(scale, *, K):
@@ -514,10 +521,10 @@ def feature_wells(scale, *, K):
 # Dimensions, codes, imbalance, sign constraints -------------------------------------------------
 
 
-def dimension(K, d, *, scale, starts=6, seed=0):
-    """Best of several starts: gap to f*, NC2 of the classifier and its floor."""
+def dimension(K, d, *, scale, seed=0):
+    """Best of six starts: gap to f*, NC2 of the classifier and its floor."""
     problem = theory.normalized([1] * K, scale, d)
-    found = best(problem, starts, seed=seed, refine=True)
+    found = best(problem, seed=seed, refine=True)
     metrics = collapse(problem, found.point)
     gap = found.value - theory.optimum(K, scale).value
     return {"gap": gap} | {name: metrics[name] for name in ("nc2", "nc2_floor")}
@@ -525,12 +532,8 @@ def dimension(K, d, *, scale, starts=6, seed=0):
 
 def dimensions(classes, scale, *, seed=0):
     """:func:`dimension` for d = 2 … K for each K of ``classes``."""
-    rows = [
-        {"K": K, "d": d} | dimension(K, d, scale=scale, seed=seed)
-        for K in classes
-        for d in range(2, K + 1)
-    ]
-    return pd.DataFrame(rows)
+    parts = [over(dimension, K=[K], d=range(2, K + 1), scale=scale, seed=seed) for K in classes]
+    return pd.concat(parts, ignore_index=True)
 
 
 def bipyramid():
@@ -557,7 +560,7 @@ def codes(cases, *, seed=0):
     return pd.DataFrame(rows)
 
 
-def imbalance(cases, *, starts=6, seed=0):
+def imbalance(cases, *, seed=0):
     """Imbalanced minima: ``(table, Gram matrices of W)``; ``cases``: (counts, d, scale).
 
     Value, spread over starts, certificate, NC metrics; ``etf``: how much higher the loss of a
@@ -567,7 +570,7 @@ def imbalance(cases, *, starts=6, seed=0):
     rows, grams = [], []
     for counts, d, scale in cases:
         problem = theory.normalized(counts, scale, d)
-        found = best(problem, starts, seed=seed, refine=True)
+        found = best(problem, seed=seed, refine=True)
         metrics, point = collapse(problem, found.point), found.point
         etf = frames.simplex_etf(len(counts), d)
         balanced = float(problem.value({"features": etf[problem.targets], "weight": etf}))

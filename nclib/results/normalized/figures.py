@@ -404,11 +404,8 @@ def modes(films, titles, notes):
     """
     figure, axes = style.grid(1, len(films), width=8.5, height=3.3)
     for ax, film, title, note in zip(axes, films, titles, notes, strict=True):
-        last = film[film["epoch"] == film["epoch"].max()]
-        points = {kind: part for kind, part in last.groupby("kind")}
-        features = points["feature"][["x0", "x1"]].to_numpy()
-        weight = points["classifier"][["x0", "x1"]].to_numpy()
-        _circle(ax, features, weight, points["feature"]["label"], size=12)
+        frames, labels, _ = _frames(film)
+        _circle(ax, *frames[max(frames)], labels, size=12)
         ax.set_title(title, loc="center")
         ax.text(0.5, -0.03, note, transform=ax.transAxes, ha="center", va="top", fontsize=8.5)
     return figure

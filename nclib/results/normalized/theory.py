@@ -289,8 +289,8 @@ def best_scale(K, n, d):
 
 
 def best_conditioning(K, n):
-    """``(K-1) n/(3n-1)``, the scale of the smallest condition number for K >= 4, d >= K (2.L9)."""
-    K, n = _sizes(checks.integer("K", K, 4), n)
+    """``(K-1) n/(3n-1)``, the best-conditioned scale **if** K >= 4 and d >= K (2.L9)."""
+    K, n = _sizes(K, n)
     return (K - 1) * n / (3 * n - 1)
 
 

@@ -271,7 +271,6 @@ class TestSpectrum:
             (lambda: theory.hessian_spectrum(3, 1, 4, -1.0), "scale must be greater than 0"),
             (lambda: theory.hessian_spectrum(1, 1, 4, 1.0), "K must be at least 2"),
             (lambda: theory.best_scale(5, 1, 3), "d >= 4 for K=5, got d=3"),
-            (lambda: theory.best_conditioning(3, 2), "K must be at least 4"),
         ],
     )
     def test_bad_input(self, call, message):
