@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.stats import f as f_distribution
+from scipy.stats import f_oneway
 from torch import nn
 
 from nclib import checks, frames, losses
@@ -621,8 +622,7 @@ def equivalence(table):
         "f_limit": math.nan,
     }
     if seeds > 1:
-        within = accuracy.var(axis=1, ddof=1).mean()
-        found["f_statistic"] = float(seeds * means.var(ddof=1) / within)
+        found["f_statistic"] = float(f_oneway(*accuracy.to_numpy()).statistic)
         found["f_limit"] = float(f_distribution.ppf(0.99, kinds - 1, kinds * (seeds - 1)))
     return found
 

@@ -419,7 +419,8 @@ def collapse_angles(d, angle, *, K, n, scale):
 def escapes(size, *, K, n, d, scale, steps, seed=0):
     """Gradient descent with step 1 from ``size`` away from total collapse: gradient norm per step.
 
-    ``growth``: the closed-form factor per step.
+    ``growth``: the closed-form factor per step; ``predicted``: the norm by it, from a third of the
+    way to a norm of .03 on.
     """
     problem, where = _at(theory.total_collapse(K, n, d, scale))
     path = descend(
@@ -432,7 +433,12 @@ def escapes(size, *, K, n, d, scale, steps, seed=0):
     )
     table = pd.DataFrame({"iteration": path.steps, "value": path.values})
     growth = theory.escape_growth(K, n, scale, 1.0)
-    return pd.concat([table, pd.DataFrame(path.measured)], axis=1).assign(growth=growth)
+    table = pd.concat([table, pd.DataFrame(path.measured)], axis=1)
+    norms = table["gradient_norm"]
+    end = int((norms.cummax() < 0.03).sum())
+    first, steps = end // 3, table["iteration"]
+    predicted = norms[first] * growth ** (steps - first)
+    return table.assign(growth=growth, predicted=predicted.where((steps >= first) & (steps < end)))
 
 
 def ends(n, d, *, K, scale, starts, seed=0):
