@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 
 from nclib import checks, frames
 from nclib.results.normalized import theory
-from nclib.results.normalized.metrics import sphere_metrics
+from nclib.results.normalized.metrics import NC, sphere_metrics
 from nclib.table import log_spaced, over
 from nclib.ufm import landscape
 from nclib.ufm.flow import descend
@@ -21,7 +21,6 @@ from nclib.ufm.model import UFM
 from nclib.ufm.solve import best, newton_polish
 
 ROUNDING = 1e-12  # gaps below are rounding, and so is what a solver does there
-NC = ("nc1", "nc2", "nc3")
 METHODS = ("trust-region", "steepest-descent")
 
 

@@ -12,6 +12,8 @@ from nclib.metrics import geometry
 from nclib.metrics.geometry import class_means
 from nclib.metrics.precision import Storage, exact
 
+NC = ("nc1", "nc2", "nc3")
+
 # Relative eigenvalue of the between-class covariance below which a direction is rounding noise.
 CUT = {torch.float64: 1e-10, torch.float32: 1e-5}
 

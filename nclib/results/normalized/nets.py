@@ -20,7 +20,7 @@ from torch import nn
 from nclib import checks
 from nclib.deep import collect, nets, train
 from nclib.results.normalized import theory
-from nclib.results.normalized.metrics import sphere_metrics
+from nclib.results.normalized.metrics import NC, sphere_metrics
 
 MODES = ("normalized", "hybrid", "regularized")
 
@@ -323,7 +323,7 @@ def share_above_floor(curves, classes, *, nonnegative):
     return found
 
 
-def ratios(final, ours, theirs, names=("nc1", "nc2", "nc3")):
+def ratios(final, ours, theirs, names=NC):
     """Metrics of the nets labelled ``ours`` over those of ``theirs``, the largest over seeds."""
     means = final.groupby(["label", "seed"])[list(names)].last()
     return (means.loc[ours] / means.loc[theirs]).max().to_dict()
@@ -337,5 +337,5 @@ def gains(final, ours, theirs):
 
 def best_scale(table):
     """The scale with the smallest max(NC1, NC2, NC3), the mean over seeds."""
-    worst = table[["nc1", "nc2", "nc3"]].max(axis=1).groupby(table["scale"]).mean()
+    worst = table[[*NC]].max(axis=1).groupby(table["scale"]).mean()
     return float(worst.idxmin())

@@ -160,6 +160,8 @@ def test_escapes_grow_at_the_predicted_rate():
     table = study.escapes(1e-7, K=4, n=3, d=6, scale=2.0, steps=50)
     grown = table["gradient_norm"].iloc[45] / table["gradient_norm"].iloc[35]
     assert abs(grown ** (1 / 10) / table["growth"].iloc[0] - 1) < 1e-4
+    assert (table["predicted"] / table["gradient_norm"] - 1).abs().max() < 0.02
+    assert table["predicted"].notna().sum() > 20
 
 
 def test_false_minimum_and_its_lift():
