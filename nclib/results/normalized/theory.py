@@ -402,8 +402,8 @@ def certificate(features, weight, labels, scale, *, gtol=1e-6):
     ``features (N, d)``, ``weight (K, d)``: unit rows.  Any class counts.
 
     - ``>= 0`` (up to rounding): the point is a global minimum, over every dimension.
-    - ``< 0``: it is not.  If some direction is orthogonal to all rows, the Hessian is as negative:
-      a strict saddle.  If none is, a further dimension would help.
+    - ``< 0``: it is not.  If some direction is orthogonal to all rows, the Hessian is at
+      least as negative: a strict saddle.  If none is, a further dimension would help.
 
     The point counts as critical if its Riemannian gradient norm is at most
     ``gtol · max(‖G‖, 0.01)``, G the gradient with respect to the cosines; otherwise an
