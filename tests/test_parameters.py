@@ -331,21 +331,19 @@ def test_what_has_a_list_of_alternatives_takes_them_all(book, refused):
 
 
 def test_alternatives_are_those_of_the_library():
-    from nclib.deep import data
+    from nclib.deep import data, nets
     from nclib.results.convex_duality import nets as batch_norm_head
     from nclib.results.extended_ufm import experiments as extended
     from nclib.results.large_class import data as large_class
     from nclib.results.multi_label import data as multi_label_data
     from nclib.results.multi_label import nets as multi_label_study
     from nclib.results.multi_label import theory as multi_label
-    from nclib.results.multi_loss import experiments as multi_loss
-    from nclib.results.normalized import nets as normalized
 
     four = set(data.NAMES) - {"cifar100"}
     lists = {
-        "01": {"dataset": data.NAMES, "architecture": multi_loss.ARCHITECTURES},
+        "01": {"dataset": data.NAMES, "architecture": nets.ARCHITECTURES},
         "02": {"dataset": data.NAMES, "temperature_dataset": data.NAMES}
-        | {"width_dataset": data.NAMES, "architecture": normalized.ARCHITECTURES},
+        | {"width_dataset": data.NAMES, "architecture": nets.ARCHITECTURES},
         "03": {"dataset": multi_label_data.SOURCES, "recipe": multi_label_data.RECIPES}
         | {
             "reduction": multi_label.REDUCTIONS,

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.stats import f as f_distribution
+from scipy.stats import f_oneway
 from torch import nn
 
 from nclib import checks, frames, losses
@@ -26,9 +27,6 @@ from nclib.ufm import landscape
 from nclib.ufm.model import UFM
 from nclib.ufm.solve import best, gradient
 
-ARCHITECTURES = ("mlp", "cnn", "resnet18", "resnet50")
-
-
 # The unconstrained-features model -----------------------------------------------------------------
 
 
@@ -38,20 +36,20 @@ def problem(loss, *, K, n, d, lambda_w, lambda_h, lambda_b=0.0):
     return UFM.classes([n] * K, loss, widths=d, decays=(lambda_h, lambda_w), bias=lambda_b)
 
 
-def optimal_point(loss, *, generator=None, **setting):
-    """An explicit global minimiser (d >= K-1): a simplex ETF at the optimal margin, turned at
-    random, the mean component in one more dimension."""
+def optimal_point(loss, **setting):
+    """An explicit global minimiser (d >= K-1): a simplex ETF at the optimal margin, turned, the
+    mean component in one more dimension."""
     exact = theory.optimum(loss, **setting)
     logits = exact.margin * frames.centring(setting["K"]) + exact.mean_component
-    return balanced_point(logits, bias=exact.bias, generator=generator, **setting)
+    return balanced_point(logits, bias=exact.bias, **setting)
 
 
-def balanced_point(logits, *, K, n, d, lambda_w, lambda_h, lambda_b, bias=0.0, generator=None):
-    """The cheapest W and H with these class logits ``(K, K)`` of rank at most d, turned at random;
-    every entry of the bias is ``bias`` (none if ``lambda_b`` is ``None``)."""
+def balanced_point(logits, *, K, n, d, lambda_w, lambda_h, lambda_b, bias=0.0):
+    """The cheapest W and H with these class logits ``(K, K)`` of rank at most d, turned; every
+    entry of the bias is ``bias`` (none if ``lambda_b`` is ``None``)."""
     left, size, right = torch.linalg.svd(logits)
     rank = int((size > 1e-14).sum())
-    basis = frames.random_rotation(d, max(rank, 1), generator=generator)[:, :rank]
+    basis = frames.random_rotation(d, generator=torch.Generator().manual_seed(0))[:, :rank]
     root, scale = size[:rank].sqrt(), (n * lambda_h / lambda_w) ** 0.25
     point = {
         "features": (right[:rank].T * root / scale @ basis.T).repeat_interleave(n, 0),
@@ -105,6 +103,11 @@ def equivalent(loss, **setting):
         "equivalent c": exact.equivalent_c,
         "temperature": exact.margin / theory.optimum("ce", **setting).margin,
     }
+
+
+def shape_error(logits, plain):
+    """Largest difference of class logits ``(K, K)`` and ``plain``, both of norm 1 (1.L6)."""
+    return float((logits / logits.norm() - plain / plain.norm()).abs().max())
 
 
 def temperature_error(logits, plain):
@@ -419,20 +422,14 @@ def require(architecture, *, widths, dataset, train_per_class, validation):
 
 
 def builder(architecture, width, data):
-    """``() -> net`` for one of :data:`ARCHITECTURES`; the feature dimension ignores ``width``.
+    """``() -> net`` by :func:`nclib.deep.nets.build`; the feature dimension ignores ``width``.
 
-    ``mlp``: inputs-width-32; ``cnn``: width-2·width-64 channels; the ResNets as in
-    :func:`nclib.deep.nets.resnet` (ResNet-18 scales its feature dimension too).
+    ``mlp``: inputs-width-32; ``cnn``: width-2·width-64 channels; ResNet-18 scales its feature
+    dimension too.
     """
-    checks.choice("architecture", architecture, ARCHITECTURES)
-    K, channels = data.num_classes, data.inputs.shape[1]
-    if architecture == "mlp":
-        return partial(nets.mlp, [data.inputs[0].numel(), int(width), 32], K)
-    if architecture == "cnn":
-        shape = [int(width), 2 * int(width), 64]
-        return partial(nets.cnn, shape, K, in_channels=channels, strides=[2, 2, 2])
-    depth = int(architecture.removeprefix("resnet"))
-    return partial(nets.resnet, depth, K, width=width, in_channels=channels)
+    sizes = {"mlp": [int(width), 32], "cnn": [int(width), 2 * int(width), 64]}
+    sizes = sizes.get(architecture, width)
+    return partial(nets.build, architecture, data, sizes, strides=[2, 2, 2])
 
 
 def linear_classifiers(named_losses, train_data, test_data, recipe, *, seeds):
@@ -625,8 +622,7 @@ def equivalence(table):
         "f_limit": math.nan,
     }
     if seeds > 1:
-        within = accuracy.var(axis=1, ddof=1).mean()
-        found["f_statistic"] = float(seeds * means.var(ddof=1) / within)
+        found["f_statistic"] = float(f_oneway(*accuracy.to_numpy()).statistic)
         found["f_limit"] = float(f_distribution.ppf(0.99, kinds - 1, kinds * (seeds - 1)))
     return found
 

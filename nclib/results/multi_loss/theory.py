@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from scipy.optimize import brentq, minimize_scalar
 
 from nclib import checks, losses
-from nclib.ufm import scalar
+from nclib.ufm import landscape, scalar
 
 
 @dataclass(frozen=True)
 class Optimum:
     """The global minimum: value, margin, bias, Frobenius norms, and the scalars behind them.
 
-    ``mean_logit`` is the mean u of the logits of a sample over classes, ``bias + mean_component``;
-    ``mean_component`` v is the part carried by W and H (it takes one more dimension of features).
+    ``mean_component`` v is the part of the mean logit ``u = bias + v`` that W and H carry (it takes
+    one more dimension of features).
     ``probability`` is softmax's probability of the true class.  At ``margin == 0`` and
     ``mean_component == 0`` the minimiser is W = 0, H = 0.
     """
@@ -42,11 +42,6 @@ class Optimum:
     mean_component: float
     weight_norm: float
     feature_norm: float
-
-    @property
-    def mean_logit(self):
-        """u = b + v."""
-        return self.bias + self.mean_component
 
     @property
     def probability(self):
@@ -141,6 +136,7 @@ def _mse(loss, K, c, lambda_b, full_rank):
     ``u = c/λ_b``, from there on it grows with slope c.
     """
     tau, M, kappa = loss.weight(K), loss.scale, loss.kappa
+    ss = tau * (kappa * ((K - 1) / K) ** 2 + (K - 1) / K**2)  # second derivative in s
     if lambda_b is None:
         split = 0.0
     else:
@@ -154,7 +150,6 @@ def _mse(loss, K, c, lambda_b, full_rank):
 
     def stationary(free_s, curvature, slope):
         # [ss su; su uu] (s, u) = right-hand side, for h(u) = curvature u²/2 + slope u.
-        ss = tau * (kappa * ((K - 1) / K) ** 2 + (K - 1) / K**2)
         su = tau * (kappa - 1) * (K - 1) / K
         uu = tau * (kappa + K - 1) + K * curvature
         rs = tau * kappa * M * (K - 1) / K - c * (K - 1)
@@ -173,7 +168,6 @@ def _mse(loss, K, c, lambda_b, full_rank):
             candidates.append(stationary(free_s, 0.0, c))
     for u in (0.0, split):
         if u < math.inf:
-            ss = tau * (kappa * ((K - 1) / K) ** 2 + (K - 1) / K**2)
             right = tau * (kappa * (M - u) * (K - 1) / K + (K - 1) * u / K) - c * (K - 1)
             candidates.append((max(0.0, right / ss), u))
     feasible = [(value(s, u), s, u) for s, u in candidates if s >= 0 and u >= 0]
@@ -317,4 +311,4 @@ def flat_directions(loss, *, d, **setting):
     """
     rank = setting["K"] - 1 + (optimum(loss, d=d, **setting).mean_component > 0)
     shift = setting["lambda_b"] == 0 and not isinstance(loss, losses.MeanSquaredError)
-    return d * rank - rank * (rank + 1) // 2 + shift
+    return landscape.orbit(d, rank) + shift

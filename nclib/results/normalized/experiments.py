@@ -13,15 +13,14 @@ from scipy.optimize import minimize_scalar
 
 from nclib import checks, frames
 from nclib.results.normalized import theory
-from nclib.results.normalized.metrics import sphere_metrics
-from nclib.table import log_spaced
+from nclib.results.normalized.metrics import NC, sphere_metrics
+from nclib.table import log_spaced, over
 from nclib.ufm import landscape
 from nclib.ufm.flow import descend
 from nclib.ufm.model import UFM
 from nclib.ufm.solve import best, newton_polish
 
 ROUNDING = 1e-12  # gaps below are rounding, and so is what a solver does there
-NC = ("nc1", "nc2", "nc3")
 METHODS = ("trust-region", "steepest-descent")
 
 
@@ -33,12 +32,6 @@ def unit_start(problem, seed):
     """Random coordinates with unit rows, the same for each kind of problem of these sizes."""
     start = problem.start(_generator(seed), 1.0)
     return {name: F.normalize(x, dim=1) for name, x in start.items()}
-
-
-def etf_point(K, n, d):
-    """The global minimum: features on their classifier, a simplex ETF."""
-    weight = frames.simplex_etf(K, d)
-    return {"features": weight[torch.arange(K).repeat_interleave(n)], "weight": weight}
 
 
 def shaken(point, size, seed):
@@ -80,7 +73,7 @@ def derivative_errors(counts, d, scale, *, seed=0):
     problem = theory.normalized(counts, scale, d)
     point = problem.place(unit_start(problem, seed))
     draw = shaken({name: x * 0 for name, x in point.items()}, 1.0, seed + 1)
-    along = {n: v - (v * point[n]).sum(1, keepdim=True) * point[n] for n, v in draw.items()}
+    along = {name: theory.tangent(point[name], v) for name, v in draw.items()}
     where = point["features"], point["weight"], problem.targets, scale
     slopes, expected = theory.multipliers(*where)[:2], problem.gradient(point)
     product = theory.hessian_product(*where, along["features"], along["weight"])
@@ -205,13 +198,11 @@ def steps_to_collapse(problem, seed):
     return steps_until(problem, start, near, most=2000, every=10, rate=10.0)
 
 
-def race_ratios(table, scales):
-    """Steps of the sphere over those of each penalised problem, the largest over seeds."""
-    steps = table[table["scale"].isin(scales)].pivot(
-        index=["scale", "seed"], columns="name", values="steps"
-    )
-    penalised = steps[["hybrid", "regularized"]]
-    return (1 / penalised.div(steps["normalized"], axis=0)).max().to_dict()
+def sphere_ratios(table, value):
+    """``value`` of the sphere over that of each penalised problem, the largest over the rest."""
+    rest = [name for name in ("scale", "seed") if name in table]
+    wide = table.pivot(index=rest, columns="name", values=value)
+    return wide[["hybrid", "regularized"]].rdiv(wide["normalized"], axis=0).max().to_dict()
 
 
 def conditioning(name, scale, *, K, n, d):
@@ -251,23 +242,21 @@ def minima(K, n, d, scale, *, seed=0):
 
 def spectrum(scale, *, K, n, d):
     """Measured and closed-form Hessian eigenvalues at the minimum: ``index, measured, theory``."""
-    measured = landscape.spectrum(theory.normalized([n] * K, scale, d), etf_point(K, n, d))
+    measured = landscape.spectrum(theory.normalized([n] * K, scale, d), theory.minimum(K, n, d))
     expected = theory.hessian_spectrum(K, n, d, scale)
     return pd.DataFrame({"index": range(len(measured)), "measured": measured, "theory": expected})
 
 
 def contraction(scale, *, K, n, d, seed=0):
     """Measured and predicted contraction of gradient descent per step, step ``1/λ_max``."""
-    problem, (_, high) = (
-        theory.normalized([n] * K, scale, d),
-        theory.curvature_range(K, n, d, scale),
-    )
+    problem = theory.normalized([n] * K, scale, d)
+    _, high = theory.curvature_range(K, n, d, scale)
     predicted = theory.descent_rate(K, n, d, scale)
     # stop well above rounding: the gradient has lost eight digits by then
     last = min(400, int(log(1e-8) / log(predicted)))
     path = descend(
         problem,
-        shaken(etf_point(K, n, d), 1e-3, seed),
+        shaken(theory.minimum(K, n, d), 1e-3, seed),
         rate=1 / high,
         steps=last,
         record=[last - 20],
@@ -282,7 +271,8 @@ def block_steps(n, block, *, K, d, scale, seed=0):
     as fast."""
     problem = theory.normalized([n] * K, scale, d)
     _, high = theory.curvature_range(K, n, d, scale, block_steps=block)
-    goal, start = theory.optimum(K, scale).value + 1e-10, shaken(etf_point(K, n, d), 0.1, seed)
+    goal = theory.optimum(K, scale).value + 1e-10
+    start = shaken(theory.minimum(K, n, d), 0.1, seed)
 
     def near(point):
         return float(problem.value(point)) < goal
@@ -299,7 +289,7 @@ def curvature(size, scale):
 
 def measured_best_scales(K, n, d):
     """``(scale of largest curvature, scale of best conditioning)`` from Hessians by autograd."""
-    point = etf_point(K, n, d)
+    point = theory.minimum(K, n, d)
 
     def extremes(x):
         return lowest_two(theory.normalized([n] * K, float(np.exp(x)), d), point)
@@ -313,6 +303,18 @@ def measured_best_scales(K, n, d):
 
     bounds = {"method": "bounded", "bounds": (log(0.2), log(5.0 * K))}
     return tuple(float(np.exp(minimize_scalar(f, **bounds).x)) for f in (flat, stretched))
+
+
+def best_scales(size):
+    """Measured over closed-form best scales of ``size`` (K, n, d): ``curvature, conditioning``.
+
+    ``formula``: measured best conditioning over :func:`theory.best_conditioning`; ``off``: by how
+    much :func:`theory.best_scale` differs from that, which holds for K >= 4 and d >= K only.
+    """
+    measured, closed = measured_best_scales(*size), theory.best_scale(*size)
+    plain = theory.best_conditioning(*size[:2])
+    ratios = {name: measured[i] / closed[i] for i, name in enumerate(("curvature", "conditioning"))}
+    return ratios | {"formula": measured[1] / plain, "off": abs(closed[1] / plain - 1)}
 
 
 def budget(scale, *, K, n, d, seed=0):
@@ -354,12 +356,8 @@ def saddle_curvatures(scale, *, K, n, d, seed=0):
     """``λ_min / scale`` of every member of the zoo and of points with equal classifiers (2.L7)."""
     points = [*theory.zoo(K, n, d, scale)]
     points.append(theory.equal_classifiers(K, n, d, scale, generator=_generator(seed)))
-    rows = []
-    for point in points:
-        problem, where = _at(point)
-        low = float(landscape.spectrum(problem, where)[0])
-        rows.append({"name": point.name, "low": low / scale})
-    return rows
+    lows = [float(landscape.spectrum(*_at(point))[0]) / scale for point in points]
+    return pd.DataFrame({"name": [point.name for point in points], "low": lows})
 
 
 def sign_patterns(K, d, scale):
@@ -420,7 +418,8 @@ def collapse_angles(d, angle, *, K, n, scale):
 def escapes(size, *, K, n, d, scale, steps, seed=0):
     """Gradient descent with step 1 from ``size`` away from total collapse: gradient norm per step.
 
-    ``growth``: the closed-form factor per step.
+    ``growth``: the closed-form factor per step; ``predicted``: the norm by it, from a third of the
+    way to a norm of .03 on.
     """
     problem, where = _at(theory.total_collapse(K, n, d, scale))
     path = descend(
@@ -433,7 +432,12 @@ def escapes(size, *, K, n, d, scale, steps, seed=0):
     )
     table = pd.DataFrame({"iteration": path.steps, "value": path.values})
     growth = theory.escape_growth(K, n, scale, 1.0)
-    return pd.concat([table, pd.DataFrame(path.measured)], axis=1).assign(growth=growth)
+    table = pd.concat([table, pd.DataFrame(path.measured)], axis=1)
+    norms = table["gradient_norm"]
+    end = int((norms.cummax() < 0.03).sum())
+    first, steps = end // 3, table["iteration"]
+    predicted = norms[first] * growth ** (steps - first)
+    return table.assign(growth=growth, predicted=predicted.where((steps >= first) & (steps < end)))
 
 
 def ends(n, d, *, K, scale, starts, seed=0):
@@ -500,15 +504,16 @@ DEGREES = np.linspace(-180, 180, 121)
 
 
 def circle_map(turn, *, K, scale):
-    """A line of the slice of :func:`theory.circle_slice`, angles in degrees."""
+    """A line of the slice of :func:`theory.circle_slice` above f*, angles in degrees."""
     value = theory.circle_slice(np.radians(turn), np.radians(DEGREES), K, scale)
-    return pd.DataFrame({"offset": DEGREES, "value": value})
+    return pd.DataFrame({"offset": DEGREES, "excess": value - theory.optimum(K, scale).value})
 
 
 def radial_map(radius, *, K, decay):
-    """The hybrid problem with W an ETF: features at distance ``radius`` and any angle."""
+    """The hybrid problem above its minimum, W an ETF: features at this radius and any angle."""
     value = theory.circle_slice(2 * np.pi / K, np.radians(DEGREES), K, radius)
-    return pd.DataFrame({"offset": DEGREES, "value": value + decay / 2 * radius * radius})
+    value = value + decay / 2 * radius * radius - theory.hybrid_optimum(K, decay).value
+    return pd.DataFrame({"offset": DEGREES, "excess": value})
 
 
 def feature_wells(scale, *, K):
@@ -521,10 +526,10 @@ def feature_wells(scale, *, K):
 # Dimensions, codes, imbalance, sign constraints -------------------------------------------------
 
 
-def dimension(K, d, *, scale, starts=6, seed=0):
-    """Best of several starts: gap to f*, NC2 of the classifier and its floor."""
+def dimension(K, d, *, scale, seed=0):
+    """Best of six starts: gap to f*, NC2 of the classifier and its floor."""
     problem = theory.normalized([1] * K, scale, d)
-    found = best(problem, starts, seed=seed, refine=True)
+    found = best(problem, seed=seed, refine=True)
     metrics = collapse(problem, found.point)
     gap = found.value - theory.optimum(K, scale).value
     return {"gap": gap} | {name: metrics[name] for name in ("nc2", "nc2_floor")}
@@ -532,12 +537,8 @@ def dimension(K, d, *, scale, starts=6, seed=0):
 
 def dimensions(classes, scale, *, seed=0):
     """:func:`dimension` for d = 2 … K for each K of ``classes``."""
-    rows = [
-        {"K": K, "d": d} | dimension(K, d, scale=scale, seed=seed)
-        for K in classes
-        for d in range(2, K + 1)
-    ]
-    return pd.DataFrame(rows)
+    parts = [over(dimension, K=[K], d=range(2, K + 1), scale=scale, seed=seed) for K in classes]
+    return pd.concat(parts, ignore_index=True)
 
 
 def bipyramid():
@@ -564,7 +565,7 @@ def codes(cases, *, seed=0):
     return pd.DataFrame(rows)
 
 
-def imbalance(cases, *, starts=6, seed=0):
+def imbalance(cases, *, seed=0):
     """Imbalanced minima: ``(table, Gram matrices of W)``; ``cases``: (counts, d, scale).
 
     Value, spread over starts, certificate, NC metrics; ``etf``: how much higher the loss of a
@@ -574,7 +575,7 @@ def imbalance(cases, *, starts=6, seed=0):
     rows, grams = [], []
     for counts, d, scale in cases:
         problem = theory.normalized(counts, scale, d)
-        found = best(problem, starts, seed=seed, refine=True)
+        found = best(problem, seed=seed, refine=True)
         metrics, point = collapse(problem, found.point), found.point
         etf = frames.simplex_etf(len(counts), d)
         balanced = float(problem.value({"features": etf[problem.targets], "weight": etf}))

@@ -16,7 +16,7 @@ from PIL import Image
 from nclib import files
 from nclib.plots import style
 from nclib.plots.panels import heatmaps, lines
-from nclib.plots.style import MARKERS, PALETTE, THEORY, scales
+from nclib.plots.style import PALETTE, THEORY, scales
 
 # One colour per way of training, in every figure.
 MODE_COLORS = {"normalized": PALETTE[0], "hybrid": PALETTE[1], "regularized": PALETTE[2]}
@@ -121,7 +121,7 @@ def saddles(table, escapes, best, title):
     """Figure 3: the zoo of critical points and how fast descent leaves one.
 
     ``table``: name, value, predicted, measured; ``escapes``: size, iteration, gradient_norm,
-    growth; ``best``: global minimum.
+    predicted; ``best``: global minimum.
     """
     figure, (left, middle, right) = style.grid(
         1, 3, width=9.8, height=3.0, width_ratios=[1, 1, 1.15]
@@ -142,17 +142,10 @@ def saddles(table, escapes, best, title):
         ax.set_ylim(len(table) + 1.0, -0.6)
     names = {size: f"start {size:g} away" for size in escapes["size"].unique()}
     lines(right, escapes, "iteration", "gradient_norm", by="size", labels=names, log="y",
-          xlabel="gradient step", ylabel="gradient norm",
+          theory="predicted", xlabel="gradient step", ylabel="gradient norm",
           title="Leaving total collapse as predicted")  # fmt: skip
     for line in right.lines:
         line.set_marker("")
-    for _, part in escapes.groupby("size"):
-        early = part[part["gradient_norm"].cummax() < 0.03]
-        later = early.iloc[len(early) // 3 :]
-        if len(later) > 2:
-            steps = later["iteration"] - later["iteration"].iloc[0]
-            grown = later["gradient_norm"].iloc[0] * later["growth"] ** steps
-            right.plot(later["iteration"], grown, **THEORY)
     right.legend(loc="lower right")
     return figure
 
@@ -169,7 +162,7 @@ def bound(table, limit, title):
     for line in ax.lines:
         line.set_markersize(3)
     ax.set_ylim(1e-8, 2)
-    ax.axvline(limit, label="bound of the theorem,\nas we remember it", **THEORY)
+    ax.axvline(limit, label="published bound,\nquoted second hand", **THEORY)
     ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -232,9 +225,8 @@ def temperature(theory, budget, nets, marks, predicted, titles):
     axes[0, 1].set_title("Conditioning: another one")
     axes[0, 0].legend(loc="lower left")
     for ax, table, title, mark in zip(axes[1], (budget, nets), titles, predicted, strict=True):
-        for (column, label), look in zip(METRICS.items(), zip(PALETTE, MARKERS), strict=False):  # noqa: B905
-            lines(ax, table.assign(metric=label), "scale", column, by="metric", floor=1e-16,
-                  looks={label: look})  # fmt: skip
+        tall = table.melt("scale", list(METRICS), "metric")
+        lines(ax, tall, "scale", "value", by="metric", labels=METRICS, floor=1e-16)
         ax.axvline(mark, label="predicted", **THEORY)
         scales(ax, "xy", {"x": PLAIN})
         ax.set(xlabel=r"scale $\tau$", ylabel="after a fixed budget", title=title)
@@ -404,11 +396,8 @@ def modes(films, titles, notes):
     """
     figure, axes = style.grid(1, len(films), width=8.5, height=3.3)
     for ax, film, title, note in zip(axes, films, titles, notes, strict=True):
-        last = film[film["epoch"] == film["epoch"].max()]
-        points = {kind: part for kind, part in last.groupby("kind")}
-        features = points["feature"][["x0", "x1"]].to_numpy()
-        weight = points["classifier"][["x0", "x1"]].to_numpy()
-        _circle(ax, features, weight, points["feature"]["label"], size=12)
+        frames, labels, _ = _frames(film)
+        _circle(ax, *frames[max(frames)], labels, size=12)
         ax.set_title(title, loc="center")
         ax.text(0.5, -0.03, note, transform=ax.transAxes, ha="center", va="top", fontsize=8.5)
     return figure

@@ -1,7 +1,6 @@
 """Result 2's metrics: angles in degrees, and NC1-NC3 in the convention of normalized features.
 
-Angles are Kahan's ``2 atan2(‖u-v‖, ‖u+v‖)`` of unit vectors: exact near 0° and near 180°, where the
-arccos of a cosine loses half its digits.  Empty classes are left out (their own entries are NaN).
+Empty classes are left out (their own entries are NaN).
 """
 
 from math import acos, degrees, nan, sqrt
@@ -13,18 +12,10 @@ from nclib.metrics import geometry
 from nclib.metrics.geometry import class_means
 from nclib.metrics.precision import Storage, exact
 
+NC = ("nc1", "nc2", "nc3")
+
 # Relative eigenvalue of the between-class covariance below which a direction is rounding noise.
 CUT = {torch.float64: 1e-10, torch.float32: 1e-5}
-
-
-@exact
-def pairwise_angles(vectors):
-    """Angles in degrees between all rows of ``vectors (K, d)``: ``(K, K)``, symmetric.
-
-    NaN in the rows and columns of zero vectors.
-    """
-    vectors = checks.matrix("vectors", vectors, dtype=torch.float64)
-    return geometry.angles_between(vectors[:, None], vectors[None])
 
 
 def simplex_angle(K):
@@ -38,29 +29,15 @@ def simplex_deviation(vectors):
 
     ``vectors (K, d)``, K >= 2; rows of zeros are left out of the pairs, not of K.
     """
-    angles = pairwise_angles(vectors)
-    pairs = angles[tuple(torch.triu_indices(len(angles), len(angles), 1))]
-    deviation = (pairs - simplex_angle(len(angles))).abs()
+    vectors = checks.matrix("vectors", vectors, dtype=torch.float64)
+    K = len(vectors)
+    left, right = torch.triu_indices(K, K, 1)
+    angles = geometry.angles_between(vectors[left], vectors[right])
+    deviation = (angles - simplex_angle(K)).abs()
     deviation = deviation[~deviation.isnan()]
     if not len(deviation):
         return nan, nan
     return float(deviation.mean()), float(deviation.max())
-
-
-@exact
-def alignment_angles(weight, means):
-    """Angle in degrees between each classifier row and its class mean, ``(K,)``.
-
-    0 at self-duality; ``arccos √((K-1)/K)`` at the optimum of nonnegative features (claim 2.L13).
-    """
-    weight = checks.matrix("weight", weight, dtype=torch.float64)
-    means = torch.as_tensor(means).double()
-    if weight.shape != means.shape:
-        raise checks.InputError(
-            f"weight and means must have the same shape, got {tuple(weight.shape)} and "
-            f"{tuple(means.shape)}"
-        )
-    return geometry.angles_between(weight.to(means.device), means)
 
 
 @exact
@@ -121,7 +98,7 @@ def sphere_metrics(features, labels, weight):
     nc1 = truncated_nc1(stored, labels, num_classes=K)
     head, means = weight[present], means[present]
     centred = means - features.double().mean(0)
-    alignment = alignment_angles(head, means)
+    alignment = geometry.angles_between(head, means)
     within = within_class_angles(features, labels, num_classes=K)[present]
     weight_angle, means_angle = simplex_deviation(weight), simplex_deviation(centred)
     return {

@@ -20,10 +20,9 @@ from torch import nn
 from nclib import checks
 from nclib.deep import collect, nets, train
 from nclib.results.normalized import theory
-from nclib.results.normalized.metrics import sphere_metrics
+from nclib.results.normalized.metrics import NC, sphere_metrics
 
 MODES = ("normalized", "hybrid", "regularized")
-ARCHITECTURES = ("mlp", "cnn", "resnet18", "resnet50")
 
 
 @dataclass(frozen=True)
@@ -144,9 +143,10 @@ def objective(mode):
     return loss
 
 
-def random_labels(data, *, generator):
-    """The same inputs with labels permuted at random: no signal, the same class sizes."""
-    order = torch.randperm(len(data), generator=generator).to(data.labels.device)
+def random_labels(data):
+    """The same inputs with labels permuted by seed 0: no signal, the same class sizes."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    order = order.to(data.labels.device)
     return replace(data, labels=data.labels[order])
 
 
@@ -159,21 +159,16 @@ def first_classes(data, K):
 
 
 def backbone(architecture, data, *, width, dim, feature_relu=False):
-    """A bias-free :class:`nclib.deep.nets.Classifier` of one of :data:`ARCHITECTURES`.
+    """A bias-free net by :func:`nclib.deep.nets.build`.
 
     ``mlp``: inputs-width-width-dim, batch norm and ReLU on hidden layers, a linear feature layer
     (or with ReLU).  ``cnn``: channels width-2·width-4·width-dim with average pooling.  ``resnet18``
     has 64·width base channels and ignores ``dim``, as does ``resnet50``; these three end with ReLU
     and average pooling, so that features have no negative entry.
     """
-    checks.choice("architecture", architecture, ARCHITECTURES)
-    sizes = width
-    if architecture == "mlp":
-        sizes = [int(width), int(width), dim]
-    elif architecture == "cnn":
-        sizes = [int(width), 2 * int(width), 4 * int(width), dim]
-    options = {"bias": False, "final_relu": feature_relu, "final_norm": False}
-    return nets.build(architecture, data, sizes, **options)
+    first, options = int(width), {"final_relu": feature_relu, "final_norm": False}
+    sizes = {"mlp": [first, first, dim], "cnn": [first, 2 * first, 4 * first, dim]}
+    return nets.build(architecture, data, sizes.get(architecture, width), bias=False, **options)
 
 
 @dataclass(frozen=True)
@@ -185,13 +180,6 @@ class Cell:
     dim: int = 64
     seed: int = 0
     random_labels: bool = False
-
-
-def cell_data(cell, data):
-    """What the cell trains on: ``data``, or the same with random labels (drawn with seed 0)."""
-    if not cell.random_labels:
-        return data
-    return random_labels(data, generator=torch.Generator().manual_seed(0))
 
 
 def measure(net, data, test_data=None):
@@ -221,8 +209,8 @@ def measure(net, data, test_data=None):
 def train_cell(cell, architecture, data, recipe, *, feature_relu=False, watch=None, **options):
     """Train one :class:`Cell` from weights drawn with its seed; ``(net, history)``.
 
-    ``data`` is trained on as it is (see :func:`cell_data`); ``watch(net, epoch) -> dict`` is
-    measured; ``options`` go to :func:`nclib.deep.train.fit`.
+    ``data`` is trained on as it is; ``watch(net, epoch) -> dict`` is measured; ``options`` go to
+    :func:`nclib.deep.train.fit`.
     """
 
     def build():
@@ -268,7 +256,6 @@ def train_nets(
     feature_relu=False,
     every=1,
     checkpoint=None,
-    augment=None,
 ):
     """Train all ``cells``, one after the other and each with its own checkpoint; :class:`Nets`.
 
@@ -279,7 +266,7 @@ def train_nets(
     points = set(range(0, recipe.epochs + 1, every)) | {recipe.epochs}
     curves, found = [], []
     for i, cell in enumerate(cells):
-        own = cell_data(cell, train_data)
+        own = random_labels(train_data) if cell.random_labels else train_data
         tested = None if cell.random_labels else test_data
         net, history = train_cell(
             cell,
@@ -290,7 +277,6 @@ def train_nets(
             watch=lambda net, epoch, own=own, tested=tested: measure(net, own, tested),
             measure_at=points,
             checkpoint=checkpoint and checkpoint(cell),
-            augment=augment,
         )
         tags = {"cell": i, "name": cell.mode.name, "label": str(cell.mode)}
         tags |= {"scale": cell.mode.scale, "width": cell.width, "dim": cell.dim, "seed": cell.seed}
@@ -321,26 +307,23 @@ def film(cell, architecture, data, recipe, *, epochs):
     return pd.concat(rows, ignore_index=True), net
 
 
-def floor(K, scale, *, nonnegative):
-    """What the loss of a bias-free normalized net on balanced data cannot go below (2.L1, 2.L13).
-
-    ``nonnegative``: features without a negative entry, as after a ReLU.
-    """
-    return theory.optimum(K, scale, nonnegative=nonnegative).value
+def share_above(loss, low, K):
+    """How much of the way from log K down to ``low`` a loss has left."""
+    return (loss - low) / (log(K) - low)
 
 
 def share_above_floor(curves, classes, *, nonnegative):
-    """Of each scale of the normalized nets, how much of the way from log K down to the floor their
-    loss has left, the largest over seeds; a mapping from the scale as a text."""
+    """:func:`share_above` the floor of :func:`theory.optimum` (2.L1, 2.L13) for each scale of the
+    normalized nets, the largest over seeds; a mapping from the scale as a text."""
     final = curves[curves["name"] == "normalized"].groupby(["scale", "seed"])["loss"].last()
     found = {}
     for scale, losses in final.groupby("scale"):
-        low = floor(classes, scale, nonnegative=nonnegative)
-        found[f"{scale:g}"] = (losses.max() - low) / (log(classes) - low)
+        low = theory.optimum(classes, scale, nonnegative=nonnegative).value
+        found[f"{scale:g}"] = share_above(losses.max(), low, classes)
     return found
 
 
-def ratios(final, ours, theirs, names=("nc1", "nc2", "nc3")):
+def ratios(final, ours, theirs, names=NC):
     """Metrics of the nets labelled ``ours`` over those of ``theirs``, the largest over seeds."""
     means = final.groupby(["label", "seed"])[list(names)].last()
     return (means.loc[ours] / means.loc[theirs]).max().to_dict()
@@ -354,5 +337,5 @@ def gains(final, ours, theirs):
 
 def best_scale(table):
     """The scale with the smallest max(NC1, NC2, NC3), the mean over seeds."""
-    worst = table[["nc1", "nc2", "nc3"]].max(axis=1).groupby(table["scale"]).mean()
+    worst = table[[*NC]].max(axis=1).groupby(table["scale"]).mean()
     return float(worst.idxmin())

@@ -104,11 +104,6 @@ class Optimum:
     margin: float
     cosine: float
 
-    @property
-    def correct_probability(self):
-        """Probability of the true class, ``1 - (K-1) q``."""
-        return exp(-self.value)
-
 
 def optimum(K, scale, *, nonnegative=False):
     """Global minimum over unit rows for balanced classes and any scale (claims 2.L1, 2.L13).
@@ -128,6 +123,13 @@ def optimum(K, scale, *, nonnegative=False):
         margin=margin,
         cosine=sqrt((K - 1) / K) if nonnegative else 1.0,
     )
+
+
+def minimum(K, n, d):
+    """The global minimum at every scale: features on their classifier, a simplex ETF."""
+    K, n, d = _sizes(K, n, d)
+    weight = simplex_etf(K, d)
+    return {"features": weight[_balanced_labels(K, n)], "weight": weight}
 
 
 def code_value(code, scale):
@@ -287,8 +289,8 @@ def best_scale(K, n, d):
 
 
 def best_conditioning(K, n):
-    """``(K-1) n/(3n-1)``, the scale of the smallest condition number for K >= 4, d >= K (2.L9)."""
-    K, n = _sizes(checks.integer("K", K, 4), n)
+    """``(K-1) n/(3n-1)``, the best-conditioned scale **if** K >= 4 and d >= K (2.L9)."""
+    K, n = _sizes(K, n)
     return (K - 1) * n / (3 * n - 1)
 
 
@@ -370,12 +372,13 @@ def hessian_product(features, weight, labels, scale, along_features, along_weigh
     moved = moved - moved.gather(1, labels[:, None])  # against the true class: no digit cancels
     G_dot = scale / len(features) * P * (moved - (P * moved).sum(1, keepdim=True))
     return (
-        _tangent(features, G @ D + G_dot @ weight) - beta[:, None] * E,
-        _tangent(weight, G.T @ E + G_dot.T @ features) - alpha[:, None] * D,
+        tangent(features, G @ D + G_dot @ weight) - beta[:, None] * E,
+        tangent(weight, G.T @ E + G_dot.T @ features) - alpha[:, None] * D,
     )
 
 
-def _tangent(rows, vectors):
+def tangent(rows, vectors):
+    """``vectors`` without their parts along the unit ``rows``."""
     return vectors - (vectors * rows).sum(1, keepdim=True) * rows
 
 
@@ -399,10 +402,8 @@ def certificate(features, weight, labels, scale, *, gtol=1e-6):
     ``features (N, d)``, ``weight (K, d)``: unit rows.  Any class counts.
 
     - ``>= 0`` (up to rounding): the point is a global minimum, over every dimension.
-    - ``< 0``: it is not.  If some direction is orthogonal to all rows, for instance at every
-      critical point with ``d > K``, the Hessian has an eigenvalue at least as negative, so the
-      point is a strict saddle.  If there is none, more dimensions would help: the sign of a minimum
-      limited by its dimension.
+    - ``< 0``: it is not.  If some direction is orthogonal to all rows, the Hessian is at
+      least as negative: a strict saddle.  If none is, a further dimension would help.
 
     The point counts as critical if its Riemannian gradient norm is at most
     ``gtol · max(‖G‖, 0.01)``, G the gradient with respect to the cosines; otherwise an
@@ -772,17 +773,16 @@ def matched_problems(K, n, scale, d):
 
 def matched_points(K, n, scale, d):
     """Their minima: the same simplex ETF, with the norms (1, 1), (scale, 1), (√scale, √scale)."""
-    K, n, d = _sizes(K, n, d)
-    weight, labels = simplex_etf(K, d), _balanced_labels(K, n)
+    point = minimum(K, n, d)
     norms = {"normalized": (1, 1), "hybrid": (scale, 1), "regularized": (sqrt(scale),) * 2}
     return {
-        name: {"features": h * weight[labels], "weight": w * weight}
+        name: {"features": h * point["features"], "weight": w * point["weight"]}
         for name, (h, w) in norms.items()
     }
 
 
 def temperature_bound(K, d):
-    """``2(d-2)/(1 + (K mod 2)/K)``: below it, as we remember it, the published landscape theorem
-    holds.  We could not check it against the text; claims 2.L4 and 2.L7 need no bound."""
+    """``2(d-2)/(1 + (K mod 2)/K)``: the published landscape theorem's bound on the scale, quoted
+    second hand, without the text at hand; claims 2.L4 and 2.L7 need none."""
     K, _, d = _sizes(K, 1, d)
     return 2 * (d - 2) / (1 + (K % 2) / K)

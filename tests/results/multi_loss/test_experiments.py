@@ -70,7 +70,7 @@ def test_the_row_against_the_closed_form_sees_a_wrong_one(monkeypatch):
 def test_the_explicit_minimiser_is_critical_optimal_and_collapsed(loss, changes):
     setting = BASE | changes
     ufm = study.problem(loss, **setting)
-    point = study.optimal_point(loss, generator=generator(), **setting)
+    point = study.optimal_point(loss, **setting)
     assert float(ufm.value(point)) == pytest.approx(
         theory.optimum(loss, **setting).value, abs=1e-13
     )
@@ -330,4 +330,4 @@ def test_the_accuracy_kept_is_that_of_the_best_validation_epoch(trained):
 def test_unknown_architectures_are_named():
     train_data, _ = data.load("digits", train_per_class=5)
     with pytest.raises(ValueError, match="architecture must be one of mlp, cnn"):
-        study.builder("transformer", 4, train_data)
+        study.builder("transformer", 4, train_data)()

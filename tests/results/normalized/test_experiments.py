@@ -65,8 +65,11 @@ def test_race_and_its_ratios():
     assert fast < slow
     table = pd.DataFrame({"name": ["normalized", "hybrid", "regularized"] * 2, "seed": 0})
     table = table.assign(scale=[1.0] * 3 + [2.0] * 3, steps=[30, 60, 40, 30, 300, 90])
-    assert study.race_ratios(table, [1.0, 2.0]) == {"hybrid": 0.5, "regularized": 0.75}
-    assert study.race_ratios(table, [2.0]) == {"hybrid": 0.1, "regularized": 30 / 90}
+    assert study.sphere_ratios(table, "steps") == {"hybrid": 0.5, "regularized": 0.75}
+    assert study.sphere_ratios(table.query("scale == 2"), "steps") == {
+        "hybrid": 0.1,
+        "regularized": 30 / 90,
+    }
 
 
 def test_conditioning_of_matched_problems():
@@ -99,6 +102,8 @@ def test_spectrum_rates_and_block_steps():
 def test_best_scales_by_measured_hessians():
     measured = study.measured_best_scales(4, 1, 4)
     assert np.allclose(measured, theory.best_scale(4, 1, 4), rtol=1e-4)
+    assert study.best_scales((4, 1, 4))["formula"] == pytest.approx(measured[1] / 1.5)
+    assert study.best_scales((3, 2, 4))["off"] > 0.1
 
 
 def test_budget_is_best_in_the_middle():
@@ -127,14 +132,14 @@ def test_saddles():
     others = found.query("gap > 1e-9")
     assert len(others) > 5
     assert (others["low"] < -0.28).all()
-    ways = pd.DataFrame(study.saddle_curvatures(100.0, K=3, n=2, d=4))
+    ways = study.saddle_curvatures(100.0, K=3, n=2, d=4)
     assert (ways["low"] < -0.05).all()
 
 
 def test_least_gradient_vanishes_at_critical_points_only():
     problem = theory.normalized([1] * 3, 2.0, 4)
     least = study.LeastGradient(problem)
-    etf = study.etf_point(3, 1, 4)
+    etf = theory.minimum(3, 1, 4)
     assert float(least(**etf)) < 1e-30
     start = study.unit_start(problem, 0)
     assert float(least(**start)) == pytest.approx(study.gradient_norm(problem, start) ** 2 / 2)
@@ -155,6 +160,8 @@ def test_escapes_grow_at_the_predicted_rate():
     table = study.escapes(1e-7, K=4, n=3, d=6, scale=2.0, steps=50)
     grown = table["gradient_norm"].iloc[45] / table["gradient_norm"].iloc[35]
     assert abs(grown ** (1 / 10) / table["growth"].iloc[0] - 1) < 1e-4
+    assert (table["predicted"] / table["gradient_norm"] - 1).abs().max() < 0.02
+    assert table["predicted"].notna().sum() > 20
 
 
 def test_false_minimum_and_its_lift():
@@ -186,13 +193,13 @@ def test_antipodes():
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 def test_maps_contain_the_minimum(scale):
     table = over(study.circle_map, turn=[0.0, 120.0], K=3, scale=scale)
-    assert abs(table["value"].min() - theory.optimum(3, scale).value) < 1e-12
+    assert abs(table["excess"].min()) < 1e-12
     wells = study.feature_wells(scale, K=3)
     assert abs(wells["value"].min() - theory.optimum(3, scale).value) < 1e-12
     best = theory.hybrid_optimum(3, 0.05)
     radial = over(study.radial_map, radius=list(np.linspace(0.1, 7, 241)), K=3, decay=0.05)
-    assert 0 <= radial["value"].min() - best.value < 1e-3
-    assert abs(radial.loc[radial["value"].idxmin(), "radius"] - best.feature_norm) < 0.03
+    assert 0 <= radial["excess"].min() < 1e-3
+    assert abs(radial.loc[radial["excess"].idxmin(), "radius"] - best.feature_norm) < 0.03
 
 
 def test_dimensions_and_codes():
@@ -208,7 +215,7 @@ def test_dimensions_and_codes():
 
 
 def test_imbalance_and_nonnegative():
-    table, grams = study.imbalance([([5, 3, 1], 5, 2.0)], starts=4)
+    table, grams = study.imbalance([([5, 3, 1], 5, 2.0)])
     assert abs(table["value"].iloc[0] - 0.0894508790) < 1e-9
     assert table["certificate"].iloc[0] > -1e-9
     assert table["etf"].iloc[0] > 1e-3

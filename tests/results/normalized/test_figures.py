@@ -55,9 +55,8 @@ def test_landscape(render):
     angles, radii = list(np.linspace(-180, 180, 21)), list(np.linspace(0.1, 5, 21))
     plane = over(study.circle_map, turn=angles, K=3, scale=2.0)
     radial = over(study.radial_map, radius=radii, K=3, decay=0.1)
-    maps = [table.assign(excess=table["value"] - table["value"].min()) for table in (plane, radial)]
     wells = over(study.feature_wells, scale=[1.0, 4.0], K=3)
-    figure = render(plots.landscape(*maps, wells, 3, 2.0, "wells"))
+    figure = render(plots.landscape(plane, radial, wells, 3, 2.0, "wells"))
     assert len(figure.axes) == 4
 
 

@@ -28,7 +28,8 @@ class TestAngles:
     def test_by_hand(self):
         rows = torch.tensor([[1.0, 0], [0, 2.0], [-3.0, 0], [1.0, 1.0]])
         expected = [[0, 90, 180, 45], [90, 0, 90, 45], [180, 90, 0, 135], [45, 45, 135, 0]]
-        assert (angles.pairwise_angles(rows) - torch.tensor(expected)).abs().max() < 1e-12
+        found = geometry.angles_between(rows[:, None], rows[None])
+        assert (found - torch.tensor(expected)).abs().max() < 1e-12
 
     @pytest.mark.parametrize("angle", [1e-9, 1e-4, 0.5, math.pi - 1e-4, math.pi - 1e-9])
     def test_precise_near_zero_and_half_a_turn(self, angle):
@@ -39,9 +40,6 @@ class TestAngles:
 
     def test_zero_vectors_have_no_direction(self):
         rows = torch.tensor([[1.0, 0], [0, 0], [0, 1]])
-        found = angles.pairwise_angles(rows)
-        assert found[1].isnan().all()
-        assert abs(float(found[0, 2]) - 90) < 1e-12
         mean, largest = angles.simplex_deviation(rows)
         assert abs(mean - 30) < 1e-12
         assert abs(largest - 30) < 1e-12
@@ -53,8 +51,7 @@ class TestAngles:
         assert abs(angles.simplex_angle(K) - degrees) < 1e-4
         etf = frames.simplex_etf(K)
         assert max(angles.simplex_deviation(etf)) < 1e-5
-        pairs = angles.pairwise_angles(5 * etf)
-        assert abs(float(pairs[0, 1]) - degrees) < 1e-4
+        assert abs(float(geometry.angles_between(5 * etf[0], etf[1])) - degrees) < 1e-4
 
     def test_deviation_is_over_pairs(self):
         """Square in the plane: four right angles and two of 180, against 109.47."""
@@ -64,12 +61,15 @@ class TestAngles:
         assert abs(largest - (180 - target)) < 1e-10
 
     def test_alignment(self):
-        weight, means = frames.simplex_etf(10, 12), frames.simplex_etf(10, 12) * 3
-        assert float(angles.alignment_angles(weight, means).max()) < 1e-6
-        assert abs(float(angles.alignment_angles(weight, -means).min()) - 180) < 1e-6
-        orthonormal = torch.eye(10, dtype=torch.float64)
-        relu = angles.alignment_angles(orthonormal - 0.1, orthonormal)
-        assert (relu - 18.4349).abs().max() < 1e-4
+        weight, eye = frames.simplex_etf(10, 12), torch.eye(10, dtype=torch.float64)
+        for rows, means, expected in (
+            (weight, 3 * weight, 0),
+            (weight, -weight, 180),
+            (eye - 0.1, eye, 18.4349),
+        ):
+            found = angles.sphere_metrics(means, torch.arange(10), rows)
+            assert abs(found["alignment"] - expected) < 1e-4
+            assert abs(found["alignment_max"] - expected) < 1e-4
 
     def test_within_class(self):
         """Two samples at ±20° from their mean; a single sample; an empty class."""
@@ -84,9 +84,8 @@ class TestAngles:
         ("call", "message"),
         [
             (lambda: angles.simplex_angle(1), "K must be at least 2"),
-            (lambda: angles.alignment_angles(torch.ones(3, 2), torch.ones(2, 3)), "same shape"),
-            (lambda: angles.pairwise_angles(torch.ones(3)), "matrix"),
-            (lambda: angles.pairwise_angles(torch.full((2, 2), torch.inf)), "infinite"),
+            (lambda: angles.simplex_deviation(torch.ones(3)), "matrix"),
+            (lambda: angles.simplex_deviation(torch.full((2, 2), torch.inf)), "infinite"),
         ],
     )
     def test_bad_input(self, call, message):

@@ -7,7 +7,6 @@ wrong world is an error here.
 
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,7 @@ NC = dict.fromkeys(study.NC, 1.0)
 
 def shaken(K=4, n=2, d=5, size=0.1):
     """A point next to the minimum, on the spheres."""
-    point = study.shaken(study.etf_point(K, n, d), size, 0)
+    point = study.shaken(theory.minimum(K, n, d), size, 0)
     return {name: F.normalize(x, dim=1) for name, x in point.items()}
 
 
@@ -53,7 +52,7 @@ def l3():
     *_, G = theory.multipliers(point["features"], point["weight"], labels, 1.7)
     slope = problem.gradient(point)["features"]
     along = {name: study.unit_start(problem, 1)[name] for name in point}
-    along = {n: v - (v * point[n]).sum(1, keepdim=True) * point[n] for n, v in along.items()}
+    along = {name: theory.tangent(point[name], v) for name, v in along.items()}
     bend = landscape.curvature(problem, point, along)
     flat = torch.func.hessian(
         lambda t: problem.value({n: point[n] + t * along[n] for n in point})
@@ -66,7 +65,7 @@ def l4():
     """Perturbed saddles, the curvatures of another scale, and the minimum among the points."""
     problem = theory.normalized([3] * 4, 2.0, 6)
     zoo, other = study.saddles(4, 3, 6, 2.0), study.saddles(4, 3, 6, 2.1)
-    lowest = float(landscape.spectrum(problem, study.etf_point(4, 3, 6))[0])
+    lowest = float(landscape.spectrum(problem, theory.minimum(4, 3, 6))[0])
     return {
         "critical": study.gradient_norm(problem, shaken(4, 3, 6)),
         "zoo": (zoo["measured"] - other["predicted"]).abs().max(),
@@ -79,7 +78,7 @@ def l4():
 
 def l5():
     """The global minimum, space instead of the plane and the other way round."""
-    point = study.etf_point(3, 1, 2)
+    point = theory.minimum(3, 1, 2)
     problem, wide = theory.normalized([1] * 3, 12.0, 2), theory.normalized([1] * 3, 12.0, 3)
     lifted = {name: F.pad(x, (0, 1)) for name, x in point.items()}
     table, points = study.ends(1, 2, K=3, scale=12.0, starts=100)
@@ -109,7 +108,7 @@ def l6():
 
 def l7():
     problem = theory.normalized([2] * 4, 2.0, 5)
-    lowest = float(landscape.spectrum(problem, study.etf_point(4, 2, 5))[0])
+    lowest = float(landscape.spectrum(problem, theory.minimum(4, 2, 5))[0])
     return {"critical": study.gradient_norm(problem, shaken()), "curvature": lowest}
 
 
@@ -175,7 +174,7 @@ def l12():
 def l13():
     """Features of any sign."""
     problem = theory.normalized([2] * 5, 3.0, 6)
-    point = study.etf_point(5, 2, 6)
+    point = theory.minimum(5, 2, 6)
     gap = float(problem.value(point)) - theory.optimum(5, 3.0, nonnegative=True).value
     means = point["features"][::2]
     return {
@@ -236,7 +235,7 @@ def networks(row, untrained):
         "L2": {"net": net["weight_angle_max"]},
         "L11": {name: NC | {m: 1.01 for m in NC} for name in names},
         "L14": {
-            "net": (plane["loss"] - polygon) / (np.log(10) - polygon),
+            "net": nets.share_above(plane["loss"], polygon, 10),
             "net_nc2": (plane["nc2"], plane["nc2_floor"]),
         },
         "L15": {"widest": start, "ratio": NC, "fits": net["train_accuracy"]},
