@@ -116,20 +116,18 @@ class Ledger:
         self._require_names(row, declared, named, single)
         planned = {}
         for name, value in named.items():
-            for key, found in measure.entries(_id(row, name), declared[name], value):
+            check = declared[name]
+            for key, found in measure.entries(_id(row, name), check, value):
                 path = tuple(filter(None, (name, key)))
-                at, check = _id(row, *path), declared[name]
+                at = _id(row, *path)
                 numbers = measure.numbers(at, check, key, found)
-                options = {"note": measure.note(at, check, key, text or {})}
-                options["counterexample"] = check.counterexample
-                planned[path] = (at, check.relation, *numbers, check.tolerance), options
-        for word, value in (("converged", converged), ("applies", applies)):
-            for path, found in measure.options(f"claim {row}: {word}", value, planned).items():
-                planned[path][1][word] = found
+                planned[path] = at, check, *numbers, measure.note(at, check, key, text or {})
+        converged = measure.options(f"claim {row}: converged", converged, planned)
+        applies = measure.options(f"claim {row}: applies", applies, planned)
         if self.again:
             for name in named:
                 self._forget(_id(row, name))
-        found = [self._add(*numbers, **options) for numbers, options in planned.values()]
+        found = [self._add(*one, converged[path], applies[path]) for path, one in planned.items()]
         self._measured[row].update(named)
         return Checked(found)
 
@@ -162,70 +160,33 @@ class Ledger:
         own = [claim.verdict for check, claim in self._claims.items() if row_of(check) == row]
         return worst(own or ["not run"])
 
-    # The four kinds of check, for rows without declared checks ---------------------------------
-
-    def close(self, check, measured, expected, *, tolerance, **options):
-        """``|measured - expected| <= tolerance`` (absolute)."""
-        measured, expected = measure.number(check, measured), measure.number(check, expected)
-        return self._add(check, "close", measured, expected, tolerance, **options)
-
-    def below(self, check, measured, bound, **options):
-        """``measured <= bound``."""
-        return self._add(
-            check, "below", measure.number(check, measured), float(bound), None, **options
-        )
-
-    def above(self, check, measured, bound, **options):
-        """``measured >= bound``."""
-        return self._add(
-            check, "above", measure.number(check, measured), float(bound), None, **options
-        )
-
-    def equal(self, check, measured, expected, **options):
-        """Exact equality, for counts, booleans and names."""
-        return self._add(check, "equal", *measure.alike(check, measured, expected), 0.0, **options)
-
-    # -------------------------------------------------------------------------------------------
-
-    def _add(
-        self,
-        check,
-        relation,
-        measured,
-        bound,
-        tolerance,
-        note="",
-        counterexample=False,
-        converged=True,
-        applies=True,
-    ):
-        self._require_row(row_of(check))
-        if check in self._claims and not self.again:
-            raise checks.InputError(f"claim {check} was checked twice; give each check a suffix")
-        entry = self.catalogue[row_of(check)]
+    def _add(self, at, check, measured, bound, note, converged, applies):
+        """Judge one number by its :class:`~nclib.catalogue.Check`; ``at``: the id of the claim."""
+        if at in self._claims and not self.again:
+            raise checks.InputError(f"claim {at} was measured twice")
+        relation, entry = check.relation, self.catalogue[row_of(at)]
         if not applies:
             verdict = "not run"
             note = "; ".join(filter(None, (note, "outside the range for which the row is stated")))
-        elif _passed(relation, measured, bound, tolerance):
-            verdict = "counterexample" if counterexample else "holds"
+        elif _passed(relation, measured, bound, check.tolerance):
+            verdict = "counterexample" if check.counterexample else "holds"
         elif not converged:
             verdict = "not converged"
         else:
-            verdict = "not reproduced" if _on_networks(entry, check) else "fails"
+            verdict = "not reproduced" if _on_networks(entry, at) else "fails"
         measured, bound = _plain(measured), _plain(bound)
         signed = relation in ("below", "above")
-        expected = _SIGNS[relation].format(exact(bound)) if signed else bound
-        self._claims[check] = Claim(
-            **self._words(check),
+        self._claims[at] = Claim(
+            **self._words(at),
             measured=measured,
-            expected=expected,
-            tolerance=tolerance,
+            expected=_SIGNS[relation].format(exact(bound)) if signed else bound,
+            tolerance=check.tolerance,
             verdict=verdict,
             note=note,
             relation=relation,
             bound=bound,
         )
-        return self._claims[check]
+        return self._claims[at]
 
     @property
     def claims(self):
@@ -307,7 +268,7 @@ class Ledger:
     def _forgotten(self, row):
         declared = self._declared[row]
         if not declared:
-            return [] if any(row_of(check) == row for check in self._claims) else [row]
+            return [row]
         missed = [name for name, one in declared.items() if not one.when]
         return [_id(row, name) for name in missed if name not in self._measured[row]]
 

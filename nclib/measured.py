@@ -46,11 +46,11 @@ def numbers(where, check, key, found):
     bound = check.bound[key] if isinstance(check.bound, dict) else check.bound
     measured, bound = found if pair else (found, bound)
     if check.relation == "equal":
-        return alike(where, measured, bound)
-    return number(where, measured), number(where, bound)
+        return _alike(where, measured, bound)
+    return _number(where, measured), _number(where, bound)
 
 
-def number(where, value):
+def _number(where, value):
     """``value``, of torch and numpy too, as a float."""
     found = _item(where, value)
     if isinstance(found, bool) or not isinstance(found, int | float):
@@ -58,7 +58,7 @@ def number(where, value):
     return float(found)
 
 
-def alike(where, measured, expected):
+def _alike(where, measured, expected):
     """Two ints, bools or names of one type."""
     measured, expected = _item(where, measured), _item(where, expected)
     if not isinstance(measured, bool | int | str) or type(measured) is not type(expected):

@@ -53,7 +53,7 @@ def places(notebook, row):
     found = {}
     for index, (cell, node) in enumerate(statements):
         for call in ast.walk(node):
-            if isinstance(call, ast.Call) and _row(call) == row:
+            if _checks(call, row):
                 steps = _origins(statements[: index + 1], call)
                 computed, calls = found.setdefault(cell, ({}, {}))
                 computed.update(dict.fromkeys(at for at, _ in steps))
@@ -61,14 +61,10 @@ def places(notebook, row):
     return [Place(cell, list(computed), list(calls)) for cell, (computed, calls) in found.items()]
 
 
-def _row(call):
-    """The row that a call checks: of ``run.claim("L1", …)``, or of one literal kind."""
-    kinds = ("claim", "below", "above", "close", "equal")
-    if not (isinstance(call.func, ast.Attribute) and call.func.attr in kinds and call.args):
-        return None
-    first = call.args[0].values[0] if isinstance(call.args[0], ast.JoinedStr) else call.args[0]
-    text = getattr(first, "value", None)
-    return text.split(".")[0] if isinstance(text, str) else None
+def _checks(node, row):
+    """Whether ``node`` is a call ``run.claim(row, …)``."""
+    claim = isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "claim" and node.args
+    return bool(claim) and getattr(node.args[0], "value", None) == row
 
 
 def _origins(statements, call):

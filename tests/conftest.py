@@ -62,12 +62,15 @@ axes[0].plot(history["epoch"], history["train_loss"])
 run.figure(figure, "01_loss", history)"""
 
 CLAIMS = """loss = float(history["train_loss"].iloc[-1])
-run.ledger.below("A1", loss, 0.0 if mode == "fails" else 9.0)
-if mode != "forget": run.ledger.equal("A2", K, K, note="<b>&'\\"" + label)
+run.claim("A1", (loss, 0.0 if mode == "fails" else 9.0))
+if mode != "forget": run.claim("A2", (K, K), text={"label": label})
 run.finish()"""
 
-CATALOGUE = """A1: {statement: "a bound", source: test}
-A2: {statement: "an <i>equality</i>", source: test}
+CATALOGUE = """A1: {statement: "a bound", source: test, check: {below: given}}
+A2:
+  statement: "an <i>equality</i>"
+  source: test
+  check: {equal: given, note: '<b>&''"{label}'}
 A3: {statement: "a large run", source: test, needs: paper}
 """
 

@@ -9,93 +9,83 @@ import torch
 
 from nclib import catalogue, checks, claims, paths, places
 
+WORDS = {"statement": "one", "source": "paper"}
 CATALOGUE = {
-    "L1": {"statement": "one", "source": "paper"},
-    "L2": {"statement": "two", "source": "paper"},
-    "L10": {"statement": "ten", "source": "here", "needs": "paper"},
+    "L1": WORDS | {"checks": {"a": {"below": 1, "note": "why"}, "b": {"below": 1}}},
+    "L2": WORDS | {"checks": {"a": {"below": 1}, "b": {"below": 1, "counterexample": True}}},
+    "L10": WORDS | {"needs": "paper", "check": {"below": 1}},
 }
 
 
-def ledger():
-    return claims.Ledger("01_some_result", CATALOGUE)
+def ledger(rows=CATALOGUE):
+    return claims.Ledger("01_some_result", rows)
 
 
-def test_verdicts_follow_from_the_numbers():
-    one = ledger()
-    assert one.close("L1", 1.0, 1.0 + 1e-9, tolerance=1e-8).verdict == "holds"
-    assert one.close("L1.b", 1.0, 1.1, tolerance=1e-8).verdict == "fails"
-    assert one.below("L1.c", 0.5, 0.5).verdict == "holds"
-    assert one.below("L1.d", 0.51, 0.5).verdict == "fails"
-    assert one.above("L1.e", 0.5, 0.5).verdict == "holds"
-    assert one.above("L1.f", 0.49, 0.5).verdict == "fails"
-    assert one.equal("L1.g", 3, 3).verdict == "holds"
-    assert one.equal("L1.h", True, False).verdict == "fails"
-    assert one.below("L2.a", 0.0, 1.0, counterexample=True).verdict == "counterexample"
-    assert one.below("L2.b", 2.0, 1.0, counterexample=True).verdict == "fails"
+@pytest.mark.parametrize(
+    ("check", "good", "bad"),
+    [
+        ({"below": 0.5}, 0.5, 0.51),
+        ({"above": 0.5}, 0.5, 0.49),
+        ({"close": 1e-8, "to": 1.0}, 1.0 + 1e-9, 1.1),
+        ({"close": 0.0, "to": 3.0}, 3.0, 3.1),
+        ({"equal": 3}, 3, 4),
+        ({"equal": True}, True, False),
+        ({"equal": "etf"}, "etf", "frame"),
+        ({"below": "given"}, (0.5, 0.5), (0.51, 0.5)),
+        ({"above": "given"}, (0.5, 0.5), (0.49, 0.5)),
+        ({"close": 1e-8}, (1.0, 1.0 + 1e-9), (1.0, 1.1)),
+        ({"equal": "given"}, (3, 3), (3, 4)),
+    ],
+)
+def test_verdicts_follow_from_the_numbers(check, good, bad):
+    def verdict(check, value):
+        return ledger({"L1": WORDS | {"check": check}}).claim("L1", value).verdict
 
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("kind", ["close", "below", "above"])
-def test_numbers_that_are_not_finite_never_pass(value, kind):
-    one = ledger()
-    extra = {"tolerance": math.inf if kind == "close" and math.isnan(value) else 1.0}
-    claim = getattr(one, kind)("L1", value, 0.0, **(extra if kind == "close" else {}))
-    assert claim.verdict == "fails"
-    json.dumps(claim.measured, allow_nan=False)
+    assert (verdict(check, good), verdict(check, bad)) == ("holds", "fails")
+    check = check | {"counterexample": True}
+    assert (verdict(check, good), verdict(check, bad)) == ("counterexample", "fails")
 
 
 def test_numbers_may_come_from_torch_and_numpy():
-    one = ledger()
-    assert one.below("L1", torch.tensor(0.1), 1.0).measured == pytest.approx(0.1)
-    assert one.equal("L2", np.int64(4), 4).verdict == "holds"
-    assert one.equal("L2.b", np.bool_(True), True).verdict == "holds"
-
-
-def test_exact_equality_refuses_floats():
-    with pytest.raises(ValueError, match="compare floats with close"):
-        ledger().equal("L1", 1.0, 1.0)
-    with pytest.raises(ValueError, match="exact equality"):
-        ledger().equal("L1", True, 1)
-
-
-def test_unknown_and_repeated_checks_are_errors():
-    one = ledger()
-    one.below("L1", 0, 1)
-    with pytest.raises(ValueError, match="has no row L3; it has L1, L2, L10"):
-        one.below("L3", 0, 1)
-    with pytest.raises(ValueError, match="L1 was checked twice"):
-        one.below("L1", 0, 1)
+    one = declared()
+    (claim,) = one.claim("L1", value=torch.tensor(0.1)).claims
+    assert type(claim.measured) is float and claim.measured == pytest.approx(0.1)
+    assert one.claim("L1", count=np.int64(3)).verdict == "counterexample"
+    assert one.claim("L2", some=np.bool_(True)).verdict == "holds"
 
 
 def test_the_file_holds_every_row_and_a_forgotten_one_is_an_error(tmp_path):
     one = ledger()
-    one.below("L1.a", 0, 1, note="why")
-    with pytest.raises(ValueError, match="rows L2 of 01_some_result were never checked"):
+    one.claim("L1", b=0, a=0)
+    with pytest.raises(ValueError, match="rows L2.a, L2.b of 01_some_result were never checked"):
         one.write(tmp_path)
     assert not (tmp_path / "claims.json").exists()
-    one.close("L2", 3.0, 3.0, tolerance=0.0)
+    one.claim("L2", a=0, b=0)
     one.write(tmp_path)
     stored = json.loads((tmp_path / "claims.json").read_text())
-    assert [entry["id"] for entry in stored] == ["1.L1.a", "1.L2", "1.L10"]
+    ids = ["1.L1.b", "1.L1.a", "1.L2.a", "1.L2.b", "1.L10"]  # rows as in the table
+    assert [entry["id"] for entry in stored] == ids
     keys = ["id", "statement", "source", "measured", "expected", "tolerance", "verdict", "note"]
     keys += ["row", "relation", "bound", "seen"]
     assert all(list(entry) == keys for entry in stored)
-    assert stored[0]["expected"] == "<= 1"
-    assert stored[2] | {"verdict": 0} == stored[2] | {"verdict": 0, "note": "needs profile paper"}
-    assert [claim.id for claim in claims.read(tmp_path / "claims.json")] == [
-        "1.L1.a",
-        "1.L2",
-        "1.L10",
-    ]
+    assert (stored[1]["expected"], stored[1]["note"]) == ("<= 1", "why")
+    assert (stored[4]["verdict"], stored[4]["note"]) == ("not run", "needs profile paper")
+    assert [claim.id for claim in claims.read(tmp_path / "claims.json")] == ids
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_row_without_checks_and_profile_can_never_be_written(tmp_path):
+    one = ledger({"L1": WORDS})
+    with pytest.raises(checks.InputError, match="the row has no declared check"):
+        one.claim("L1", 1.0)
+    with pytest.raises(checks.InputError, match="rows L1 of 01_some_result were never checked"):
+        one.write(tmp_path)
 
 
 def test_rows_show_the_worst_of_their_checks():
     one = ledger()
-    one.below("L1.a", 0, 1)
-    one.below("L1.b", 2, 1)
-    one.below("L2.a", 0, 1)
-    one.below("L2.b", 0, 1, counterexample=True)
+    one.claim("L2", a=0, b=0)
+    one.claim("L1", a=0, b=2)
     table = one.verdicts().set_index("id")
     assert list(table["verdict"]) == ["fails", "counterexample", "not run"]
     assert list(table["checks"]) == [2, 2, 0]
@@ -111,24 +101,36 @@ def test_one_failing_check_outweighs_any_other():
 
 
 def test_a_check_that_is_missed_says_why():
-    catalogue = {
-        "L1": {"statement": "theory", "source": "s"},
-        "L2": {"statement": "networks", "source": "s", "networks": True},
-        "L3": {"statement": "both", "source": "s", "networks": ["net"]},
+    below = {"below": 1}
+    rows = {
+        "L1": {"checks": {"a": below, "b": below, "c": below, "d": below | {"note": "K = 1"}}},
+        "L2": {"networks": True, "check": below},
+        "L3": {
+            "networks": ["net"],
+            "checks": {"net": below | {"each": "width"}, "network": below, "value": below},
+        },
+        "L4": {"networks": ["mlp"], "check": below | {"each": "net"}},
     }
-    one = claims.Ledger("01_multi_loss_equivalence", catalogue)
-    assert one.below("L1.a", 2, 1).verdict == "fails"
-    assert one.below("L1.b", 2, 1, converged=False).verdict == "not converged"
-    assert one.below("L1.c", 1, 1, converged=False).verdict == "holds"
-    assert one.below("L1.d", 2, 1, applies=False, note="K = 1").verdict == "not run"
-    assert one.below("L1.e", 0, 1, applies=False).verdict == "not run"
-    assert one.claims[3].note == "K = 1; outside the range for which the row is stated"
-    assert one.below("L2", 2, 1).verdict == "not reproduced"
-    assert one.below("L2.x", 0, 1).verdict == "holds"
-    assert one.below("L3.net", 2, 1).verdict == "not reproduced"
-    assert one.below("L3.net.2", 2, 1).verdict == "not reproduced"
-    assert one.below("L3.network", 2, 1).verdict == "fails"
-    assert one.below("L3.value", 2, 1).verdict == "fails"
+    one = ledger({row: WORDS | entry for row, entry in rows.items()})
+    found = one.claim(
+        "L1",
+        **{"a": 2, "b": 2, "c": 1, "d": 2},
+        converged={"b": False, "c": False},
+        applies={"d": False},
+    )
+    verdicts = ["fails", "not converged", "holds", "not run"]
+    assert [claim.verdict for claim in found.claims] == verdicts
+    assert found.claims[3].note == "K = 1; outside the range for which the row is stated"
+    assert one.claim("L2", 2).verdict == "not reproduced"
+    three = one.claim("L3", net={1: 0, 2: 2}, network=2, value=2)
+    four = one.claim("L4", {"mlp": 2, "ufm": 2})
+    assert repr(three).split("\n") == [
+        "1.L3.net.1: holds",
+        "1.L3.net.2: not reproduced",
+        "1.L3.network: fails",
+        "1.L3.value: fails",
+    ]
+    assert repr(four) == "1.L4.mlp: not reproduced\n1.L4.ufm: fails"
 
 
 def test_every_check_marked_as_a_finding_on_networks_exists():
@@ -144,15 +146,15 @@ def test_every_check_marked_as_a_finding_on_networks_exists():
 
 
 def test_the_text_of_a_claim_has_no_measured_number():
-    one = ledger()
-    assert repr(one.below("L1.a", 0.123456789, 1)) == "1.L1.a: holds"
+    (claim,) = ledger().claim("L1", a=0.123456789).claims
+    assert repr(claim) == "1.L1.a: holds"
 
 
 def test_no_row_swallows_another_that_begins_alike():
     one = ledger()
-    one.below("L10.a", 2, 1)
-    one.below("L1.a", 0, 1)
-    one.below("L2", 0, 1)
+    one.claim("L10", 2)
+    one.claim("L1", a=0)
+    one.claim("L2", a=0)
     table = one.verdicts().set_index("id")
     assert dict(table["verdict"]) == {"1.L1": "holds", "1.L2": "holds", "1.L10": "fails"}
 
@@ -172,7 +174,7 @@ def test_a_row_leads_to_its_cells_and_the_functions_that_made_its_numbers():
 def test_what_a_loop_or_a_function_names_itself_is_no_origin(tmp_path, monkeypatch):
     cells = [
         "from nclib import frames, losses\nfrom nclib.metrics import nc_metrics",
-        "name = frames.simplex_etf(3, 3)\nused = frames.nc2_floor(4, 2)",
+        'name = frames.simplex_etf(3, 3)\nused = frames.nc2_floor(4, 2); run.verdict("L1")',
         "table = [nc_metrics(name) for name in range(3)]",
         "both = lambda used: table",
         'run.claim("L1", sum(both(0)))\nrun.claim("L10", used)',
@@ -237,6 +239,7 @@ DECLARED = {
             "listed": {"above": 0.0, "each": ["ce", "ls"], "note": "{key}: {what}"},
             "per": {"close": 0.1, "to": {10: 2.5, 100: 4.3}, "note": "far {far:.1f}"},
             "some": {"equal": True, "when": "equal decays"},
+            "same": {"equal": "given", "when": "two nets"},
         },
         "networks": ["per"],
     },
@@ -245,7 +248,7 @@ DECLARED = {
 
 
 def declared():
-    return claims.Ledger("01_some_result", DECLARED)
+    return ledger(DECLARED)
 
 
 def test_the_checks_of_a_row_are_data_and_the_notebook_gives_numbers():
@@ -293,7 +296,7 @@ def test_a_bound_is_exact_to_the_last_digit(kind):
     rows = {"L1": {"statement": "s", "source": "s", "check": entry}}
     for direction in (-1, 0, 1):
         measured = float(np.nextafter(1e-5, direction * np.inf)) if direction else 1e-5
-        (claim,) = claims.Ledger("01_some_result", rows).claim("L1", measured).claims
+        (claim,) = ledger(rows).claim("L1", measured).claims
         good = direction >= 0 if kind == "above" else direction <= 0
         assert claim.verdict == ("holds" if good else "fails")
         shown = [float(part.strip("<>= ")) for text in claim.shown for part in text.split("±")]
@@ -326,7 +329,10 @@ def test_declared_checks_never_pass_on_numbers_that_are_not_finite(value, tmp_pa
     if value == -math.inf:  # of the bound only: 1 >= -inf
         numbers.pop("limit")
     assert [c.verdict for c in found.claims[: len(numbers)]] == ["fails"] * len(numbers)
-    json.dumps([dataclasses.asdict(claim) for claim in found.claims], allow_nan=False)
+    more = one.claim("L2", listed={"ce": value, "ls": value}, text={"what": ""})
+    assert [claim.verdict for claim in more.claims] == ["fails", "fails"]
+    made = [dataclasses.asdict(claim) for claim in one.claims]
+    json.dumps(made, allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -349,7 +355,9 @@ def test_declared_checks_never_pass_on_numbers_that_are_not_finite(value, tmp_pa
         ("L1", (), {"value": {"ce": 1}}, "claim L1.value: no `each` declared, got {'ce': 1}"),
         ("L1", (), {"frame": 1}, r"claim L1.frame: give a pair \(measured, expected\); got 1"),
         ("L1", (), {"limit": (1, 2, 3)}, "claim L1.limit: give a pair"),
-        ("L1", (), {"count": 3.0}, "claim L1.count: exact equality is for ints"),
+        ("L1", (), {"count": 3.0}, "claim L1.count: exact equality is .*; compare floats with clo"),
+        ("L2", (), {"same": (1.0, 1.0)}, "claim L2.same: exact equality is for ints"),
+        ("L2", (), {"same": (True, 1)}, "claim L2.same: exact equality is for ints"),
         ("L1", (), {"count": True}, "claim L1.count: exact equality is for ints"),
         ("L2", (), {"listed": {"ce": 1}}, "claim L2.listed: the mapping lacks ls; entries are"),
         ("L2", (), {"listed": {"ce": 1, "ls": 2, "fl": 3}}, "the mapping has unknown fl"),
@@ -383,6 +391,9 @@ def test_a_row_may_be_claimed_in_parts_but_no_check_twice():
     one.claim("L1", count=3)
     with pytest.raises(checks.InputError, match="claim L1.value was measured twice"):
         one.claim("L1", value=0.0)
+    rows = {"L1": WORDS | {"checks": {"a": {"below": 1, "each": "b"}, "a.b": {"below": 1}}}}
+    with pytest.raises(checks.InputError, match="claim L1.a.b was measured twice"):
+        ledger(rows).claim("L1", **{"a": {"b": 0}, "a.b": 2})
 
 
 def test_by_hand_a_cell_may_be_run_again_and_the_last_numbers_count():
@@ -423,6 +434,7 @@ def test_a_declared_check_that_is_missed_is_an_error(tmp_path):
         ("{below: small}", "below must be a number or given, got 'small'"),
         ("{below: true}", "below must be a finite number, got True"),
         ("{below: .inf}", "below must be a finite number, got inf"),
+        ("{close: .inf}", "close must be a finite number, got inf"),
         ("{close: given}", "close must be a number or given, got 'given'"),
         ("{below: 1, to: 2}", "`to` belongs to close; below has its own bound"),
         ("{below: 1, note: no}", "note must be text; quote it, got False"),

@@ -105,14 +105,15 @@ def test_a_cell_shows_what_all_its_claims_found(started, monkeypatch):
 
 
 def test_only_by_hand_a_check_may_be_measured_again(started, monkeypatch):
-    with pytest.raises(checks.InputError, match="claim A1 was checked twice"):
-        run = started(namespace())
-        run.ledger.below("A1", 0.0, 1.0)
-        run.ledger.below("A1", 2.0, 1.0)
+    run = started(namespace())
+    run.claim("A1", (0.0, 1.0))
+    with pytest.raises(checks.InputError, match="claim A1 was measured twice"):
+        run.claim("A1", (2.0, 1.0))
+    assert run.verdict("A1") == "holds"
     monkeypatch.delenv(notebook.FOLDER)
     run = started(namespace())
-    run.ledger.below("A1", 0.0, 1.0)
-    assert run.ledger.below("A1", 2.0, 1.0).verdict == "fails"
+    run.claim("A1", (0.0, 1.0))
+    assert run.claim("A1", (2.0, 1.0)).verdict == "fails"
     assert run.verdict("A1") == "fails"
     monkeypatch.setenv(notebook.REPRODUCE, "1")
     assert not started(namespace()).ledger.again
