@@ -86,6 +86,11 @@ class Run:
         self.tables = {}  # name -> columns that vary
         style.use()
 
+    def title(self, row, finding, otherwise):
+        """Title of a figure: the ``finding`` where ``row`` holds or has its counterexample, else
+        what is plotted."""
+        return finding if self.verdict(row) in ("holds", "counterexample") else otherwise
+
     def figure(self, figure, name, data=None, *, varies=()):
         """Save ``figure`` as ``name.png`` and ``name.pdf``, ``data`` as ``name.csv``; show it.
 

@@ -110,10 +110,12 @@ def test_only_by_hand_a_check_may_be_measured_again(started, monkeypatch):
     with pytest.raises(checks.InputError, match="claim A1 was measured twice"):
         run.claim("A1", (2.0, 1.0))
     assert run.verdict("A1") == "holds"
+    assert run.title("A1", "found", "plotted") == "found"
     monkeypatch.delenv(notebook.FOLDER)
     run = started(namespace())
     run.claim("A1", (0.0, 1.0))
     assert run.claim("A1", (2.0, 1.0)).verdict == "fails"
     assert run.verdict("A1") == "fails"
+    assert run.title("A1", "found", "plotted") == "plotted"
     monkeypatch.setenv(notebook.REPRODUCE, "1")
     assert not started(namespace()).ledger.again

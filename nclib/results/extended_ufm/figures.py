@@ -14,11 +14,6 @@ KEYS = {M: f"$M={M}$" for M in DEPTHS}
 NC1, OF = r"Tr $\Sigma_W$ / Tr $\Sigma_B$", "distance to an orth. frame"
 
 
-def finding(verdict, holds, otherwise):
-    """The title of a figure: what was found if its row holds, else what is plotted."""
-    return holds if verdict in ("holds", "counterexample") else otherwise
-
-
 def _cross(K):
     """Orthogonal-frame distance of an ETF, and the other way round."""
     return np.sqrt(2 - 2 * np.sqrt((K - 1) / K))

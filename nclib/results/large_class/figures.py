@@ -15,11 +15,6 @@ from nclib.plots.style import GUIDE, MARKERS, PALETTE, THEORY
 RANDOM = GUIDE | {"color": "0.4"}
 
 
-def finding(verdict, holds, otherwise):
-    """The title of a figure: what was found if its row holds, else what is plotted."""
-    return holds if verdict in ("holds", "counterexample") else otherwise
-
-
 def two_distances(tables, *, classes=(0, 0)):
     """Both distances of one class in the plane, for each table (name -> code's table)."""
     figure, axes = style.grid(1, 2 * len(tables), width=10.0, height=2.9)

@@ -26,11 +26,6 @@ PLAIN = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]
 TURNS = [-180, -90, 0, 90, 180]
 
 
-def finding(verdict, holds, otherwise):
-    """The title of a figure: a finding where its row shows it, else what is plotted."""
-    return holds if verdict in ("holds", "counterexample") else otherwise
-
-
 def _color(name):
     return next(c for key, c in MODE_COLORS.items() if name.startswith(key))
 

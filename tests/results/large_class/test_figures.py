@@ -21,14 +21,6 @@ def history(hue="temperature", values=(1.0, 0.2)):
     return table.assign(reference=0.9, random=0.2)
 
 
-def test_finding_follows_the_verdict():
-    texts = {
-        v: figures.finding(v, "found", "plotted") for v in ("holds", "counterexample", "fails")
-    }
-    assert texts == {"holds": "found", "counterexample": "found", "fails": "plotted"}
-    assert figures.finding("not reproduced", "found", "plotted") == "plotted"
-
-
 def test_hull_edges_leave_out_face_diagonals():
     cube = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
     assert len(figures.hull_edges(cube)) == 12

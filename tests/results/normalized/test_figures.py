@@ -110,11 +110,6 @@ def test_network_curves(render):
     assert len(figure.axes[0].lines) == 6
 
 
-def test_a_title_is_a_finding_only_where_the_row_shows_it():
-    assert plots.finding("holds", "A", "B") == plots.finding("counterexample", "A", "B") == "A"
-    assert {plots.finding(v, "A", "B") for v in ("fails", "not reproduced", "not run")} == {"B"}
-
-
 def film(dim, K=4, epochs=(0, 1, 2)):
     rng, rows = np.random.default_rng(0), []
     final = frames.polygon(K).numpy() if dim == 2 else frames.simplex_etf(K, dim).numpy()
