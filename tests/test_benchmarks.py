@@ -150,9 +150,14 @@ def test_a_profile_names_the_costliest_operators():
     row = harness.Row("product", "one product", lambda: task, {}, {})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = harness.profile(row, most=2)
-    assert found[0]["operator"] == "mm" and found[0]["calls"] == 1
-    assert found[0]["share"] > 0.5 and len(found) == 2
+        found = harness.profile(row, most=1000)
+        assert len(harness.profile(row, most=2)) == 2
+    # Which of them took longer is the machine's business: a thread may wait for its turn in any.
+    calls = {line["operator"]: line["calls"] for line in found}
+    assert calls["mm"] == calls["sum"] == 1
+    seconds = [line["seconds"] for line in found]
+    assert seconds == sorted(seconds, reverse=True)
+    assert [line["share"] for line in found] == pytest.approx([x / sum(seconds) for x in seconds])
     assert tuple(found[0]) == report.PROFILE
 
 
