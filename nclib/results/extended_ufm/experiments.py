@@ -228,11 +228,14 @@ def levels_reached(linear, relu):
 
 def left_behind(problem, point):
     """Samples that descent of the two-layer ReLU model left without a class (claim 5.E9):
-    ``stuck``, how many rows of H2 are shorter than half their class's; ``excess`` over the optimum,
-    and ``predicted``, with 1/(2N) for each of them and the optimum of the others."""
-    hidden = layers(problem, point)["H2"].norm(dim=1)
-    longest = hidden.new_zeros(problem.K).scatter_reduce(0, problem.targets, hidden, "amax")
-    kept = problem.targets[hidden >= longest[problem.targets] / 2]
+    ``stuck``, whose own logit is below a tenth of their class's largest; ``between``, below nine
+    tenths, in another pattern of the ReLU; ``excess`` over the optimum, and ``predicted`` where
+    none is in between, with 1/(2N) for each that is stuck and the optimum of the others."""
+    own = problem.logits(point).gather(1, problem.targets[:, None]).squeeze(1)
+    largest = own.new_zeros(problem.K).scatter_reduce(0, problem.targets, own, "amax")
+    reached = largest[problem.targets]
+    alive = own >= 0.1 * reached
+    kept = problem.targets[alive]
     N, counts = len(problem.targets), kept.bincount(minlength=problem.K).tolist()
     share = len(kept) / N
     decays = [lam / share for lam in problem.decays]
@@ -240,9 +243,17 @@ def left_behind(problem, point):
     known = theory.optimum(problem).value
     return {
         "stuck": N - len(kept),
+        "between": int((alive & (own < 0.9 * reached)).sum()),
         "excess": float(problem.value(point)) - known,
         "predicted": share * rest + (1 - share) / 2 - known,
     }
+
+
+def finished(relu, behind):
+    """The rows of ``relu`` (:func:`descents`) of starts with no sample in between, all if there is
+    none; ``behind``: :func:`left_behind` of each start, in their order."""
+    whole = [start for start, found in enumerate(behind) if found["between"] == 0]
+    return relu[relu["seed"].isin(whole)] if whole else relu
 
 
 def cosines(named_means):

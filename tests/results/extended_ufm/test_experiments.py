@@ -386,9 +386,15 @@ def test_samples_left_behind_cost_what_is_predicted():
     assert measured["excess"] == pytest.approx(measured["predicted"], abs=1e-7)
     known = theory.optimum(asked).value
     whole = study.left_behind(asked, theory.relu_point(asked, torch.eye(3)))
-    assert whole["stuck"] == 0
+    assert whole["stuck"] == whole["between"] == 0
     assert abs(whole["excess"]) < 1e-12 and abs(whole["predicted"]) < 1e-12
     assert float(asked.value(found.point | {"features": features})) - known > 0.02
+    features[0] /= 2  # its own logit halves
+    half = study.left_behind(asked, found.point | {"features": features})
+    assert half["stuck"] == 2 and half["between"] == 1
+    runs = pd.DataFrame({"seed": [0, 1, 2], "of": [1.0, 2.0, 3.0]})
+    assert list(study.finished(runs, [whole, half, measured])["seed"]) == [0, 2]
+    assert len(study.finished(runs, [half] * 3)) == 3
 
 
 # --- networks ------------------------------------------------------------------------------------
