@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Tidy tables: a function over a grid of settings, log-spaced steps, matrices in long form."""
 
 from itertools import product
