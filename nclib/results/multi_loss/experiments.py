@@ -77,8 +77,12 @@ def scalar_value(loss, s, c, *, K):
 
 
 def known_margin(loss, c, *, K):
-    """Margin, probability of the true class and value at strength c, from the closed form."""
-    exact = theory.optimum(loss, K=K, n=1, lambda_w=c, lambda_h=c)
+    """Margin, probability of the true class and value at strength c, from the closed form.
+
+    The focal loss without bias, which changes no margin and has no tie to refuse.
+    """
+    bias = None if isinstance(loss, losses.Focal) else 0.0
+    exact = theory.optimum(loss, K=K, n=1, lambda_w=c, lambda_h=c, lambda_b=bias)
     return {"margin": exact.margin, "probability": exact.probability, "value": exact.value}
 
 

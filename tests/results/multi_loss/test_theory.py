@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize, minimize_scalar
+from scipy.special import logsumexp
 
 from nclib import losses
+from nclib.checks import InputError
 from nclib.results.multi_loss import theory
 
 CE = ("ce", {})
@@ -144,7 +146,7 @@ def test_value_is_the_entropy_of_the_optimal_softmax():
 def test_thresholds_separate_zero_from_collapse(name, params, lambda_b, K):
     c = theory.threshold(name, K=K, lambda_b=lambda_b, **params)
     zero = theory.value_at_zero(name, K=K, lambda_b=lambda_b, **params)
-    for factor in (0.999, 1.001):
+    for factor in (0.998, 1.002):  # nearer its tie the focal loss has none with a bias
         best = theory.optimum(
             name, K=K, n=1, lambda_w=factor * c, lambda_h=factor * c, lambda_b=lambda_b, **params
         )
@@ -171,6 +173,34 @@ def test_focal_thresholds_table(K, local, glob, jump, p):
     assert got[1] == pytest.approx(glob, abs=1e-9)
     assert got[2] == pytest.approx(jump, abs=1e-3)
     assert 1 / (1 + (K - 1) * math.exp(-got[2])) == pytest.approx(p, abs=1e-4)
+
+
+@pytest.mark.parametrize(("share", "lower"), [(-0.03, True), (0.004, True), (-0.12, False)])
+def test_focal_optimum_refuses_where_partly_collapsed_points_are_cheaper(share, lower):
+    """K = 30, γ = 3: ``share`` of the window below or above the tie; m classes are an ETF."""
+    K = 30
+    local, globally, jump = theory.focal_thresholds(K, 3.0)
+    c = globally + share * (globally - local)
+    without = theory.optimum("fl", K=K, n=1, lambda_w=c, lambda_h=c, lambda_b=None, gamma=3.0)
+
+    def value(x, m):  # the margin of the m classes and their bias over that of the others
+        s, b = x
+        z = np.zeros((2, K))
+        z[:, :m] = b
+        z[0, :m] -= s / m
+        z[0, 0] += s
+        log_p = z[[0, 1], [0, -1]] - logsumexp(z, axis=1)
+        return -np.array([m, K - m]) / K @ (np.expm1(log_p) ** 3 * -log_p) + c * (m - 1) * abs(s)
+
+    options = {"method": "Nelder-Mead", "options": {"fatol": 1e-13}}
+    partly = min(minimize(value, [jump + 2, 0.3], (m,), **options).fun for m in range(20, K))
+    assert (partly < without.value - 1e-8) == lower
+    setting = {"K": K, "n": 1, "lambda_w": c, "lambda_h": c, "gamma": 3.0}
+    if lower:
+        with pytest.raises(InputError, match="lambda_b=None"):
+            theory.optimum("fl", **setting)
+    else:
+        assert theory.optimum("fl", **setting).value == without.value
 
 
 @pytest.mark.parametrize(
