@@ -251,15 +251,16 @@ def blocks(alone, mixed, K):
     left.axvline(K / 2, **GUIDE)
     left.annotate("$m=K/2$", (K / 2, 0.97), xycoords=left.get_xaxis_transform(), fontsize=8)
     left.set(xlabel="labels per sample $m$", ylabel="value above the exact minimum")
-    left.set_title(f"$K={K}$, every set of $m$ labels once")
-    left.legend(loc="upper left")
+    left.set(title=f"$K={K}$, every set of $m$ labels once", xticks=sorted(alone["m"].unique()))
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3)
     wide = mixed.pivot(index="share", columns="t", values="weight").fillna(0.0)
-    right.stackplot(wide.index, wide.T, labels=[f"$t={t}$" for t in wide.columns],
-                    colors=PALETTE[: len(wide.columns)])  # fmt: skip
+    right.stackplot(wide.index, wide.T, colors=PALETTE[: len(wide.columns)])
+    for t, weight in wide.items():  # its name in the middle of where it leads
+        if (own := wide.index[weight > 0.5]).size:
+            right.text((own[0] * own[-1]) ** 0.5, 0.5, f"$t={t}$", ha="center", color="w")
     right.set(xlabel="triples per set / singles per class", ylabel="weight of the blocks",
               xscale="log", ylim=(0, 1))  # fmt: skip
     right.set_title("$K=5$, singles and triples: axes per subset of $t$ classes")
-    right.legend(loc="center left")
     return figure
 
 
