@@ -12,16 +12,16 @@ import torch
 from nclib import checks
 
 
-def centring(K, *, dtype=torch.float64, device=None):
+def centring(K):
     """The projector ``I - 11ᵀ/K``, shape ``(K, K)``: subtracts the mean over classes."""
     K = checks.integer("K", K)
-    return torch.eye(K, dtype=dtype, device=device) - 1.0 / K
+    return torch.eye(K, dtype=torch.float64) - 1.0 / K
 
 
-def etf_gram(K, *, dtype=torch.float64, device=None):
+def etf_gram(K):
     """Gram matrix of a simplex ETF with Frobenius norm 1: ``(I - 11ᵀ/K)/√(K-1)``, ``(K, K)``."""
     K = checks.integer("K", K, 2)
-    return centring(K, dtype=dtype, device=device) / (K - 1) ** 0.5
+    return centring(K) / (K - 1) ** 0.5
 
 
 def orthogonal_gram(K):
@@ -81,6 +81,13 @@ def cross_polytope(d, K=None):
         raise checks.InputError(f"the cross-polytope in d={d} has {2 * d} vertices, got K={K}")
     axes = torch.eye(d, dtype=torch.float64)
     return torch.cat([axes, -axes])[:K]
+
+
+def bipyramid(K):
+    """The regular (K-2)-gon on the equator, and the two poles, ``(K, 3)``; ``K >= 4``."""
+    K = checks.integer("K", K, 4)
+    poles = torch.tensor([[0, 0, 1], [0, 0, -1]], dtype=torch.float64)
+    return torch.cat([polygon(K - 2, 3), poles])
 
 
 def icosahedron():

@@ -276,12 +276,11 @@ def spheres():
                               sphere=("weight",))  # fmt: skip
         yield Row(f"unit classifier, K = {K}", problem, sphere.hybrid_optimum(K, decay).value,
                   "Yaras et al. 2022, section 3; 2.L10", **SPHERE)  # fmt: skip
-    poles = torch.tensor([[0, 0, 1], [0, 0, -1]])  # at this temperature best by all searches, 4.G12
-    bipyramid = torch.cat([frames.polygon(5, 3), poles])
     codes = (
         ("pentagon", frames.polygon(5), 0.2), ("heptagon", frames.polygon(7), 0.35),
         ("octahedron", frames.cross_polytope(3), 0.23), ("icosahedron", frames.icosahedron(), 0.05),
-        ("simplex", frames.simplex_etf(4), 0.11), ("bipyramid", bipyramid, 0.4),
+        ("simplex", frames.simplex_etf(4), 0.11),
+        ("bipyramid", frames.bipyramid(7), 0.4),  # best by all searches, 4.G12
     )  # fmt: skip
     for name, code, temperature in codes:
         others = (code @ code.T - 1)[~torch.eye(len(code), dtype=torch.bool)].view(len(code), -1)

@@ -55,6 +55,8 @@ def largest_cosine(code):
         (frames.cross_polytope(3), (6, 3), 0.0),
         (frames.cross_polytope(4, 6), (6, 4), 0.0),
         (frames.icosahedron(), (12, 3), 5**-0.5),
+        (frames.bipyramid(5), (5, 3), 0.0),
+        (frames.bipyramid(8), (8, 3), 0.5),
     ],
 )
 def test_codes_have_unit_rows_and_their_largest_cosine(code, shape, cosine):

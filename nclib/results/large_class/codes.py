@@ -30,11 +30,6 @@ def orthogonal_simplices(sizes):
     return _rows(block_diag(*blocks))
 
 
-def pentagonal_bipyramid():
-    """(7, 3): a pentagon and the two poles, the warm minimiser of claim 4.G12."""
-    return _rows(block_diag(frames.polygon(5).numpy(), np.array([[1.0], [-1.0]])))
-
-
 def tilted_cross_polytope(singles, tilt, height=None):
     """``(q + 4, q + 2)``: two pairs of opposite vertices and ``q`` without opposite, all tilted.
 

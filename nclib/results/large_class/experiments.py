@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import minimize as scipy_minimize
 from torch.nn.functional import normalize
 
-from nclib import checks
+from nclib import checks, frames
 from nclib.deep import collect, train
 from nclib.deep import data as images
 from nclib.deep.nets import parameter_count, seeded
@@ -299,7 +299,7 @@ def phase(d, temperature, *, starts=16, seed=0):
 
 def warm_minimum(temperature, *, starts=16, seed=0):
     """(7, 3): the lowest minimum found, its margin, and how far below the bipyramid it lies."""
-    code = codes.pentagonal_bipyramid()
+    code = frames.bipyramid(7)
     found = minimum(7, 3, temperature, starts=starts, seed=seed)
     excess = theory.log_energy(code, temperature) - found["log_ce"]
     return {

@@ -541,12 +541,6 @@ def dimensions(classes, scale, *, seed=0):
     return pd.concat(parts, ignore_index=True)
 
 
-def bipyramid():
-    """Triangular bipyramid: two poles and an equilateral triangle on the equator, ``(5, 3)``."""
-    poles = torch.tensor([[0.0, 0, 1], [0, 0, -1]], dtype=torch.float64)
-    return torch.cat([poles, frames.polygon(3, 3)])
-
-
 def codes(cases, *, seed=0):
     """Best of ten starts against a named code: the losses, and the relative ``gap``.
 

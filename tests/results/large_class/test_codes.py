@@ -78,7 +78,7 @@ def test_orthogonal_simplices():
 
 
 def test_bipyramid():
-    bipyramid = codes.pentagonal_bipyramid()
+    bipyramid = frames.bipyramid(7)
     assert bipyramid.shape == (7, 3)
     assert spectrum(bipyramid)[-1.0] == 2  # the poles
 

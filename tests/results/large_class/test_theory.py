@@ -252,7 +252,7 @@ def test_no_exchange_gives_none():
 
 def test_curvature_of_the_bipyramid_against_finite_differences():
     """Below its range a move of the poles' ring lowers the energy; inside no small move does."""
-    code = codes.pentagonal_bipyramid()
+    code = frames.bipyramid(7)
     assert theory.lowest_curvature(code, 0.18) < -1e-2 < 1e-3 < theory.lowest_curvature(code, 0.4)
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):

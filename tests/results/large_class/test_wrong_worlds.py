@@ -16,7 +16,7 @@ from nclib.results.large_class import codes, experiments, theory
 from nclib.results.large_class.assignment import SQUARE, pairwise
 
 BOOK = "04_large_class_gnc"
-WARM = codes.pentagonal_bipyramid()
+WARM = frames.bipyramid(7)
 RANDOM = experiments.random_classifier(40, 6)
 BAD = ("fails", "not reproduced")
 

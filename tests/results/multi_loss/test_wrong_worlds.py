@@ -198,7 +198,7 @@ def l13(patch):
         "found": abs(off["value_gap"]),
         "explicit": {"axes": abs(off["value_gap"])},
         "critical": {"axes": off["gradient"]},
-        "geometry": 0.0,
+        "geometry": (0.0, 0.5**0.5),
         "free_bias": axes["nc2"],
     }
 

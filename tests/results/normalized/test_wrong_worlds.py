@@ -188,8 +188,8 @@ def l13():
 
 def l14():
     """The bipyramid at scale 10 as the code that is best, and a scale at which it is."""
-    bad, good = study.codes([("b", study.bipyramid(), s) for s in (10.0, 3.0)])["gap"]
-    metrics = sphere_metrics(*[study.bipyramid()], torch.arange(5), study.bipyramid())
+    bad, good = study.codes([("b", frames.bipyramid(5), s) for s in (10.0, 3.0)])["gap"]
+    metrics = sphere_metrics(*[frames.bipyramid(5)], torch.arange(5), frames.bipyramid(5))
     full = study.dimension(4, 3, scale=2.0)["gap"]
     return {"polygons": abs(bad), "bipyramid": abs(bad), "changes": good,
             "floor": metrics["nc2"] - metrics["nc2_floor"], "gap": full}  # fmt: skip
