@@ -228,24 +228,22 @@ def levels_reached(linear, relu):
 
 def left_behind(problem, point):
     """Samples that descent of the two-layer ReLU model left without a class (claim 5.E9):
-    ``stuck``, whose own logit is below a tenth of their class's largest; ``between``, below nine
-    tenths, in another pattern of the ReLU; ``excess`` over the optimum, and ``predicted`` where
-    none is in between, with 1/(2N) for each that is stuck and the optimum of the others."""
-    own = problem.logits(point).gather(1, problem.targets[:, None]).squeeze(1)
-    largest = own.new_zeros(problem.K).scatter_reduce(0, problem.targets, own, "amax")
-    reached = largest[problem.targets]
-    alive = own >= 0.1 * reached
-    kept = problem.targets[alive]
-    N, counts = len(problem.targets), kept.bincount(minlength=problem.K).tolist()
-    share = len(kept) / N
-    decays = [lam / share for lam in problem.decays]
-    rest = theory.optimum(theory.problem(counts, decays, widths=problem.widths)).value
-    known = theory.optimum(problem).value
+    ``stuck``, whose own logit is below a tenth of the optimum's; ``between``, below nine tenths of
+    what is optimal without those, in another pattern of the ReLU; ``excess`` over the optimum, and
+    ``predicted`` where none is in between, with 1/(2N) for each that is stuck and the optimum of
+    the others."""
+    known, sizes, targets = theory.optimum(problem), problem.targets.bincount(), problem.targets
+    own = problem.logits(point).gather(1, targets[:, None]).squeeze(1)
+    alive = own >= 0.1 * known.scales[targets]
+    counts, N = targets[alive].bincount(minlength=problem.K), len(own)
+    fewer = counts.clamp(min=1)  # κ_k = N Λ^{1/3} n_k^{−2/3}
+    values, best_u = scalar.shrink(1.0, known.kappas * (sizes / fewer) ** (2 / 3), 3)
+    stuck = N - int(counts.sum())
     return {
-        "stuck": N - len(kept),
-        "between": int((alive & (own < 0.9 * reached)).sum()),
-        "excess": float(problem.value(point)) - known,
-        "predicted": share * rest + (1 - share) / 2 - known,
+        "stuck": stuck,
+        "between": int((alive & (own < 0.9 * best_u[targets])).sum()),
+        "excess": float(problem.value(point)) - known.value,
+        "predicted": (float(counts.double() @ values) + stuck / 2) / N - known.value,
     }
 
 
@@ -673,7 +671,7 @@ def depth_race(K, L, *, width, kappa_share, starts, max_iter=400, seed=0):
 def hidden_ranks(spectra, K):
     """Singular values above a tenth of the largest, over K (claim 5.X4): the most of the layers
     between the features and the last one, and the last one's."""
-    ranks = spectra[spectra["value"] > 0.1].groupby("layer")["index"].max() / K
+    ranks = (spectra["value"] > 0.1).groupby(spectra["layer"]).sum() / K
     return {"hidden": ranks.iloc[1:-1].max(), "last": ranks.iloc[-1]}
 
 

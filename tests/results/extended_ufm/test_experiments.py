@@ -371,6 +371,8 @@ def test_low_rank_tables():
             for v in [1.0 if i <= r else 0.01]]  # fmt: skip
     by_hand = pd.DataFrame(rows, columns=["layer", "index", "value"])
     assert study.hidden_ranks(by_hand, 4) == {"hidden": 0.75, "last": 1.0}
+    zero = by_hand.assign(value=math.nan)  # of the zero solution
+    assert study.hidden_ranks(zero, 4) == {"hidden": 0.0, "last": 0.0}
 
 
 def test_samples_left_behind_cost_what_is_predicted():
@@ -392,6 +394,17 @@ def test_samples_left_behind_cost_what_is_predicted():
     features[0] /= 2  # its own logit halves
     half = study.left_behind(asked, found.point | {"features": features})
     assert half["stuck"] == 2 and half["between"] == 1
+    merged = {"features": features.new_ones(15, 4), "hidden_1": features.new_ones(12, 4)}
+    merged["weight"] = features.new_full((3, 12), 1 / 48 / 3)  # all classes have logits 1/3
+    assert study.left_behind(asked, merged)["between"] == 15
+    none = study.left_behind(asked, {name: 0 * x for name, x in merged.items()})
+    assert none["stuck"] == 15 and none["between"] == 0
+    assert none["excess"] == pytest.approx(none["predicted"]) == pytest.approx(0.5 - known)
+    lost = theory.relu_point(asked, torch.eye(3).double())
+    lost["features"][5:10], lost["hidden_1"][1], lost["weight"][1] = 0, 0, 0  # a whole class
+    found = study.left_behind(asked, lost)
+    assert found["stuck"] == 5
+    assert found["excess"] == pytest.approx(found["predicted"], abs=1e-12)
     runs = pd.DataFrame({"seed": [0, 1, 2], "of": [1.0, 2.0, 3.0]})
     assert list(study.finished(runs, [whole, half, measured])["seed"]) == [0, 2]
     assert len(study.finished(runs, [half] * 3)) == 3
