@@ -56,6 +56,11 @@ def thresholds(M):
     return scalar.thresholds(1.0, M + 1)
 
 
+def phi(u, kappa, factors):
+    """φ(u) of the scalar problem; ``factors``: M + 1."""
+    return (1 - u) ** 2 / 2 + factors / 2 * kappa * u ** (2 / factors)
+
+
 def _geometric(decays):
     """Λ^{1/(M+1)} through logarithms, so that tiny decays do not underflow."""
     return math.exp(math.fsum(map(math.log, decays)) / len(decays))
@@ -185,7 +190,6 @@ class _Target:
         """The stationary point with scales ``u``; ``tied`` directions are a free choice."""
         decays, sizes, N = self.problem.decays, self.sizes, self.sizes.sum()
         factors, roots = len(decays), self.sizes.sqrt()
-        phi = (1 - u) ** 2 / 2 + factors / 2 * self.kappas * u ** (2 / factors)
         t2 = _geometric(decays) * (self.s * u) ** (2 / factors)
         own = torch.where(tied, torch.nan, 1.0)  # nan spreads to all that a tie leaves open
         bias, decay = None, self.problem.bias
@@ -195,8 +199,9 @@ class _Target:
             gram = (self.right * (t2 * own)) @ self.right.T / torch.outer(roots, roots) / decays[0]
             bias = sizes / N if decay == 0 else (1 - u[-1:]) / (1 + decay) * sizes / N
             logits = (self.right * (self.s * u * own)) @ self.left.T / roots[:, None] + bias
+        value = float(self.shares @ phi(u, self.kappas, factors))
         return StationaryPoint(
-            self.problem, float(self.shares @ phi), u, self.kappas, self.s, t2, gram, logits, bias,
+            self.problem, value, u, self.kappas, self.s, t2, gram, logits, bias,
             self.left, self.right / roots[:, None],
         )  # fmt: skip
 
