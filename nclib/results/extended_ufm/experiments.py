@@ -205,7 +205,7 @@ def balance(problem, point):
 
 def slopes(table, column, *, start, end):
     """Least-squares slope of log ``column`` against step from ``start`` to ``end``, per layer."""
-    late = table[table["step"].between(start, end) & (table["seed"] == 0)]
+    late = table[table["step"].between(start, end)]
     return {
         layer: float(np.polyfit(part["step"], np.log(part[column]), 1)[0])
         for layer, part in late.groupby("layer")

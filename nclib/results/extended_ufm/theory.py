@@ -281,15 +281,18 @@ def hessian_index(point):
 
 
 def lowest_curvature(point):
-    """Smallest eigenvalue of the block that a missing direction contributes, M = 1 (claim 5.E12).
-
-    (λ_W+λ_H)/2 − √((λ_W−λ_H)²/4 + s²/N²), s the largest missing singular value.
+    """Smallest Hessian eigenvalue at a point with a missing direction and a spare dimension, M = 1:
+    (λ_W+λ_H)/2 − √((λ_W−λ_H)²/4 + s²/N²), s the largest missing singular value (claim 5.E12).
     """
     if point.depth != 1:
         raise checks.InputError(f"this curvature is known for M = 1 only, got M = {point.depth}")
-    missing, _ = _split(point)
+    missing, kept = _split(point)
     if not len(missing):
         raise checks.InputError("no direction is missing: the point is the global minimum")
+    if len(kept) == point.problem.widths[0]:
+        raise checks.InputError(
+            f"no dimension is spare at rank d = {len(kept)}; widen the features"
+        )
     lam_h, lam = point.problem.decays
     s, N = float(point.target[missing].max()), float(point.problem.counts.sum())
     return (lam + lam_h) / 2 - math.sqrt((lam - lam_h) ** 2 / 4 + (s / N) ** 2)

@@ -77,17 +77,6 @@ def test_search_goes_on_while_it_is_stuck_and_says_by_how_much(monkeypatch):
     assert len(seeds) == len(set(seeds)) == 2  # other starts, and no more of them than needed
 
 
-def test_relu_first_layer_is_obtuse_not_orthogonal():
-    """Claims 5.E7, E8."""
-    asked = problem([2] * 4, [0.02] * 3, (8, 24), relu=True)
-    found, above = study.search(asked, starts=6, seed=2)
-    assert abs(above) < 1e-9
-    first, second = found.point["features"], study.layers(asked, found.point)["H2"]
-    means = [h.reshape(4, 2, -1).mean(1) for h in (first, second)]
-    assert frame_distances(means[0])["of"] > 0.02
-    assert frame_distances(means[1])["of"] < 1e-3
-
-
 def test_layers_and_balance_by_hand():
     asked = problem([1, 1], [5.0, 2.0, 3.0], widths=1, relu=True)
     point = {"features": [[2.0], [-1.0]], "hidden_1": [[3.0]], "weight": [[0.5], [-1.0]]}
@@ -309,7 +298,8 @@ def test_bias_geometry_measured_equals_theory():
     columns = ["bias", "common", "mean", "of", "etf"]
     np.testing.assert_allclose(found[columns], closed[columns], atol=1e-6)
     assert closed["mean"][0] < 1e-15
-    assert closed["mean"][1] > 0.1
+    assert closed["mean"][1] == pytest.approx(0.6 / math.sqrt(2))  # û = 1 − κ − κ/λ_b
+    assert closed["common"].tolist() == pytest.approx([0.8 / math.sqrt(2)] * 2)
     assert closed["bias"][0] == pytest.approx(1 / (1.1 * 3))
     maps = study.bias_maps([0.1, 1e6], kappa=0.2, K=3, n=2, width=4)
     off = maps[maps["row"] != maps["column"]].groupby("name", sort=False)["cosine"].mean().tolist()

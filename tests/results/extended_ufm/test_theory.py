@@ -282,6 +282,8 @@ LANDSCAPE = [
     ([2] * 3, [0.08, 0.05], None, [4], [0, 1, 2]),
     ([4, 2, 1], [0.04, 0.03], None, [4], [1]),
     ([4, 2, 1], [0.04, 0.03], None, [4], [2]),
+    ([4, 2, 1], [0.04, 0.03], None, [2], [2]),
+    ([4, 2, 1], [0.04, 0.03], None, [2], [0, 2]),
     ([2] * 3, [0.03, 0.05], 0.0, [4], [1]),
     ([2] * 3, [0.03, 0.02, 0.04], None, [4, 3], []),
     ([2] * 3, [0.03, 0.02, 0.04], None, [4, 3], [0, 1]),
@@ -301,7 +303,7 @@ def test_hessian_index_and_nullity(counts, decays, bias, widths, keep):
     eigenvalues = hessian_eigenvalues(made, point.problem)
     assert int((eigenvalues < -1e-9).sum()) == theory.hessian_index(point)
     assert int((eigenvalues.abs() <= 1e-9).sum()) == theory.orbit_dimension(point)
-    if point.depth == 1 and len(keep) < len(point.kappas):
+    if point.depth == 1 and len(keep) < min(len(point.kappas), widths[0]):
         assert float(eigenvalues[0]) == pytest.approx(theory.lowest_curvature(point), abs=1e-11)
 
 
@@ -472,6 +474,7 @@ def test_bad_arguments_elsewhere():
         (lambda: theory.critical_point(heavy, [0]), "exceeds"),
         (lambda: theory.lowest_curvature(point), "no direction is missing"),
         (lambda: theory.lowest_curvature(theory.optimum(heavy)), "M = 1 only"),
+        (lambda: theory.lowest_curvature(theory.optimum(problem([2, 1], [0.1, 0.1], 1))), "spare"),
         (lambda: theory.relu_point(relu, 2 * torch.eye(3) - 1), "positive semidefinite"),
         (lambda: theory.relu_point(relu, torch.eye(2)), r"symmetric \(3, 3\)"),
         (lambda: theory.relu_point(relu, torch.eye(3)), "width 2"),
