@@ -460,6 +460,12 @@ def test_train_nets_measures_what_the_net_does(blobs):
     weight, means = net.weight, torch.stack([features[blobs.labels == k].mean(0) for k in range(3)])
     apart = weight / weight.norm() - means / means.norm()
     assert start["nc3"] == pytest.approx(float(apart.norm()), rel=1e-4)
+    net = nets.seeded(3, study.build, "mlp", blobs, True, 6)
+    features, weight = collect.features(net, blobs.inputs), net.weight
+    means = torch.stack([features[blobs.labels == k].mean(0) for k in range(3)])
+    apart = weight / weight.norm() - (means - means.mean(0)) / (means - means.mean(0)).norm()
+    biased = overall[(overall["net"] == "b") & (overall["epoch"] == 0)].iloc[0]
+    assert biased["nc3"] == pytest.approx(float(apart.norm()), rel=1e-4)
 
 
 def two_runs(**columns):
