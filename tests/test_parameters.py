@@ -333,7 +333,6 @@ def test_what_has_a_list_of_alternatives_takes_them_all(book, refused):
 def test_alternatives_are_those_of_the_library():
     from nclib.deep import data, nets
     from nclib.results.convex_duality import nets as batch_norm_head
-    from nclib.results.extended_ufm import experiments as extended
     from nclib.results.large_class import data as large_class
     from nclib.results.multi_label import data as multi_label_data
     from nclib.results.multi_label import nets as multi_label_study
@@ -351,7 +350,7 @@ def test_alternatives_are_those_of_the_library():
             "uneven_architecture": multi_label_study.NAMES,
         },
         "04": {"dataset": data.NAMES, "assignment_dataset": large_class.SIMILAR},
-        "05": {"dataset": four, "architecture": extended.ARCHITECTURES},
+        "05": {"dataset": four, "architecture": nets.ARCHITECTURES},
         "06": {"dataset": four, "architecture": batch_norm_head.ARCHITECTURES},
     }
     for book, expected in lists.items():

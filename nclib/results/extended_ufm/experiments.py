@@ -23,9 +23,9 @@ from nclib.results.extended_ufm.nets import RegularisedHead, block_features, blo
 from nclib.table import log_spaced, matrices
 from nclib.ufm import landscape, scalar
 from nclib.ufm.flow import descend
+from nclib.ufm.model import UFM
 from nclib.ufm.solve import best, hessian_eigenvalues, minimize, minimize_many
 
-ARCHITECTURES = ("mlp", "cnn", "resnet18")
 BIASES = {"none": None, "free": 0.0}
 
 
@@ -205,7 +205,7 @@ def balance(problem, point):
 
 def slopes(table, column, *, start, end):
     """Least-squares slope of log ``column`` against step from ``start`` to ``end``, per layer."""
-    late = table[table["step"].between(start, end) & (table["seed"] == 0)]
+    late = table[table["step"].between(start, end)]
     return {
         layer: float(np.polyfit(part["step"], np.log(part[column]), 1)[0])
         for layer, part in late.groupby("layer")
@@ -228,24 +228,22 @@ def levels_reached(linear, relu):
 
 def left_behind(problem, point):
     """Samples that descent of the two-layer ReLU model left without a class (claim 5.E9):
-    ``stuck``, whose own logit is below a tenth of their class's largest; ``between``, below nine
-    tenths, in another pattern of the ReLU; ``excess`` over the optimum, and ``predicted`` where
-    none is in between, with 1/(2N) for each that is stuck and the optimum of the others."""
-    own = problem.logits(point).gather(1, problem.targets[:, None]).squeeze(1)
-    largest = own.new_zeros(problem.K).scatter_reduce(0, problem.targets, own, "amax")
-    reached = largest[problem.targets]
-    alive = own >= 0.1 * reached
-    kept = problem.targets[alive]
-    N, counts = len(problem.targets), kept.bincount(minlength=problem.K).tolist()
-    share = len(kept) / N
-    decays = [lam / share for lam in problem.decays]
-    rest = theory.optimum(theory.problem(counts, decays, widths=problem.widths)).value
-    known = theory.optimum(problem).value
+    ``stuck``, whose own logit is below a tenth of the optimum's; ``between``, below nine tenths of
+    what is optimal without those, in another pattern of the ReLU; ``excess`` over the optimum, and
+    ``predicted`` where none is in between, with 1/(2N) for each that is stuck and the optimum of
+    the others."""
+    known, sizes, targets = theory.optimum(problem), problem.targets.bincount(), problem.targets
+    own = problem.logits(point).gather(1, targets[:, None]).squeeze(1)
+    alive = own >= 0.1 * known.scales[targets]
+    counts, N = targets[alive].bincount(minlength=problem.K), len(own)
+    fewer = counts.clamp(min=1)  # κ_k = N Λ^{1/3} n_k^{−2/3}
+    values, best_u = scalar.shrink(1.0, known.kappas * (sizes / fewer) ** (2 / 3), 3)
+    stuck = N - int(counts.sum())
     return {
-        "stuck": N - len(kept),
-        "between": int((alive & (own < 0.9 * reached)).sum()),
-        "excess": float(problem.value(point)) - known,
-        "predicted": share * rest + (1 - share) / 2 - known,
+        "stuck": stuck,
+        "between": int((alive & (own < 0.9 * best_u[targets])).sum()),
+        "excess": float(problem.value(point)) - known.value,
+        "predicted": (float(counts.double() @ values) + stuck / 2) / N - known.value,
     }
 
 
@@ -266,25 +264,29 @@ def cosines(named_means):
 # --- flows ---------------------------------------------------------------------------------------
 
 
-def central_path(features, labels, *, lambda_w, lambda_h, times):
+def best_weight(problem, features):
+    """The weight (…, K, d) that is optimal for ``features`` (…, N, d); M = 1, no bias."""
+    (N, d), targets = features.shape[-2:], nn.functional.one_hot(problem.targets).double()
+    gram = features.mT @ features + N * problem.decays[1] * torch.eye(d, dtype=torch.float64)
+    return torch.linalg.solve(gram, features.mT @ targets).mT
+
+
+def central_path(problem, features, times):
     """Flow dH/dt = −N ∇_H f(W*(H), H) of the plain model (M = 1, no bias), W* optimal for H.
 
-    ``features`` (N, d) at time 0, ``labels`` with classes of equal sizes, ``times`` (T,) increasing
-    from 0; λ_W > 0, λ_H ≥ 0.  Returns (T, N, d).  Integrator: DOP853.
+    ``features`` (N, d) at time 0, ``times`` (T,) increasing from 0; λ_W > 0, λ_H ≥ 0.  Returns
+    (T, N, d).  Integrator: DOP853.
     """
-    targets = np.eye(int(labels.max()) + 1)[labels.numpy()]
-    N, d = features.shape
 
     def velocity(_, flat):
-        H = flat.reshape(N, d)
-        W = np.linalg.solve(H.T @ H + N * lambda_w * np.eye(d), H.T @ targets).T
-        return -((H @ W.T - targets) @ W + N * lambda_h * H).ravel()
+        H = torch.from_numpy(flat).reshape(features.shape)
+        point = {"features": H, "weight": best_weight(problem, H)}
+        return -len(H) * problem.gradient(point)["features"].numpy().ravel()
 
-    span = (times[0], times[-1])
-    first = features.numpy().ravel()
+    span, first = (times[0], times[-1]), features.numpy().ravel()
     flow = solve_ivp(velocity, span, first, "DOP853", times, rtol=1e-11, atol=1e-14)
     checks.require(flow.success, f"the flow could not be integrated: {flow.message}")
-    return flow.y.T.reshape(-1, N, d)
+    return torch.from_numpy(flow.y.T.copy()).reshape(-1, *features.shape)
 
 
 def flows(settings, *, K, n, d, seed=0):
@@ -294,16 +296,17 @@ def flows(settings, *, K, n, d, seed=0):
     along the path NC1 strictly falls, the one falls and the other grows (Tirer et al. 2023, Theorem
     3.1, in our time and decay units).
     """
-    labels, times = torch.arange(K).repeat_interleave(n), np.linspace(0, 8, 40)
     generator, tables = torch.Generator().manual_seed(seed), []
+    times = np.linspace(0, 8, 40)
     for lambda_w, lambda_h in settings:
+        decays = (lambda_h, lambda_w)  # λ_H may be zero here
+        problem = UFM.classes([n] * K, losses.MeanSquaredError(), widths=d, decays=decays)
         first = torch.randn(K * n, d, generator=generator, dtype=torch.float64)
-        path = central_path(first, labels, lambda_w=lambda_w, lambda_h=lambda_h, times=times)
-        classes = path.reshape(len(times), K, n, d)
-        means = classes.mean(2)
-        within = ((classes - means[:, :, None]) ** 2).sum((1, 2, 3)) / (K * n)
-        between = ((means - means.mean(1, keepdims=True)) ** 2).sum((1, 2)) / K
-        grow = np.exp(2 * K * n * lambda_h * times)
+        classes = central_path(problem, first, times).reshape(-1, K, n, d)
+        means = classes.mean(2, keepdim=True)
+        within = (classes - means).square().sum((1, 2, 3)) / (K * n)
+        between = (means - means.mean(1, keepdim=True)).square().sum((1, 2, 3)) / K
+        grow = torch.from_numpy(np.exp(2 * K * n * lambda_h * times))
         columns = {"nc1": within / between, "within": grow * within, "between": grow * between}
         name = rf"$\lambda_W={lambda_w:g}$, $\lambda_H={lambda_h:g}$"
         tables.append(pd.DataFrame({"setting": name, "time": times} | columns))
@@ -320,22 +323,17 @@ def one_change(problem, *, starts, rate, steps, seed=0):
     The same random features in all of them.  First the classifier is optimal before every step;
     then it is so at the start only, and both are descended; then it is random at the start, too.
     """
-    lambda_h, lambda_w = problem.decays
     shape, generator = (starts, *problem.shapes["features"]), torch.Generator().manual_seed(seed)
-    first = torch.randn(shape, generator=generator, dtype=torch.float64)
-    targets = nn.functional.one_hot(problem.targets).double()
-    N, d = shape[1:]
-
-    def best_weight(H):
-        gram = H.mT @ H + N * lambda_w * torch.eye(d, dtype=torch.float64)
-        return torch.linalg.solve(gram, H.mT @ targets).mT
-
+    first, N = torch.randn(shape, generator=generator, dtype=torch.float64), shape[1]
     arms, H = {ARMS[0]: [first]}, first
     for _ in range(steps):
-        H = H - N * rate * problem.gradient({"features": H, "weight": best_weight(H)})["features"]
+        point = {"features": H, "weight": best_weight(problem, H)}
+        H = H - N * rate * problem.gradient(point)["features"]
         arms[ARMS[0]].append(H)
-    random = torch.randn((starts, problem.K, d), generator=generator, dtype=torch.float64)
-    for arm, weight in ((ARMS[1], best_weight(first)), (ARMS[2], random)):
+    random = torch.randn(
+        (starts, *problem.shapes["weight"]), generator=generator, dtype=torch.float64
+    )
+    for arm, weight in ((ARMS[1], best_weight(problem, first)), (ARMS[2], random)):
         start = {"features": first, "weight": weight}
         options = {"rate": N * rate, "steps": steps, "record": range(steps + 1)}
         arms[arm] = [at["features"] for at in descend(problem, start, **options).points]
@@ -374,9 +372,8 @@ def tied(beta, *, K, n, d, lam, seed=0):
         return problem(**point) + beta / 2 * pull
 
     found = minimize(objective, problem.start(generator, 0.3)).variables["features"]
-    decays = {"lambda_w": lam, "lambda_h": lam}
-    path = central_path(anchor, problem.targets, **decays, times=[0, 1 / beta])[-1]
-    named = {"nc1": found, "anchor": anchor, "path": torch.from_numpy(path)}
+    path = central_path(problem, anchor, [0, 1 / beta])[-1]
+    named = {"nc1": found, "anchor": anchor, "path": path}
     return {name: geometry.trace_ratio(rows, problem.targets) for name, rows in named.items()}
 
 
@@ -388,7 +385,7 @@ def phase(M, kappa):
     and ``value`` of the global one."""
     value, u = scalar.shrink(1.0, kappa, M + 1)
     local = float(scalar.local(1.0, kappa, M + 1))
-    at = (1 - local) ** 2 / 2 + (M + 1) / 2 * kappa * local ** (2 / (M + 1))
+    at = theory.phi(local, kappa, M + 1)
     return {"local": local, "local_value": at, "u": u, "value": value}
 
 
@@ -636,7 +633,7 @@ def chain_gap(r, decays):
     return abs(float(problem.value(point)) - value)
 
 
-def refined(chains, *, width, kappa_share, max_iter=3000, seed=0):
+def refined(chains, *, width, kappa_share, max_iter, seed=0):
     """Low-rank chains over deep neural collapse: rows ``K, L, explicit, ratio``, before and after a
     kick of 0.02 in all ``width`` neurons and L-BFGS."""
     rows = []
@@ -673,7 +670,7 @@ def depth_race(K, L, *, width, kappa_share, starts, max_iter=400, seed=0):
 def hidden_ranks(spectra, K):
     """Singular values above a tenth of the largest, over K (claim 5.X4): the most of the layers
     between the features and the last one, and the last one's."""
-    ranks = spectra[spectra["value"] > 0.1].groupby("layer")["index"].max() / K
+    ranks = (spectra["value"] > 0.1).groupby(spectra["layer"]).sum() / K
     return {"hidden": ranks.iloc[1:-1].max(), "last": ranks.iloc[-1]}
 
 
@@ -760,17 +757,12 @@ def _weight_distances(weight):
 
 def build(architecture, data, bias, width):
     """A net for ``data``: ``mlp`` (two blocks Linear-BatchNorm-ReLU of ``width``, then linear
-    features of half of it), ``cnn`` (``width``, 2·``width``, 4·``width`` channels) or ``resnet18``
+    features of half of it), ``cnn`` (``width``, 2·``width``, 4·``width`` channels) or a ResNet
     (``width``: factor)."""
-    checks.choice("architecture", architecture, ARCHITECTURES)
-    K, channels = data.num_classes, data.inputs.shape[1]
-    if architecture == "mlp":
-        widths = [data.inputs[0].numel(), *[int(width)] * 2, max(1, int(width) // 2)]
-        return nets.mlp(widths, K, bias=bias, final_relu=False, final_norm=False)
-    if architecture == "cnn":
-        channels_out = [int(width), 2 * int(width), 4 * int(width)]
-        return nets.cnn(channels_out, K, in_channels=channels, bias=bias)
-    return nets.resnet(18, K, width=width, in_channels=channels, bias=bias)
+    whole = int(width)
+    sizes = {"mlp": [whole, whole, max(1, whole // 2)], "cnn": [whole, 2 * whole, 4 * whole]}
+    options = {"bias": bias, "final_relu": False, "final_norm": False}
+    return nets.build(architecture, data, sizes.get(architecture, width), **options)
 
 
 def require_layers(architecture, parameter, names):
@@ -793,23 +785,23 @@ def train_nets(
     maps are averaged over positions.  ``checkpoint(name, seed)``: a path.
 
     Columns per block: ``net, seed, epoch, layer, block`` (1, 2, …) and those of the layer table.
-    Per epoch: ``net, seed, epoch, train_loss, objective`` (loss plus weight decay on the training
-    set), ``of_w, etf_w, nc3`` (of centred means if there is a bias), accuracies in percent.
+    Per epoch: ``net, seed, epoch, train_loss, of_w, etf_w, nc3`` (of centred means if there is a
+    bias), accuracies in percent.
     """
     deep, overall = [], []
     for (name, (loss, bias, decay)), seed in product(configurations.items(), seeds):
-        loss, own = losses.get(loss), replace(recipe, weight_decay=decay)
+        loss = losses.get(loss)
         net = nets.seeded(seed, build, architecture, data, bias, width).to(data.inputs.device)
         probed = list(names or blocks(net))
 
-        def measure(net, _, loss=loss, own=own, probed=probed):
-            return _profile(net, data, probed) | _overall(net, data, test_data, loss, own)
+        def measure(net, _, probed=probed):
+            return _profile(net, data, probed) | _overall(net, data, test_data)
 
         history = train.fit(
             net,
             data,
             lambda net, x, y, loss=loss: loss(net(x), y),
-            own,
+            replace(recipe, weight_decay=decay),
             seed=seed,
             measure=measure,
             measure_at=log_spaced(recipe.epochs, points),
@@ -822,14 +814,12 @@ def train_nets(
     return pd.concat(deep, ignore_index=True), pd.concat(overall, ignore_index=True)
 
 
-def _overall(net, data, test_data, loss, recipe):
+def _overall(net, data, test_data):
     """One row per epoch of :func:`train_nets`."""
     features, logits = collect.features(net, data.inputs), collect.logits(net, data.inputs)
-    squares = sum(float(p.detach().square().sum()) for p in net.parameters())
     means, _ = geometry.class_means(features, data.labels)
     duality = metrics.self_duality(net.weight, means, centre=net.bias is not None)
     return {
-        "objective": float(loss(logits, data.labels)) + recipe.weight_decay / 2 * squares,
         **_weight_distances(net.weight),
         "nc3": duality["a"],
         "train_accuracy": 100 * float((logits.argmax(1) == data.labels).double().mean()),

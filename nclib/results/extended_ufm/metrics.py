@@ -26,9 +26,9 @@ def self_duality(weight, means, *, centre=False):
     bias): centred means, T = (I − J/K)/√(K−1).  For the deep NC3 of depth M pass the product
     W_M⋯W_j as the weight.  ``nan`` for zero tensors.
     """
-    means = _matrix("means", means)
+    means = _scaled("means", means)
     K, d = means.shape
-    weight = _matrix("weight", weight, rows=K, columns=d).to(means.device)
+    weight = _scaled("weight", weight, rows=K, columns=d).to(means.device)
     means = centred(means) if centre else means
     target = frames.etf_gram(K) if centre else frames.orthogonal_gram(K)
 
@@ -47,8 +47,9 @@ def obtuse_projection(gram):
     """
     gram = _matrix("gram", gram).cpu()
     K = len(gram)
-    if gram.shape != (K, K) or not torch.allclose(gram, gram.T, rtol=1e-9, atol=1e-12):
+    if gram.shape != (K, K) or (gram - gram.T).abs().max() > 1e-5 * gram.abs().max():  # float32
         raise checks.InputError(f"gram must be a symmetric matrix, got shape {tuple(gram.shape)}")
+    gram = (gram + gram.T) / 2
     rows, columns = torch.triu_indices(K, K)
     diagonal = (rows == columns).numpy()
 
@@ -77,8 +78,8 @@ def obtuse_distance(means):
     ‖G − S‖_F / ‖G‖_F with G scaled to trace K and S its projection: 0 at every minimiser, whatever
     the geometry of H_1.  ``nan`` for zero means.
     """
-    means = _matrix("means", means).cpu()
-    if means.abs().max() == 0:
+    means = _scaled("means", means).cpu()
+    if not means.any():
         return math.nan
     gram = means @ means.T
     gram = gram * (len(gram) / gram.trace())
@@ -106,6 +107,12 @@ def layer_table(layers, labels):
             | {"rank": rank(means, cut=1e-3), "norm_sq": float(features.square().sum(1).mean())}
         )
     return pd.DataFrame(rows)
+
+
+def _scaled(name, value, **shape):
+    """As float64 with a largest entry of 1, so that no square under- or overflows."""
+    rows = _matrix(name, value, **shape)
+    return rows / rows.abs().max().clamp(min=1e-300)
 
 
 def _matrix(name, value, **shape):

@@ -19,7 +19,7 @@ with Λ = λ_H Π λ_i.  Balanced classes: s = √n and κ = K (nΛ)^{1/(M+1)} f
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -54,6 +54,11 @@ def thresholds(M):
     κ* = (1/M) ((M−1)/M)^{(M−1)/(M+1)}: 1, 0.39685, 0.27217, 0.21037 for M = 1..4.
     """
     return scalar.thresholds(1.0, M + 1)
+
+
+def phi(u, kappa, factors):
+    """φ(u) of the scalar problem; ``factors``: M + 1."""
+    return (1 - u) ** 2 / 2 + factors / 2 * kappa * u ** (2 / factors)
 
 
 def _geometric(decays):
@@ -113,8 +118,13 @@ def optimum(problem):
     For any class sizes, decays, widths and bias; unequal classes with a decayed bias have no known
     closed form and raise :class:`~nclib.checks.InputError`.  Where decay is too large the result is
     the zero solution, no error.  The value holds for a ReLU between the layers too if M = 2 without
-    bias (claim 5.E7), or if K = 2 at any depth (claim 5.E19).
+    bias (claim 5.E7), or if K = 2 at any depth (claim 5.E19), and all widths are at least K: on
+    less a ReLU can do better than the linear model, and that is an error.
     """
+    checks.require(
+        not problem.relu or len(problem.decays) == 2 or min(problem.widths) >= problem.K,
+        f"with a ReLU the closed form needs widths of at least K={problem.K}, got {problem.widths}",
+    )
     target = _Target.of(problem)
     values, u = scalar.shrink(1.0, target.kappas, len(problem.decays))
     gain, width = target.shares * (0.5 - values), min(problem.widths)
@@ -167,8 +177,7 @@ class _Target:
             problem.loss == MeanSquaredError() and not problem.sphere and min(problem.decays) > 0,
             "closed forms are known for results.extended_ufm.theory.problem only",
         )
-        sizes = torch.zeros(problem.K, dtype=torch.float64)
-        sizes = sizes.index_add_(0, problem.targets, problem.counts)
+        sizes = _sizes(problem)
         left, s, right = _directions(sizes, problem.bias)
         N, factors, decay = sizes.sum(), len(problem.decays), problem.bias
         kappas, shares = N * _geometric(problem.decays) * s ** (2 / factors - 2), s**2 / N
@@ -181,7 +190,6 @@ class _Target:
         """The stationary point with scales ``u``; ``tied`` directions are a free choice."""
         decays, sizes, N = self.problem.decays, self.sizes, self.sizes.sum()
         factors, roots = len(decays), self.sizes.sqrt()
-        phi = (1 - u) ** 2 / 2 + factors / 2 * self.kappas * u ** (2 / factors)
         t2 = _geometric(decays) * (self.s * u) ** (2 / factors)
         own = torch.where(tied, torch.nan, 1.0)  # nan spreads to all that a tie leaves open
         bias, decay = None, self.problem.bias
@@ -191,10 +199,17 @@ class _Target:
             gram = (self.right * (t2 * own)) @ self.right.T / torch.outer(roots, roots) / decays[0]
             bias = sizes / N if decay == 0 else (1 - u[-1:]) / (1 + decay) * sizes / N
             logits = (self.right * (self.s * u * own)) @ self.left.T / roots[:, None] + bias
+        value = float(self.shares @ phi(u, self.kappas, factors))
         return StationaryPoint(
-            self.problem, float(self.shares @ phi), u, self.kappas, self.s, t2, gram, logits, bias,
+            self.problem, value, u, self.kappas, self.s, t2, gram, logits, bias,
             self.left, self.right / roots[:, None],
         )  # fmt: skip
+
+
+def _sizes(problem):
+    """(K,) samples per class."""
+    sizes = torch.zeros(problem.K, dtype=torch.float64)
+    return sizes.index_add_(0, problem.targets, problem.counts)
 
 
 def _directions(sizes, decay):
@@ -266,15 +281,18 @@ def hessian_index(point):
 
 
 def lowest_curvature(point):
-    """Smallest eigenvalue of the block that a missing direction contributes, M = 1 (claim 5.E12).
-
-    (λ_W+λ_H)/2 − √((λ_W−λ_H)²/4 + s²/N²), s the largest missing singular value.
+    """Smallest Hessian eigenvalue at a point with a missing direction and a spare dimension, M = 1:
+    (λ_W+λ_H)/2 − √((λ_W−λ_H)²/4 + s²/N²), s the largest missing singular value (claim 5.E12).
     """
     if point.depth != 1:
         raise checks.InputError(f"this curvature is known for M = 1 only, got M = {point.depth}")
-    missing, _ = _split(point)
+    missing, kept = _split(point)
     if not len(missing):
         raise checks.InputError("no direction is missing: the point is the global minimum")
+    if len(kept) == point.problem.widths[0]:
+        raise checks.InputError(
+            f"no dimension is spare at rank d = {len(kept)}; widen the features"
+        )
     lam_h, lam = point.problem.decays
     s, N = float(point.target[missing].max()), float(point.problem.counts.sum())
     return (lam + lam_h) / 2 - math.sqrt((lam - lam_h) ** 2 / 4 + (s / N) ** 2)
@@ -335,19 +353,32 @@ def relu_point(problem, correlation, generator=None):
     values, vectors = torch.linalg.eigh(S)
     if values[0] < -1e-12 or (S.diagonal() - 1).abs().max() > 1e-12:
         raise checks.InputError("correlation must be positive semidefinite with unit diagonal")
-    point, (lam_h, lam_1, lam_2), (d, d_1) = optimum(problem), problem.decays, problem.widths
+    n, (lam_h, lam_1, lam_2), (d, d_1) = _per_class(problem, 2), problem.decays, problem.widths
+    point = optimum(replace(problem, widths=K))
     rank = int((values > 1e-12).sum())
     root = vectors[:, K - rank :] * values[K - rank :].sqrt()  # (K, rank), S = root rootᵀ
     shape = root @ _frame(d, rank, generator).T  # (K, d), Gram S
     frame = _nonnegative_frame(d_1, K, generator)  # (d_1, K), disjoint supports
     u, w = float(point.scales[0]), math.sqrt(float(point.layer_scales[0]) / lam_2)
-    a, n = u / w if u else 0.0, float(problem.counts.sum()) / K
+    a = u / w if u else 0.0
     mix = (n * lam_h / lam_1) ** 0.25
     return {
         "features": (math.sqrt(a) / mix * shape)[problem.targets],
         "hidden_1": math.sqrt(a) * mix * frame @ shape,
         "weight": w * frame.T.contiguous(),
     }
+
+
+def _per_class(problem, depth):
+    """n of a balanced problem with ``depth`` layers, ReLU in between and no bias."""
+    sizes = _sizes(problem)
+    checks.require(
+        problem.relu and problem.bias is None and len(problem.decays) == depth + 1
+        and sizes.min() == sizes.max(),
+        f"needs balanced classes, relu=True, no bias and {depth + 1} decays, got class sizes "
+        f"{sizes.tolist()}, relu={problem.relu}, bias={problem.bias}, decays {problem.decays}",
+    )  # fmt: skip
+    return float(sizes[0])
 
 
 def _nonnegative_frame(d, K, generator):
@@ -369,6 +400,7 @@ def two_layer_ratio(preactivations):
     scales; 1 at Z = aSPᵀ.  ``inf`` where σ(Z) cannot separate the classes (rank < K).
     """
     Z = checks.matrix("preactivations", preactivations, dtype=torch.float64)
+    Z = Z / Z.abs().max().clamp(min=1e-300)  # so that no square underflows
     K, active = len(Z), torch.linalg.svdvals(Z.relu())
     if len(active) < K or active[-1] <= 1e-12 * active[0]:
         return math.inf
@@ -419,10 +451,14 @@ def chain_point(problem, means, weights):
     ``problem``: balanced, with one decay per factor and layers at least as wide as the chain's;
     unused neurons stay zero.  All is zero where decay exceeds the chain's own threshold.
     """
-    factors = (means, *weights)
-    if len(problem.decays) != len(factors):
-        raise checks.InputError(f"a chain of {len(weights)} layers needs {len(factors)} decays")
-    n = float(problem.counts.sum()) / problem.K
+    factors, n = (means, *weights), _per_class(problem, len(weights))
+    widths = [weight.shape[1] for weight in weights]
+    checks.require(
+        len(means) == problem.K
+        and all(own <= d for own, d in zip(widths, problem.widths, strict=True)),
+        f"a chain of {len(means)} classes and widths {widths} does not fit a problem of "
+        f"{problem.K} classes and widths {problem.widths}",
+    )
     effective = chain_cost(means, weights) * kappa(problem.K, n, problem.decays)
     value, u = scalar.shrink(1.0, effective, len(factors))
     # every decayed squared norm equals κ q u^{2/(L+1)} (equipartition)

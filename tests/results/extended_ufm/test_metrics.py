@@ -47,6 +47,20 @@ def test_self_duality_by_hand():
     assert self_duality(2 * frame, 0.1 * frame) == pytest.approx({"a": 0, "b": 0}, abs=1e-12)
 
 
+def test_no_scale_and_no_rounding_of_a_gram_matrix_matters():
+    W, M = (torch.randn(3, 5, generator=gen(s)) for s in (0, 1))
+    dual, obtuse = self_duality(W, M, centre=True), obtuse_distance(M)
+    for scale in (1e-300, 1e-170, 1e160, 1e300):
+        assert self_duality(W, scale * M.double(), centre=True) == pytest.approx(dual, rel=1e-6)
+        assert self_duality(scale * W.double(), M, centre=True) == pytest.approx(dual, rel=1e-6)
+        assert obtuse_distance(scale * M.double()) == pytest.approx(obtuse, abs=1e-7)
+    gram = M @ M.T
+    rounded = gram + 1e-6 * torch.tensor([[0, 1, 0], [-1, 0, 0], [0, 0, 0]])
+    torch.testing.assert_close(
+        obtuse_projection(rounded), obtuse_projection(gram), atol=1e-6, rtol=0
+    )
+
+
 def test_trace_ratio_sees_noise_that_the_pseudo_inverse_does_not():
     means = torch.eye(3, 5, dtype=torch.float64)
     features = means.repeat(2, 1)

@@ -35,25 +35,6 @@ def test_mse_loss_is_two_over_k_times_the_theory(K):
     torch.testing.assert_close(a, 2 / K * b)
 
 
-def test_weight_decay_of_sgd_is_the_decay_of_the_theory():
-    """Trained with nn.MSELoss and SGD's weight_decay, free features reach the predicted floor."""
-    K, n, d, lam = 3, 2, 4, 0.03
-    decay = 2 * lam / K
-    features = nn.Parameter(0.5 * torch.randn(K * n, d, generator=gen(), dtype=torch.float64))
-    weight = nn.Parameter(0.5 * torch.randn(K, d, generator=gen(1), dtype=torch.float64))
-    labels = torch.arange(K).repeat(n)
-    targets = torch.eye(K).double()[labels]
-    optimizer = torch.optim.SGD([features, weight], lr=1.0, weight_decay=decay)
-    for _ in range(1500):
-        optimizer.zero_grad()
-        nn.MSELoss()(features @ weight.T, targets).backward()
-        optimizer.step()
-    point = theory.optimum(theory.problem([n] * K, [lam, lam], widths=d))
-    torch.testing.assert_close(
-        features.detach().square().sum(1), point.feature_norms_sq.repeat(n), atol=1e-6, rtol=0
-    )
-
-
 # --- head ----------------------------------------------------------------------------------------
 
 
@@ -83,24 +64,12 @@ def test_head_loss_is_unbiased_for_mini_batches():
     assert (sum(parts) / 4).item() == pytest.approx(head.loss(features, labels).item())
 
 
-def test_head_never_goes_below_its_floor_and_feature_penalty_has_a_gradient():
-    torch.manual_seed(0)
-    net = nets.mlp([6, 16, 5], 3, final_relu=False, final_norm=False)
+def test_feature_penalty_has_a_gradient():
     head = layers.RegularisedHead([8] * 3, [0.02, 0.02], widths=5, bias=0.0)
-    inputs = torch.randn(24, 6, generator=gen())
-    labels = torch.arange(3).repeat(8)
-    optimizer = torch.optim.Adam([*net.backbone.parameters(), *head.parameters()], lr=1e-2)
-    for _ in range(300):
-        optimizer.zero_grad()
-        loss = head.loss(net.backbone(inputs), labels)
-        loss.backward()
-        optimizer.step()
-    floor = head.optimum().value
-    assert floor - 1e-6 <= loss.item() < 1.2 * floor
     features = torch.randn(24, 5, generator=gen()).requires_grad_()
     with torch.no_grad():
         head.layers[0].weight.zero_()
-    head.loss(features, labels).backward()
+    head.loss(features, torch.arange(3).repeat(8)).backward()
     torch.testing.assert_close(features.grad, 0.02 * features.detach())
 
 

@@ -282,6 +282,8 @@ LANDSCAPE = [
     ([2] * 3, [0.08, 0.05], None, [4], [0, 1, 2]),
     ([4, 2, 1], [0.04, 0.03], None, [4], [1]),
     ([4, 2, 1], [0.04, 0.03], None, [4], [2]),
+    ([4, 2, 1], [0.04, 0.03], None, [2], [2]),
+    ([4, 2, 1], [0.04, 0.03], None, [2], [0, 2]),
     ([2] * 3, [0.03, 0.05], 0.0, [4], [1]),
     ([2] * 3, [0.03, 0.02, 0.04], None, [4, 3], []),
     ([2] * 3, [0.03, 0.02, 0.04], None, [4, 3], [0, 1]),
@@ -301,7 +303,7 @@ def test_hessian_index_and_nullity(counts, decays, bias, widths, keep):
     eigenvalues = hessian_eigenvalues(made, point.problem)
     assert int((eigenvalues < -1e-9).sum()) == theory.hessian_index(point)
     assert int((eigenvalues.abs() <= 1e-9).sum()) == theory.orbit_dimension(point)
-    if point.depth == 1 and len(keep) < len(point.kappas):
+    if point.depth == 1 and len(keep) < min(len(point.kappas), widths[0]):
         assert float(eigenvalues[0]) == pytest.approx(theory.lowest_curvature(point), abs=1e-11)
 
 
@@ -348,6 +350,19 @@ def test_relu_minimisers_attain_the_linear_value(shape, seed):
         assert objective(moved, asked) > value - 1e-15
 
 
+@pytest.mark.parametrize(("counts", "S", "widths"), [
+    ([3] * 4, SHAPES["antipodal"], (2, 8)), ([3] * 2, OPPOSITE, (1, 8)),
+])  # fmt: skip
+def test_a_relu_needs_half_the_width_where_the_linear_model_has_no_closed_form(counts, S, widths):
+    asked = problem(counts, RELU["decays"], widths=widths, relu=True)
+    value, _ = value_and_slope(theory.relu_point(asked, S), asked)
+    wide, narrow = (theory.optimum(problem(counts, RELU["decays"], w)).value for w in (4, widths))
+    assert value == pytest.approx(wide, abs=1e-14)
+    assert value < narrow - 0.1
+    with pytest.raises(InputError, match="widths of at least K"):
+        theory.optimum(asked)
+
+
 def test_relu_point_is_worse_at_acute_angles_and_zero_beyond_the_threshold():
     asked = problem(**RELU, widths=8)
     value, _ = value_and_slope(theory.relu_point(asked, 0.8 * IDENTITY + 0.2), asked)
@@ -372,6 +387,8 @@ def test_two_layer_ratio_by_hand():
     # Z = diag(1, 2): ‖Z⁻¹‖² ‖Z‖_*² / 8 = (1 + 1/4) · 9 / 8
     assert theory.two_layer_ratio([[1.0, 0.0], [0.0, 2.0]]) == pytest.approx(1.25 * 9 / 8)
     assert theory.two_layer_ratio(-np.eye(3)) == math.inf
+    for scale in (1e-200, 1e200):
+        assert theory.two_layer_ratio(scale * np.diag([1.0, 2.0])) == pytest.approx(1.25 * 9 / 8)
 
 
 COSTS = [(3, 4, 1.0561), (3, 5, 1.0444), (4, 4, 0.9633), (4, 5, 0.9014), (5, 5, 0.8170)]
@@ -449,6 +466,7 @@ def test_bad_arguments_elsewhere():
     heavy = problem([2, 2], [1.0] * 3)
     relu = problem([1] * 3, [0.1] * 3, widths=(3, 2), relu=True)
     other = UFM.classes([2, 2], losses.CrossEntropy(), widths=2, decays=(0.1, 0.1))
+    deep = lambda K, d, **options: problem([2] * K, [0.01] * 4, d, relu=True, **options)
     for call, message in (
         (lambda: theory.optimum(other), "closed forms are known for"),
         (lambda: theory.critical_point(good, [0, 0]), "distinct"),
@@ -456,11 +474,24 @@ def test_bad_arguments_elsewhere():
         (lambda: theory.critical_point(heavy, [0]), "exceeds"),
         (lambda: theory.lowest_curvature(point), "no direction is missing"),
         (lambda: theory.lowest_curvature(theory.optimum(heavy)), "M = 1 only"),
+        (lambda: theory.lowest_curvature(theory.optimum(problem([2, 1], [0.1, 0.1], 1))), "spare"),
         (lambda: theory.relu_point(relu, 2 * torch.eye(3) - 1), "positive semidefinite"),
         (lambda: theory.relu_point(relu, torch.eye(2)), r"symmetric \(3, 3\)"),
         (lambda: theory.relu_point(relu, torch.eye(3)), "width 2"),
         (lambda: theory.chain_cost(torch.eye(2), [-torch.eye(2)] * 2), "multiple of I_K"),
-        (lambda: theory.chain_point(relu, *theory.segment_chain(3, 3)), "needs 4 decays"),
+        (
+            lambda: theory.relu_point(problem([1, 2], [0.1] * 3, relu=True), torch.eye(2)),
+            "balanced",
+        ),
+        (lambda: theory.relu_point(problem([2, 2], [0.1] * 3), torch.eye(2)), "relu=True"),
+        (
+            lambda: theory.relu_point(problem([2, 2], [0.1] * 2, relu=True), torch.eye(2)),
+            "3 decays",
+        ),
+        (lambda: theory.chain_point(relu, *theory.segment_chain(3, 3)), "4 decays"),
+        (lambda: theory.chain_point(deep(3, 2), *theory.segment_chain(3, 3)), "does not fit"),
+        (lambda: theory.chain_point(deep(4, 9), *theory.segment_chain(3, 3)), "does not fit"),
+        (lambda: theory.chain_point(deep(3, 9, bias=0.0), *theory.segment_chain(3, 3)), "no bias"),
         (lambda: theory.complete_graph_chain(4, 2), "depth"),
     ):
         with pytest.raises(InputError, match=message):

@@ -160,7 +160,7 @@ def e12():
     return {
         "index": two["index"] == one["index_theory"],
         "curvature": abs(two["lowest"] - one["curvature"]),
-        "tiny_start": 0,
+        "every_start": 0,
     }
 
 
