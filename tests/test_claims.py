@@ -442,6 +442,13 @@ def test_a_declared_check_that_is_missed_is_an_error(tmp_path):
         ("{below: {a: 1}, each: [b]}", "each and the bounds name different entries"),
         ("3", "must be a mapping such as"),
         ("{below: 1, below: 2}", "found the key 'below' twice"),
+        ("{close: -0.1, to: 2}", "close must be at least 0, got -0.1"),
+        ("{equal: 1.5}", "equal must be an int, a bool or a name, got 1.5"),
+        ("{below: 1, each: [a, a]}", "each names an entry twice: a, a"),
+        ("{below: {1: 2, '1': 3}}", "each names an entry twice: 1, 1"),
+        ("{below: 1, each: []}", "each must be text or a list of the entries"),
+        ("{below: 1, when: ''}", "when must be text; quote it, got ''"),
+        ("{below: 1, note: 'in {R'}", "note 'in {R': expected '}'"),
     ],
 )
 def test_a_wrong_catalogue_is_one_clear_error(text, message, tmp_path, monkeypatch):
@@ -466,12 +473,30 @@ def test_a_wrong_catalogue_is_one_clear_error(text, message, tmp_path, monkeypat
             "{statement: s, source: s, checks: {a: {below: 1}}, networks: [b]}",
             "networks names b; its checks are a",
         ),
+        ("{statement: s, source: ''}", "source must be text; quote it, got ''"),
+        ("{statement: s, source: s, networks: net}", "networks must be true, false or a list"),
+        (
+            "{statement: s, source: s, checks: {a.b: {below: 1}}}",
+            "the name of check 'a.b' must be a word without dots",
+        ),
+        (
+            "{statement: s, source: s, checks: {applies: {below: 1}}}",
+            "other than row, text, converged, applies",
+        ),
     ],
 )
 def test_a_wrong_row_is_one_clear_error(row, message, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CLAIMS", tmp_path)
     (tmp_path / "01_some_result.yaml").write_text(f"L1: {row}")
     with pytest.raises(checks.InputError, match=message):
+        catalogue.load("01_some_result")
+
+
+@pytest.mark.parametrize("row", ["L.1", "L 1", "1", "''"])
+def test_a_row_is_named_by_one_word(row, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CLAIMS", tmp_path)
+    (tmp_path / "01_some_result.yaml").write_text(f"{row}: {{statement: s, source: s}}")
+    with pytest.raises(checks.InputError, match="the id of a row must be a word without dots"):
         catalogue.load("01_some_result")
 
 
