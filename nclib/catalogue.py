@@ -86,11 +86,9 @@ def _check_row(where, row, entry):
     for key in ("statement", "source", "seen", "needs"):
         _kind(where, entry, key, str, "text; quote it")
     _kind(where, entry, "networks", bool | list, "true, false or a list of checks")
-    names, marks = declared(entry, where), entry.get("networks", False)
-    lost = (
-        [] if isinstance(marks, bool) or not names else [m for m in marks if m not in list(names)]
-    )
-    if lost and "check" not in entry:
+    names, marks = list(declared(entry, where)), entry.get("networks", False)
+    lost = [] if isinstance(marks, bool) else [mark for mark in marks if mark not in names]
+    if lost and entry.get("checks"):
         raise checks.InputError(f"{where}: networks names {lost[0]}; its checks are {_list(names)}")
 
 

@@ -12,6 +12,7 @@ numbers; the verdict is computed from them here, never typed:
 """
 
 import math
+import typing
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,14 +36,14 @@ class Claim:
     id: str
     statement: str
     source: str
-    measured: float | bool | str | None
-    expected: float | bool | str | None
-    tolerance: float | None
+    measured: float | int | str | None
+    expected: float | int | str | None
+    tolerance: float | int | None
     verdict: str
     note: str = ""
     row: str = ""
     relation: str = ""
-    bound: float | bool | str | None = None
+    bound: float | int | str | None = None
     seen: str = ""
 
     def __repr__(self):
@@ -162,8 +163,6 @@ class Ledger:
 
     def _add(self, at, check, measured, bound, note, converged, applies):
         """Judge one number by its :class:`~nclib.catalogue.Check`; ``at``: the id of the claim."""
-        if at in self._claims and not self.again:
-            raise checks.InputError(f"claim {at} was measured twice")
         relation, entry = check.relation, self.catalogue[row_of(at)]
         if not applies:
             verdict = "not run"
@@ -358,10 +357,24 @@ def read(path):
         found = [Claim(**entry) for entry in entries]
     except TypeError as error:
         raise files.damaged(path, f"an entry is no claim: {error}") from None
-    strange = [claim.id for claim in found if claim.verdict not in VERDICTS]
-    if strange:
-        raise files.damaged(path, f"claim {strange[0]} has an unknown verdict")
+    for claim in found:
+        if wrong := _wrong(claim):
+            raise files.damaged(path, f"claim {claim.id} has {wrong}")
     return found
+
+
+def _wrong(claim):
+    """What cannot be in a claim that a run wrote, or nothing."""
+    for key, kind in typing.get_type_hints(Claim).items():
+        value = getattr(claim, key)
+        if not isinstance(value, kind):
+            return f"{key} {value!r}"
+    unknown = claim.relation not in ("", *tables.RELATIONS)
+    if unknown or (claim.relation == "close" and claim.tolerance is None):
+        return f"relation {claim.relation!r}, tolerance {claim.tolerance}"
+    if claim.verdict not in VERDICTS:
+        return f"verdict {claim.verdict!r}"
+    return "" if "." in claim.id else "no row"
 
 
 def short(value):

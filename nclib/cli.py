@@ -14,7 +14,9 @@ class _Group(click.Group):
     def invoke(self, context):
         try:
             return super().invoke(context)
-        except checks.InputError as error:
+        except (checks.InputError, OSError) as error:
+            if isinstance(error, BrokenPipeError):  # such as `nclib claims | head`
+                raise
             click.echo(f"nclib: {error}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:
@@ -35,6 +37,8 @@ def _overrides(pairs):
         name, sign, value = pair.partition("=")
         if not sign:
             raise checks.InputError(f"-p {pair}: write it as name=value")
+        if name in result:
+            raise checks.InputError(f"parameter {name} is given twice with -p")
         result[name] = value
     return result
 
@@ -72,12 +76,12 @@ def list_(query, markdown):
 
 
 def _cost(job):
-    import json
+    from nclib import reproduction
 
     path = job.figures / "manifest.json"
     if not path.exists():
         return "not run here"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = reproduction.read_manifest(path)
     return f"{manifest['seconds']:.0f} s on {manifest['device']}, {manifest['threads']} thread(s)"
 
 
@@ -240,18 +244,21 @@ def _show_row(which, name, results):
     from nclib import claims as ledger
 
     number, _, check = which.partition(".")
-    row = ledger.row_of(check)
-    book = runs.find(number)
+    row, book = ledger.row_of(check), runs.find(number)
     rows = catalogue.load(book)
     if row not in rows:
         raise checks.InputError(
             f"{book} has no row {row or '(none given)'}; it has {', '.join(rows)}"
         )
-    own = ledger.by_row(book, rows, _stored(results, name, book))[f"{int(number)}.{row}"]
+    (own,) = ledger.by_row(book, {row: rows[row]}, _stored(results, name, book)).values()
+    shown = [claim for claim in own if f"{claim.id.partition('.')[2]}.".startswith(f"{check}.")]
+    if not shown:
+        ids = ", ".join(claim.id for claim in own)
+        raise checks.InputError(f"row {row} of {book} has no check {check}; it has {ids}")
     click.echo(rows[row]["statement"])
     click.echo(f"source    {rows[row]['source']}")
-    click.echo(f"verdict   {_mark(ledger.worst(c.verdict for c in own))}  [{name}]")
-    _show_checks(own)
+    click.echo(f"verdict   {_mark(ledger.worst(c.verdict for c in shown))}  [{name}]")
+    _show_checks(shown)
     folder = results.get((name, book), paths.figures() / name / book)
     for file in sorted(folder.glob(f"{rows[row].get('seen', '-')}.*"), reverse=True):
         click.echo(f"{'table' if file.suffix == '.csv' else 'picture':9} {file}")
@@ -309,6 +316,7 @@ def data_check(name):
     """Read the data set NAME and print its size and checksum."""
     from nclib.deep import data as sets
 
+    checks.choice("dataset", name, sets.NAMES)
     click.echo(sets.check(name))
 
 

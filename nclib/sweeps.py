@@ -6,7 +6,7 @@ import json
 import re
 import textwrap
 
-from nclib import checks, files, parameters, paths, runs
+from nclib import checks, files, parameters, paths, reproduction, runs
 
 SHOWN = 12  # checks in the figure
 ROUNDING = 1e-6  # a check that stays below measures how well something was solved
@@ -80,7 +80,7 @@ def estimate(jobs, parallel=1):
     for one in jobs:
         path = paths.figures() / one.parameters.get("profile", "quick") / one.notebook
         try:
-            total += files.read_json(path / "manifest.json")["seconds"]
+            total += reproduction.read_manifest(path / "manifest.json")["seconds"]
         except checks.InputError:
             return None
     return total / parallel

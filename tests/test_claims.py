@@ -212,7 +212,16 @@ def test_one_row_on_the_command_line_has_everything():
         "train.py:",
     ):
         assert part in text, part
-    for wrong, message in (("4.G99", "no row G99"), ("9.A1", "is unknown"), ("4", "has no row")):
+    part = ask("quickstart.Q2.nc2_means").output
+    assert "    0.Q2.nc2_means  holds " in part
+    assert part.count("0.Q2") == 1
+    for wrong, message in (
+        ("4.G99", "no row G99"),
+        ("9.A1", "is unknown"),
+        (".Q2", "is unknown"),
+        ("4", "has no row"),
+        ("0.Q2.nc", "row Q2 of 00_quickstart has no check Q2.nc; it has 0.Q2.nc1, 0.Q2.nc2_means"),
+    ):
         result = ask(wrong)
         assert result.exit_code == 2
         assert message in result.output
@@ -391,9 +400,6 @@ def test_a_row_may_be_claimed_in_parts_but_no_check_twice():
     one.claim("L1", count=3)
     with pytest.raises(checks.InputError, match="claim L1.value was measured twice"):
         one.claim("L1", value=0.0)
-    rows = {"L1": WORDS | {"checks": {"a": {"below": 1, "each": "b"}, "a.b": {"below": 1}}}}
-    with pytest.raises(checks.InputError, match="claim L1.a.b was measured twice"):
-        ledger(rows).claim("L1", **{"a": {"b": 0}, "a.b": 2})
 
 
 def test_by_hand_a_cell_may_be_run_again_and_the_last_numbers_count():

@@ -74,6 +74,8 @@ def test_a_run_writes_its_results_and_is_repeated_only_if_something_changed(
         (["-p", "K=abc"], "parameter K must be int, got 'abc'"),
         (["-p", "K=1"], "parameter K must be at least 2, got 1"),
         (["-p", "K"], "write it as name=value"),
+        (["-p", "K=2", "-p", "K=3"], "parameter K is given twice with -p"),
+        ([""], "notebook '' is unknown; choose from 90_tiny"),
         (["-p", "profile=standard"], "parameter profile is a name only: use --profile standard"),
         (["--profile", "huge"], "profile must be one of quick, standard; got 'huge'"),
         (["--jobs", "0"], "--jobs must be at least 1"),

@@ -6,9 +6,11 @@ import shutil
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from nclib import checks, files, notebook, paths, reproduction, runs
+from nclib.cli import main
 from nclib.plots import style
 
 TABLE = pd.DataFrame(
@@ -247,23 +249,75 @@ def test_a_profile_that_is_not_stored_has_no_reference(tiny):
     assert runs.job("90", overrides={"K": 5}).stored is None
 
 
-def test_missing_or_broken_claims_are_an_error_that_names_the_file(tiny):
-    tiny.fake("quick", {}, ["holds"])
-    path = tiny.out / "figures/quick/90_tiny/claims.json"
-    entries = json.loads(path.read_text())
-    broken = [
-        [{k: v for k, v in entries[0].items() if k != "verdict"}],
-        [entries[0] | {"verdict": "fine"}],
-        {"a": 1},
-        ["text"],
-    ]
-    for content in broken:
+COMMANDS = (
+    "list",
+    "list --markdown",
+    "claims --all",
+    "claims 90.A1",
+    "report",
+    "sweep 90 --seeds 0:1 --dry-run",
+)
+
+
+def called(command):
+    """Exit code and output of ``nclib``, in this process; a traceback is an error."""
+    return CliRunner().invoke(main, command.split(), catch_exceptions=False)
+
+
+def one_thing_wrong(content):
+    """``content`` of a JSON file with any of its keys missing or of another type."""
+    yield from (None, 3, [3], {"a": 1}, "text")
+    entries = [(lambda new: new, content)]
+    if isinstance(content, list):
+        entries = [(lambda new: [new, *content[1:]], content[0])]
+    for whole, entry in entries:
+        for key in entry:
+            yield whole({k: v for k, v in entry.items() if k != key})
+            yield from (whole(entry | {key: value}) for value in (None, "x", 2.5, [1], {"a": 1}))
+
+
+@pytest.mark.parametrize("name", ["claims.json", "manifest.json"])
+def test_a_file_that_loads_but_is_wrong_is_one_line_that_names_it(tiny, name):
+    tiny.fake("quick", {}, ["holds", "fails"], out=tiny.books.parent)
+    path = tiny.books.parent / "figures/quick/90_tiny" / name
+    whole, refused = path.read_text(), set()
+    for content in one_thing_wrong(json.loads(whole)):
         path.write_text(json.dumps(content))
-        found = tiny("claims", "--out", tiny.out)
-        assert (found.returncode, "claims.json is missing or damaged" in found.stderr) == (2, True)
+        for command in COMMANDS:
+            found = called(command)
+            assert found.exit_code in (0, 1, 2)
+            if found.exit_code == 2:
+                *_, line = found.output.splitlines()
+                assert line.startswith(f"nclib: {path} is missing or damaged (")
+                refused.add(command)
     path.unlink()
-    found = tiny("claims", "--out", tiny.out)
-    assert (found.returncode, "claims.json is missing or damaged" in found.stderr) == (2, True)
+    assert called("report" if "claims" in name else "claims").exit_code == 2
+    readers = {"claims.json": COMMANDS[1:5], "manifest.json": (*COMMANDS[:2], "report")}
+    assert refused == set(readers[name])
+
+
+def test_a_notebook_or_a_profile_that_is_none_is_one_line(tiny):
+    book, profile = tiny.books / "90_tiny.ipynb", tiny.books / "profiles/quick.yaml"
+    whole = book.read_text()
+    for text in ("{", "[]", '{"cells": [{}]}', '{"cells": 3}'):
+        book.write_text(text)
+        found = called("run 90")
+        assert (found.exit_code, "90_tiny.ipynb cannot be read" in found.output) == (2, True)
+        assert called("list").exit_code == 2
+    book.write_text(whole)
+    for text in ("3", "[]", "90_tiny: 3", "90_tiny: [K]"):
+        profile.write_text(text)
+        found = called("run 90")
+        assert (found.exit_code, "quick.yaml" in found.output) == (2, True)
+
+
+def test_what_cannot_be_written_is_one_line(tiny):
+    tiny.fake("quick", {}, ["holds"], out=tiny.books.parent)
+    (tiny.books / "file").write_text("")
+    found = called(f"report --to {tiny.books}/file/report.html")
+    assert found.exit_code == 2
+    assert found.output.startswith("nclib: [Errno ")
+    assert found.output.count("\n") == 1
 
 
 def test_an_unknown_run_is_an_error_that_lists_the_runs(tiny):
@@ -279,10 +333,6 @@ def test_an_unknown_run_is_an_error_that_lists_the_runs(tiny):
 
 def test_the_exit_code_of_a_run_counts_claims_and_differences(tiny, monkeypatch):
     """A claim that fails although no notebook does; a table that differs although all holds."""
-    from click.testing import CliRunner
-
-    from nclib.cli import main
-
     job = runs.job("90", out=tiny.out)
     outcomes = [
         (runs.Outcome(job, "done", 1.0, verdicts={"holds": 2}), 0),

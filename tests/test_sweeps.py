@@ -55,6 +55,9 @@ def test_a_yaml_grid_reads_like_the_options(tiny, tmp_path):
     path.write_text("K: [2\n")
     with pytest.raises(checks.InputError, match="cannot be read as YAML: while parsing"):
         sweeps.read_grid(path)
+    path.write_text("K: [2]\nmode: [ok]\nK: [3]\n")
+    with pytest.raises(checks.InputError, match="a key is there twice among K, mode"):
+        sweeps.read_grid(path)
 
 
 def test_lists_are_separated_by_semicolons():
