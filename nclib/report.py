@@ -126,8 +126,7 @@ def _count(found):
 
 def _label(run):
     """The name of a run as people read it: profile and changed parameters."""
-    words = shlex.split(run["command"])
-    changed = [words[i + 1] for i, word in enumerate(words) if word == "-p"]
+    changed = _changed(run)
     return " ".join([run["parameters"]["profile"], *changed]) if changed else run["run"]
 
 
@@ -217,6 +216,19 @@ def command(manifest):
 
     A run of a notebook that is no longer there shows all its parameters.
     """
+    profile = manifest["parameters"].get("profile", "quick")
+    parts = ["nclib", "run", manifest["notebook"].split("_")[0]]
+    if profile != "quick":
+        parts += ["--profile", profile]
+    for pair in _changed(manifest):
+        parts += ["-p", pair]
+    if manifest["threads"] > 1:
+        parts += ["--threads", str(manifest["threads"])]
+    return shlex.join(parts)
+
+
+def _changed(manifest):
+    """``name=value`` of each parameter that differs from those of the profile, for ``-p``."""
     name, values = manifest["notebook"], manifest["parameters"]
     profile = values.get("profile", "quick")
     kinds, base = {}, {"profile": profile}
@@ -228,17 +240,10 @@ def command(manifest):
     base = json.loads(
         json.dumps(base, default=str)
     )  # as the manifest holds it: JSON's keys are texts
-    parts = ["nclib", "run", name.split("_")[0]]
-    if profile != "quick":
-        parts += ["--profile", profile]
-    for key, value in values.items():
-        if key not in base or base[key] != value:
-            # A parameter of type str takes the text as it is, every other one reads JSON.
-            plain = isinstance(value, str) and kinds.get(key, str) is str
-            parts += ["-p", f"{key}={value if plain else json.dumps(value)}"]
-    if manifest["threads"] > 1:
-        parts += ["--threads", str(manifest["threads"])]
-    return shlex.join(parts)
+    changed = {k: value for k, value in values.items() if k not in base or base[k] != value}
+    # A parameter of type str takes the text as it is, every other one reads JSON.
+    plain = [k for k, v in changed.items() if isinstance(v, str) and kinds.get(k, str) is str]
+    return [f"{k}={v if k in plain else json.dumps(v)}" for k, v in changed.items()]
 
 
 def results_table():

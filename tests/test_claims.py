@@ -335,9 +335,7 @@ def test_declared_checks_never_pass_on_numbers_that_are_not_finite(value, tmp_pa
     one = declared()
     numbers = {"value": value, "frame": (value, value), "known": value, "limit": (1.0, value)}
     found = one.claim("L1", **numbers, text={"case": ""})
-    if value == -math.inf:  # of the bound only: 1 >= -inf
-        numbers.pop("limit")
-    assert [c.verdict for c in found.claims[: len(numbers)]] == ["fails"] * len(numbers)
+    assert [claim.verdict for claim in found.claims] == ["fails"] * len(numbers)
     more = one.claim("L2", listed={"ce": value, "ls": value}, text={"what": ""})
     assert [claim.verdict for claim in more.claims] == ["fails", "fails"]
     made = [dataclasses.asdict(claim) for claim in one.claims]
@@ -378,7 +376,7 @@ def test_wrong_numbers_are_one_clear_error_and_record_nothing(row, single, named
     one = declared()
     with pytest.raises(checks.InputError, match=message):
         one.claim(row, *single, **named)
-    assert not one._claims
+    assert {claim.verdict for claim in one.claims} == {"not run"}
 
 
 @pytest.mark.parametrize(
@@ -409,8 +407,8 @@ def test_by_hand_a_cell_may_be_run_again_and_the_last_numbers_count():
     one.claim("L1", value=0.0)
     one.claim("L10", {"ce": 0.7})
     assert [repr(claim) for claim in one.claims][:3] == [
-        "1.L1.count: counterexample",
         "1.L1.value: holds",
+        "1.L1.count: counterexample",
         "1.L10.ce: fails",
     ]
 

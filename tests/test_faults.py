@@ -232,7 +232,8 @@ def test_a_clock_that_goes_backwards(shared_tiny, undisturbed, tmp_path):
         "    return start - 3600 * looks\n"
         "time.time = backwards\n"
     )
-    environment = shared_tiny.environment | {"PYTHONPATH": str(tmp_path)}
+    ours = os.environ.get("PYTHONPATH", "")
+    environment = shared_tiny.environment | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ours}"}
     out = tmp_path / "out"
     for expected in ("done", "unchanged"):
         done = shared_tiny(*RUN, "--out", out, env=environment)
