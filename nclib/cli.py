@@ -31,6 +31,23 @@ def main():
     """The neural-collapse companion: run the notebooks, read their claims, build the report."""
 
 
+_out = click.option("--out", type=click.Path(file_okay=False), help="Folder of runs/ and figures/.")
+
+
+def _batch(command):
+    """The options of commands that execute notebooks."""
+    for option in (
+        click.option(
+            "--scheduler", metavar="ADDRESS", help="Use the Dask cluster at this address."
+        ),
+        _out,
+        click.option("--threads", default=1, show_default=True, help="Threads of each run."),
+        click.option("--jobs", default=1, show_default=True, help="Runs side by side."),
+    ):
+        command = option(command)
+    return command
+
+
 def _overrides(pairs):
     result = {}
     for pair in pairs:
@@ -89,10 +106,7 @@ def _cost(job):
 @click.argument("notebooks", nargs=-1)
 @click.option("--profile", default="quick", show_default=True, help="quick, standard or paper.")
 @click.option("-p", "pairs", multiple=True, metavar="NAME=VALUE", help="Override a parameter.")
-@click.option("--jobs", default=1, show_default=True, help="Notebooks side by side.")
-@click.option("--threads", default=1, show_default=True, help="Threads of each notebook.")
-@click.option("--out", type=click.Path(file_okay=False), help="Folder for runs/ and figures/.")
-@click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster at this address.")
+@_batch
 @click.option("--force", is_flag=True, help="Run again even if nothing changed.")
 @click.option("--store", is_flag=True, help="Replace the stored results by those of this run.")
 def run(notebooks, profile, pairs, jobs, threads, out, scheduler, force, store):
@@ -142,10 +156,7 @@ def run(notebooks, profile, pairs, jobs, threads, out, scheduler, force, store):
 @click.option("-p", "pairs", multiple=True, metavar="NAME=A,B,…", help="Alternatives.")
 @click.option("--seeds", metavar="0:5", help="Seeds 0 to 4, or a list such as 1,123,321.")
 @click.option("--grid", "file", type=click.Path(exists=True, dir_okay=False), help="YAML grid.")
-@click.option("--jobs", default=1, show_default=True, help="Runs side by side.")
-@click.option("--threads", default=1, show_default=True, help="Threads of each run.")
-@click.option("--out", type=click.Path(file_okay=False), help="Folder for runs/ and figures/.")
-@click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster at this address.")
+@_batch
 @click.option("--dry-run", is_flag=True, help="Show the runs and their cost, start nothing.")
 def sweep(notebook, profile, pairs, seeds, file, jobs, threads, out, scheduler, dry_run):
     """Run NOTEBOOK over all combinations of parameter values; one table of all claims.
@@ -179,7 +190,7 @@ def sweep(notebook, profile, pairs, seeds, file, jobs, threads, out, scheduler, 
 @main.command()
 @click.argument("which", required=False, metavar="[ID]")
 @click.option("--profile", "name", default="quick", show_default=True, help="Name of the run.")
-@click.option("--out", type=click.Path(file_okay=False), help="Folder given to `nclib run`.")
+@_out
 @click.option("--all", "everything", is_flag=True, help="Every check with its numbers.")
 def claims(which, name, out, everything):
     """The ledger of the last runs, or all about the row ID (such as 4.G7).
@@ -272,7 +283,7 @@ def _show_row(which, name, results):
 
 
 @main.command()
-@click.option("--out", type=click.Path(file_okay=False), help="Folder given to `nclib run`.")
+@_out
 @click.option("--to", "target", type=click.Path(dir_okay=False), help="File to write.")
 def report(out, target):
     """One self-contained HTML page: figures, claims, parameters, versions."""
@@ -383,7 +394,3 @@ def environment():
     click.echo(f"  - python{project['requires-python']},<3.14\n  - pip\n  - pip:")
     for package in (*packages, "-e ."):
         click.echo(f"      - {package}" if package == "-e ." else f'      - "{package}"')
-
-
-if __name__ == "__main__":
-    main()

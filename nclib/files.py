@@ -1,5 +1,6 @@
 """Files: written whole or not at all; YAML and JSON read without running anything."""
 
+import ast
 import contextlib
 import hashlib
 import json
@@ -70,6 +71,12 @@ def read_cells(path):
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise checks.InputError(f"notebook {path} cannot be read ({reason})") from None
+
+
+def tree(source):
+    """The syntax tree of a cell, whose lines of IPython's magics do not count."""
+    lines = ("" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
+    return ast.parse("\n".join(lines))
 
 
 def damaged(path, reason):

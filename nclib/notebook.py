@@ -264,9 +264,7 @@ def library_files(source, without=()):
 
 
 def _imports(source):
-    # IPython's magics are not Python; they import nothing of nclib.
-    lines = ("" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
-    for node in ast.walk(ast.parse("\n".join(lines))):
+    for node in ast.walk(files.tree(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:

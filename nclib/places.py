@@ -30,9 +30,8 @@ def _statements(path, changed):
     codes = [text for kind, text, _ in files.read_cells(path) if kind == "code"]
     for cell, source in enumerate(codes, 1):
         setup = "notebook.start(" in source
-        lines = ("" if line.startswith(("%", "!")) else line for line in source.splitlines())
         try:
-            nodes = ast.parse("\n".join(lines)).body
+            nodes = files.tree(source).body
         except SyntaxError:  # more magic, or a cell that never ran
             nodes = []
         for node in nodes:

@@ -392,6 +392,22 @@ def test_options_are_checked_too(options, message):
         declared().claim("L10", {"ls": 1}, **options)
 
 
+def test_an_option_stands_for_all_numbers_of_a_row_or_of_a_check():
+    verdicts = lambda found: [claim.verdict for claim in found.claims]
+    numbers = {"listed": {"ce": -1, "ls": -1}, "per": {10: 9, 100: 4.3}}
+    text = {"what": "", "far": 1.0}
+    ask = lambda **options: verdicts(declared().claim("L2", **numbers, text=text, **options))
+    assert ask() == ["fails", "fails", "not reproduced", "holds"]
+    assert ask(converged=False) == ["not converged"] * 3 + ["holds"]
+    assert ask(applies=np.bool_(False)) == ["not run"] * 4
+    assert ask(converged={"listed": False}) == ["not converged"] * 2 + ["not reproduced", "holds"]
+    assert ask(applies={"per": {10: False}}) == ["fails", "fails", "not run", "holds"]
+    assert verdicts(declared().claim("L10", {"ce": 1, "ls": 0}, converged=False)) == [
+        "not converged",
+        "holds",
+    ]
+
+
 def test_a_row_may_be_claimed_in_parts_but_no_check_twice():
     one = declared()
     one.claim("L1", value=0.0)
