@@ -9,7 +9,7 @@ from nclib import __version__, checks
 
 
 class _Group(click.Group):
-    """Wrong input is one line on stderr and exit code 2, never a traceback."""
+    """Wrong input, and files that cannot be used, are one line on stderr and exit code 2."""
 
     def invoke(self, context):
         try:
@@ -181,9 +181,11 @@ def sweep(notebook, profile, pairs, seeds, file, jobs, threads, out, scheduler, 
         return
     outcomes = runs.run_all(planned, parallel=jobs, scheduler=scheduler, report=click.echo)
     swept = [*texts, *(["seed"] if seeds else [])]
-    click.echo(f"table, summary and figure in {sweeps.write(outcomes, swept, out=out)}")
-    if any(o.status == "failed" for o in outcomes):
-        click.echo(f"{sum(o.status == 'failed' for o in outcomes)} run(s) failed", err=True)
+    failed = sum(one.status == "failed" for one in outcomes)
+    if failed < len(outcomes):
+        click.echo(f"table, summary and figure in {sweeps.write(outcomes, swept, out=out)}")
+    if failed:
+        click.echo(f"{failed} run(s) failed", err=True)
         sys.exit(1)
 
 
@@ -193,7 +195,7 @@ def sweep(notebook, profile, pairs, seeds, file, jobs, threads, out, scheduler, 
 @_out
 @click.option("--all", "everything", is_flag=True, help="Every check with its numbers.")
 def claims(which, name, out, everything):
-    """The ledger of the last runs, or all about the row ID (such as 4.G7).
+    """The ledger of the last runs, or all about the row (4.G7) or check (4.G7.sharp) ID.
 
     Exit code 1 if a claim fails, 2 for an ID, a run or a folder that is not there.
     """

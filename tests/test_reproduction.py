@@ -98,15 +98,18 @@ def test_verdicts_and_lost_tables_are_differences(stored, tmp_path):
     claim = {"statement": "s", "source": "s", "measured": 1.0, "expected": "<= 1"}
     claim |= {"tolerance": None, "verdict": "holds", "id": "1.A"}
     mine = tmp_path / "mine"
-    for place, verdict in ((stored, "holds"), (mine, "not reproduced")):
-        files.write_json(place / "claims.json", [claim | {"verdict": verdict}])
+    for place, verdict, more in ((stored, "holds", "1.B"), (mine, "not reproduced", "1.C")):
+        found = [claim | {"verdict": verdict}, claim | {"id": more}]
+        files.write_json(place / "claims.json", found)
     files.write_csv(stored / "lost.csv", TABLE)
     files.write_csv(mine / "t.csv", TABLE)
     found = reproduction.compare(mine, stored, {"t": []})
-    assert found.summary().startswith("1 of 2 tables and 0 of 1 verdicts reproduced")
+    assert found.summary().startswith("1 of 2 tables and 0 of 3 verdicts reproduced")
     assert found.lines() == [
         "table lost is stored, but not made by this run (lost.csv)",
         "claim 1.A: not reproduced, stored holds",
+        "claim 1.B: missing, stored holds",
+        "claim 1.C: holds, stored unknown",
     ]
 
 
@@ -347,6 +350,16 @@ def test_the_exit_code_of_a_run_counts_claims_and_differences(tiny, monkeypatch)
         monkeypatch.setattr(runs, "run_all", lambda *_, found=outcome, **__: [found])
         result = CliRunner().invoke(main, ["run", "90", "--out", str(tiny.out)])
         assert result.exit_code == code, outcome
+
+
+def test_a_sweep_in_which_all_runs_fail_writes_no_table(tiny, monkeypatch):
+    failed = lambda jobs, **_: [runs.Outcome(job, "failed", 1.0, "x") for job in jobs]
+    monkeypatch.setattr(runs, "run_all", failed)
+    found = called(f"sweep 90 --seeds 0:2 --out {tiny.out}")
+    assert found.exit_code == 1
+    assert "table" not in found.output
+    assert "2 run(s) failed" in found.output
+    assert not list(tiny.out.glob("runs/sweep-*"))
 
 
 def test_every_ingredient_changes_the_fingerprint(tiny, monkeypatch):
