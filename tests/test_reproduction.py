@@ -352,6 +352,33 @@ def test_the_exit_code_of_a_run_counts_claims_and_differences(tiny, monkeypatch)
         assert result.exit_code == code, outcome
 
 
+def test_the_ledger_on_the_command_line_counts_failing_rows_only(tiny):
+    for name, verdicts, code in (
+        ("quick", ["holds", "not converged", "not reproduced", "counterexample"], 0),
+        ("standard", ["holds", "fails", "fails"], 1),
+    ):
+        tiny.fake(name, {}, verdicts)
+        found = called(f"claims --profile {name} --out {tiny.out}")
+        assert found.exit_code == code
+        assert ("2 row(s) fail" in found.output) == (code == 1)
+
+
+def test_own_results_take_the_place_of_damaged_stored_ones(tiny):
+    """And only then: what a run keeps for itself is not the stored result."""
+    tiny.fake("quick", {}, ["holds"], out=tiny.books.parent)
+    job = runs.job("90")
+    record = files.read_json(job.figures / "manifest.json") | {"files": {}}
+    files.write_json(job.figures / "manifest.json", record)
+    shutil.copytree(job.figures, job.own)
+    (job.own / "mine.csv").write_text("")
+    runs._outcome(job, "done", 1.0, store=False)
+    assert not (job.figures / "mine.csv").exists()
+    (job.figures / "manifest.json").write_text("{")
+    runs._outcome(job, "done", 1.0, store=False)
+    assert (job.figures / "mine.csv").exists()
+    assert not job.own.exists()
+
+
 def test_a_sweep_in_which_all_runs_fail_writes_no_table(tiny, monkeypatch):
     failed = lambda jobs, **_: [runs.Outcome(job, "failed", 1.0, "x") for job in jobs]
     monkeypatch.setattr(runs, "run_all", failed)
