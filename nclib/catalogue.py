@@ -23,9 +23,13 @@ or one unnamed ``check: {…}``.  A check has one relation: ``below`` or ``above
 ``note``            with {braces} for ``text`` of the notebook and for the ``{key}`` of an entry
 ``counterexample``  passing shows that the statement is false or conditional
 ``when``            the condition under which the check is made at all
+
+Ids of rows and names of checks have no dots: ``L12.opens.32`` is an entry of a check of a row.
 """
 
 import math
+import re
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -35,6 +39,8 @@ RELATIONS = ("below", "above", "close", "equal")
 FIELDS = {*RELATIONS, "to", "note", "each", "counterexample", "when"}
 ROW = {"statement", "source", "seen", "needs", "networks", "check", "checks"}
 GIVEN = "given"
+PLAIN = re.compile(r"[\w-]+")
+OPTIONS = ("row", "text", "converged", "applies")  # what Ledger.claim takes beside the checks
 
 
 @dataclass(frozen=True)
@@ -64,11 +70,13 @@ def load(notebook):
     if not isinstance(rows, dict):
         raise checks.InputError(f"{path.name} must map row ids to entries")
     for row, entry in rows.items():
-        _check_row(f"{path.name}, row {row}", entry)
+        _check_row(f"{path.name}, row {row}", row, entry)
     return rows
 
 
-def _check_row(where, entry):
+def _check_row(where, row, entry):
+    if not isinstance(row, str) or not PLAIN.fullmatch(row):
+        raise checks.InputError(f"{where}: the id of a row must be a word without dots")
     if not isinstance(entry, dict):
         raise checks.InputError(f"{where} must have a statement and a source, got {entry!r}")
     missing, unknown = {"statement", "source"} - entry.keys(), entry.keys() - ROW
@@ -77,9 +85,10 @@ def _check_row(where, entry):
         raise checks.InputError(f"{where} {problem}")
     for key in ("statement", "source", "seen", "needs"):
         _kind(where, entry, key, str, "text; quote it")
-    names, marks = declared(entry, where), entry.get("networks", False)
-    lost = [] if isinstance(marks, bool) or not names else [m for m in marks if m not in names]
-    if lost and "check" not in entry:
+    _kind(where, entry, "networks", bool | list, "true, false or a list of checks")
+    names, marks = list(declared(entry, where)), entry.get("networks", False)
+    lost = [] if isinstance(marks, bool) else [mark for mark in marks if mark not in names]
+    if lost and entry.get("checks"):
         raise checks.InputError(f"{where}: networks names {lost[0]}; its checks are {_list(names)}")
 
 
@@ -90,6 +99,12 @@ def declared(entry, where="row"):
     found = {"": entry["check"]} if "check" in entry else entry.get("checks", {})
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise checks.InputError(f"{where}: checks must map names (text) to what they ask")
+    for name in entry.get("checks", {}):
+        if not PLAIN.fullmatch(name) or name in OPTIONS:
+            raise checks.InputError(
+                f"{where}: the name of check {name!r} must be a word without dots, other than "
+                f"{_list(OPTIONS)}"
+            )
     return {name: _check(f"{where}, check {name or '(unnamed)'}", name, found[name])
             for name in found}  # fmt: skip
 
@@ -111,36 +126,56 @@ def _check(where, name, spec):
         ("counterexample", bool, "true or false"),
     ):
         _kind(where, spec, key, kind, wanted)
+    _check_note(where, spec.get("note", ""))
     if "to" in spec and relation != "close":
         raise checks.InputError(f"{where}: `to` belongs to close; {relation} has its own bound")
     if relation == "equal":
-        bound, tolerance = spec["equal"], 0.0
+        bound, tolerance = _bound(f"{where}: equal", spec["equal"], _exact), 0.0
     elif relation == "close":
         tolerance = _number(f"{where}: close", spec["close"])
-        bound = _bound(f"{where}: to", spec.get("to", GIVEN))
+        if tolerance < 0:
+            raise checks.InputError(f"{where}: close must be at least 0, got {tolerance}")
+        bound = _bound(f"{where}: to", spec.get("to", GIVEN), _number)
     else:
-        bound, tolerance = _bound(f"{where}: {relation}", spec[relation]), None
+        bound, tolerance = _bound(f"{where}: {relation}", spec[relation], _number), None
     each = spec.get("each", "")
     if isinstance(bound, dict):
-        bound = {str(key): one for key, one in bound.items()}
         each = each if isinstance(each, list) else list(bound)
+        bound = {str(key): one for key, one in bound.items()}
         if {str(key) for key in each} != bound.keys():
             raise checks.InputError(f"{where}: each and the bounds name different entries")
+    if isinstance(each, list) and len({str(key) for key in each}) < len(each):
+        raise checks.InputError(f"{where}: each names an entry twice: {_list(map(str, each))}")
     options = {key: spec[key] for key in ("note", "counterexample", "when") if key in spec}
     return Check(name, relation, bound, tolerance, each, **options)
 
 
+def _check_note(where, note):
+    try:
+        list(string.Formatter().parse(note))
+    except ValueError as error:
+        raise checks.InputError(f"{where}: note {note!r}: {error}; {{{{ is a brace") from None
+
+
 def _kind(where, mapping, key, kind, wanted):
-    if key in mapping and not isinstance(mapping[key], kind):
+    value = mapping.get(key)
+    if key in mapping and (not isinstance(value, kind) or value in ("", [])):
         raise checks.InputError(f"{where}: {key} must be {wanted}, got {mapping[key]!r}")
 
 
-def _bound(where, value):
+def _bound(where, value, read):
+    """``value``, or each value of a mapping, as ``read`` takes it."""
     if value == GIVEN:
         return value
-    if isinstance(value, Mapping):
-        return {key: _number(f"{where} {key}", one) for key, one in value.items()}
-    return _number(where, value)
+    if isinstance(value, Mapping) and value:
+        return {key: read(f"{where} {key}", one) for key, one in value.items()}
+    return read(where, value)
+
+
+def _exact(where, value):
+    if not isinstance(value, bool | int | str):
+        raise checks.InputError(f"{where} must be an int, a bool or a name, got {value!r}")
+    return value
 
 
 def _number(where, value):

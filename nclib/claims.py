@@ -12,6 +12,7 @@ numbers; the verdict is computed from them here, never typed:
 """
 
 import math
+import typing
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,14 +36,14 @@ class Claim:
     id: str
     statement: str
     source: str
-    measured: float | bool | str | None
-    expected: float | bool | str | None
-    tolerance: float | None
+    measured: float | int | str | None
+    expected: float | int | str | None
+    tolerance: float | int | None
     verdict: str
     note: str = ""
     row: str = ""
     relation: str = ""
-    bound: float | bool | str | None = None
+    bound: float | int | str | None = None
     seen: str = ""
 
     def __repr__(self):
@@ -67,14 +68,14 @@ _SIGNS = {"below": "<= {0}", "above": ">= {0}", "close": "{0} ± {1}"}
 
 
 def _passed(relation, measured, bound, tolerance):
-    """Whether the numbers pass; nothing that is not finite does."""
-    if relation == "below":
-        return -math.inf < measured <= bound
-    if relation == "above":
-        return bound <= measured < math.inf
+    """Whether the numbers pass; nothing that is not finite does, nor against such a bound."""
+    if relation == "equal":
+        return measured == bound
+    if not (math.isfinite(measured) and math.isfinite(bound)):
+        return False
     if relation == "close":
-        return abs(measured - bound) <= tolerance  # false if either is NaN
-    return measured == bound
+        return abs(measured - bound) <= tolerance
+    return measured <= bound if relation == "below" else measured >= bound
 
 
 class Ledger:
@@ -88,8 +89,7 @@ class Ledger:
         self.notebook, self.again = notebook, again
         self.number = notebook.split("_")[0].lstrip("0") or "0"
         self.catalogue = catalogue or tables.load(notebook)
-        self._claims = {}
-        self._measured = {row: set() for row in self.catalogue}  # names of declared checks
+        self._claims = {row: {} for row in self.catalogue}  # row -> check -> its claims
 
     @cached_property
     def _declared(self):
@@ -121,15 +121,15 @@ class Ledger:
                 path = tuple(filter(None, (name, key)))
                 at = _id(row, *path)
                 numbers = measure.numbers(at, check, key, found)
-                planned[path] = at, check, *numbers, measure.note(at, check, key, text or {})
+                planned[path] = check, at, *numbers, measure.note(at, check, key, text or {})
         converged = measure.options(f"claim {row}: converged", converged, planned)
         applies = measure.options(f"claim {row}: applies", applies, planned)
-        if self.again:
-            for name in named:
-                self._forget(_id(row, name))
-        found = [self._add(*one, converged[path], applies[path]) for path, one in planned.items()]
-        self._measured[row].update(named)
-        return Checked(found)
+        made = {name: [] for name in named}
+        for path, (check, *numbers) in planned.items():
+            claim = self._judge(check, *numbers, converged[path], applies[path])
+            made[check.name].append(claim)
+        self._claims[row] |= made
+        return Checked(sum(made.values(), []))
 
     def _require_row(self, row):
         if row not in self.catalogue:
@@ -147,23 +147,20 @@ class Ledger:
         for name in named:
             if name not in declared:
                 raise checks.InputError(f"claim {row} has no check {name}; the row has {names}")
-            if name in self._measured[row] and not self.again:
+            if name in self._claims[row] and not self.again:
                 raise checks.InputError(f"claim {_id(row, name)} was measured twice")
-
-    def _forget(self, check):
-        for old in [old for old in self._claims if f"{old}.".startswith(f"{check}.")]:
-            del self._claims[old]
 
     def verdict(self, row):
         """The verdict of ``row`` so far: that of its worst check, ``not run`` without any."""
         self._require_row(row)
-        own = [claim.verdict for check, claim in self._claims.items() if row_of(check) == row]
-        return worst(own or ["not run"])
+        return worst(claim.verdict for claim in self._row(row))
 
-    def _add(self, at, check, measured, bound, note, converged, applies):
-        """Judge one number by its :class:`~nclib.catalogue.Check`; ``at``: the id of the claim."""
-        if at in self._claims and not self.again:
-            raise checks.InputError(f"claim {at} was measured twice")
+    def _row(self, row):
+        """The claims of a row, or one that says why there are none."""
+        return sum(self._claims[row].values(), []) or [self._blank(row)]
+
+    def _judge(self, check, at, measured, bound, note, converged, applies):
+        """The claim ``at`` about one number, by its :class:`~nclib.catalogue.Check`."""
         relation, entry = check.relation, self.catalogue[row_of(at)]
         if not applies:
             verdict = "not run"
@@ -176,7 +173,7 @@ class Ledger:
             verdict = "not reproduced" if _on_networks(entry, at) else "fails"
         measured, bound = _plain(measured), _plain(bound)
         signed = relation in ("below", "above")
-        self._claims[at] = Claim(
+        return Claim(
             **self._words(at),
             measured=measured,
             expected=_SIGNS[relation].format(exact(bound)) if signed else bound,
@@ -186,21 +183,17 @@ class Ledger:
             relation=relation,
             bound=bound,
         )
-        return self._claims[at]
 
     @property
     def claims(self):
         """All claims in the order of the table; rows without a check read ``not run``."""
-        found = []
-        for row, entry in self.catalogue.items():
-            own = [claim for check, claim in self._claims.items() if row_of(check) == row]
-            found += own or [self._blank(row, entry)]
-        return found
+        return sum(map(self._row, self.catalogue), [])
 
-    def _blank(self, row, entry):
+    def _blank(self, row):
         waiting = [check.when for check in self._declared[row].values() if check.when]
         note = f"only for {', '.join(waiting)}" if waiting else "no check was executed"
-        note = f"needs profile {entry['needs']}" if "needs" in entry else note
+        needs = self.catalogue[row].get("needs")
+        note = f"needs profile {needs}" if needs else note
         numbers = {"measured": None, "expected": None, "tolerance": None}
         return Claim(**self._words(row), **numbers, verdict="not run", note=note)
 
@@ -270,7 +263,7 @@ class Ledger:
         if not declared:
             return [row]
         missed = [name for name, one in declared.items() if not one.when]
-        return [_id(row, name) for name in missed if name not in self._measured[row]]
+        return [_id(row, name) for name in missed if name not in self._claims[row]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -358,10 +351,24 @@ def read(path):
         found = [Claim(**entry) for entry in entries]
     except TypeError as error:
         raise files.damaged(path, f"an entry is no claim: {error}") from None
-    strange = [claim.id for claim in found if claim.verdict not in VERDICTS]
-    if strange:
-        raise files.damaged(path, f"claim {strange[0]} has an unknown verdict")
+    for claim in found:
+        if wrong := _wrong(claim):
+            raise files.damaged(path, f"claim {claim.id} has {wrong}")
     return found
+
+
+def _wrong(claim):
+    """What cannot be in a claim that a run wrote, or nothing."""
+    for key, kind in typing.get_type_hints(Claim).items():
+        value = getattr(claim, key)
+        if not isinstance(value, kind):
+            return f"{key} {value!r}"
+    unknown = claim.relation not in ("", *tables.RELATIONS)
+    if unknown or (claim.relation == "close" and claim.tolerance is None):
+        return f"relation {claim.relation!r}, tolerance {claim.tolerance}"
+    if claim.verdict not in VERDICTS:
+        return f"verdict {claim.verdict!r}"
+    return "" if "." in claim.id else "no row"
 
 
 def short(value):

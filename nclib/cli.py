@@ -9,12 +9,14 @@ from nclib import __version__, checks
 
 
 class _Group(click.Group):
-    """Wrong input is one line on stderr and exit code 2, never a traceback."""
+    """Wrong input, and files that cannot be used, are one line on stderr and exit code 2."""
 
     def invoke(self, context):
         try:
             return super().invoke(context)
-        except checks.InputError as error:
+        except (checks.InputError, OSError) as error:
+            if isinstance(error, BrokenPipeError):  # such as `nclib claims | head`
+                raise
             click.echo(f"nclib: {error}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:
@@ -29,12 +31,31 @@ def main():
     """The neural-collapse companion: run the notebooks, read their claims, build the report."""
 
 
+_out = click.option("--out", type=click.Path(file_okay=False), help="Folder of runs/ and figures/.")
+
+
+def _batch(command):
+    """The options of commands that execute notebooks."""
+    for option in (
+        click.option(
+            "--scheduler", metavar="ADDRESS", help="Use the Dask cluster at this address."
+        ),
+        _out,
+        click.option("--threads", default=1, show_default=True, help="Threads of each run."),
+        click.option("--jobs", default=1, show_default=True, help="Runs side by side."),
+    ):
+        command = option(command)
+    return command
+
+
 def _overrides(pairs):
     result = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign:
             raise checks.InputError(f"-p {pair}: write it as name=value")
+        if name in result:
+            raise checks.InputError(f"parameter {name} is given twice with -p")
         result[name] = value
     return result
 
@@ -72,12 +93,12 @@ def list_(query, markdown):
 
 
 def _cost(job):
-    import json
+    from nclib import reproduction
 
     path = job.figures / "manifest.json"
     if not path.exists():
         return "not run here"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = reproduction.read_manifest(path)
     return f"{manifest['seconds']:.0f} s on {manifest['device']}, {manifest['threads']} thread(s)"
 
 
@@ -85,10 +106,7 @@ def _cost(job):
 @click.argument("notebooks", nargs=-1)
 @click.option("--profile", default="quick", show_default=True, help="quick, standard or paper.")
 @click.option("-p", "pairs", multiple=True, metavar="NAME=VALUE", help="Override a parameter.")
-@click.option("--jobs", default=1, show_default=True, help="Notebooks side by side.")
-@click.option("--threads", default=1, show_default=True, help="Threads of each notebook.")
-@click.option("--out", type=click.Path(file_okay=False), help="Folder for runs/ and figures/.")
-@click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster at this address.")
+@_batch
 @click.option("--force", is_flag=True, help="Run again even if nothing changed.")
 @click.option("--store", is_flag=True, help="Replace the stored results by those of this run.")
 def run(notebooks, profile, pairs, jobs, threads, out, scheduler, force, store):
@@ -138,10 +156,7 @@ def run(notebooks, profile, pairs, jobs, threads, out, scheduler, force, store):
 @click.option("-p", "pairs", multiple=True, metavar="NAME=A,B,…", help="Alternatives.")
 @click.option("--seeds", metavar="0:5", help="Seeds 0 to 4, or a list such as 1,123,321.")
 @click.option("--grid", "file", type=click.Path(exists=True, dir_okay=False), help="YAML grid.")
-@click.option("--jobs", default=1, show_default=True, help="Runs side by side.")
-@click.option("--threads", default=1, show_default=True, help="Threads of each run.")
-@click.option("--out", type=click.Path(file_okay=False), help="Folder for runs/ and figures/.")
-@click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster at this address.")
+@_batch
 @click.option("--dry-run", is_flag=True, help="Show the runs and their cost, start nothing.")
 def sweep(notebook, profile, pairs, seeds, file, jobs, threads, out, scheduler, dry_run):
     """Run NOTEBOOK over all combinations of parameter values; one table of all claims.
@@ -166,19 +181,21 @@ def sweep(notebook, profile, pairs, seeds, file, jobs, threads, out, scheduler, 
         return
     outcomes = runs.run_all(planned, parallel=jobs, scheduler=scheduler, report=click.echo)
     swept = [*texts, *(["seed"] if seeds else [])]
-    click.echo(f"table, summary and figure in {sweeps.write(outcomes, swept, out=out)}")
-    if any(o.status == "failed" for o in outcomes):
-        click.echo(f"{sum(o.status == 'failed' for o in outcomes)} run(s) failed", err=True)
+    failed = sum(one.status == "failed" for one in outcomes)
+    if failed < len(outcomes):
+        click.echo(f"table, summary and figure in {sweeps.write(outcomes, swept, out=out)}")
+    if failed:
+        click.echo(f"{failed} run(s) failed", err=True)
         sys.exit(1)
 
 
 @main.command()
 @click.argument("which", required=False, metavar="[ID]")
 @click.option("--profile", "name", default="quick", show_default=True, help="Name of the run.")
-@click.option("--out", type=click.Path(file_okay=False), help="Folder given to `nclib run`.")
+@_out
 @click.option("--all", "everything", is_flag=True, help="Every check with its numbers.")
 def claims(which, name, out, everything):
-    """The ledger of the last runs, or all about the row ID (such as 4.G7).
+    """The ledger of the last runs, or all about the row (4.G7) or check (4.G7.sharp) ID.
 
     Exit code 1 if a claim fails, 2 for an ID, a run or a folder that is not there.
     """
@@ -240,18 +257,21 @@ def _show_row(which, name, results):
     from nclib import claims as ledger
 
     number, _, check = which.partition(".")
-    row = ledger.row_of(check)
-    book = runs.find(number)
+    row, book = ledger.row_of(check), runs.find(number)
     rows = catalogue.load(book)
     if row not in rows:
         raise checks.InputError(
             f"{book} has no row {row or '(none given)'}; it has {', '.join(rows)}"
         )
-    own = ledger.by_row(book, rows, _stored(results, name, book))[f"{int(number)}.{row}"]
+    (own,) = ledger.by_row(book, {row: rows[row]}, _stored(results, name, book)).values()
+    shown = [claim for claim in own if f"{claim.id.partition('.')[2]}.".startswith(f"{check}.")]
+    if not shown:
+        ids = ", ".join(claim.id for claim in own)
+        raise checks.InputError(f"row {row} of {book} has no check {check}; it has {ids}")
     click.echo(rows[row]["statement"])
     click.echo(f"source    {rows[row]['source']}")
-    click.echo(f"verdict   {_mark(ledger.worst(c.verdict for c in own))}  [{name}]")
-    _show_checks(own)
+    click.echo(f"verdict   {_mark(ledger.worst(c.verdict for c in shown))}  [{name}]")
+    _show_checks(shown)
     folder = results.get((name, book), paths.figures() / name / book)
     for file in sorted(folder.glob(f"{rows[row].get('seen', '-')}.*"), reverse=True):
         click.echo(f"{'table' if file.suffix == '.csv' else 'picture':9} {file}")
@@ -265,7 +285,7 @@ def _show_row(which, name, results):
 
 
 @main.command()
-@click.option("--out", type=click.Path(file_okay=False), help="Folder given to `nclib run`.")
+@_out
 @click.option("--to", "target", type=click.Path(dir_okay=False), help="File to write.")
 def report(out, target):
     """One self-contained HTML page: figures, claims, parameters, versions."""
@@ -309,6 +329,7 @@ def data_check(name):
     """Read the data set NAME and print its size and checksum."""
     from nclib.deep import data as sets
 
+    checks.choice("dataset", name, sets.NAMES)
     click.echo(sets.check(name))
 
 
@@ -375,7 +396,3 @@ def environment():
     click.echo(f"  - python{project['requires-python']},<3.14\n  - pip\n  - pip:")
     for package in (*packages, "-e ."):
         click.echo(f"      - {package}" if package == "-e ." else f'      - "{package}"')
-
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,6 @@
 """Files: written whole or not at all; YAML and JSON read without running anything."""
 
+import ast
 import contextlib
 import hashlib
 import json
@@ -57,6 +58,27 @@ def write_json(path, content):
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_cells(path):
+    """``(kind, source, tags)`` of every cell of a notebook.
+
+    Raises :class:`~nclib.checks.InputError` if the file is no notebook.
+    """
+    try:
+        return [
+            (cell["cell_type"], "".join(cell["source"]), cell.get("metadata", {}).get("tags", []))
+            for cell in json.loads(Path(path).read_bytes())["cells"]
+        ]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise checks.InputError(f"notebook {path} cannot be read ({reason})") from None
+
+
+def tree(source):
+    """The syntax tree of a cell, whose lines of IPython's magics do not count."""
+    lines = ("" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
+    return ast.parse("\n".join(lines))
+
+
 def damaged(path, reason):
     """The error for a file that a run wrote and that cannot be used."""
     return checks.InputError(
@@ -110,7 +132,10 @@ def yaml_texts(text):
         if isinstance(node, yaml.SequenceNode):
             return [texts(part) for part in node.value]
         if isinstance(node, yaml.MappingNode):
-            return {key.value: texts(value) for key, value in node.value}
+            found = {key.value: texts(value) for key, value in node.value}
+            if len(found) < len(node.value):
+                raise ValueError(f"a key is there twice among {', '.join(found)}")
+            return found
         return node.value if node else ""
 
     try:

@@ -264,9 +264,7 @@ def library_files(source, without=()):
 
 
 def _imports(source):
-    # IPython's magics are not Python; they import nothing of nclib.
-    lines = ("" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
-    for node in ast.walk(ast.parse("\n".join(lines))):
+    for node in ast.walk(files.tree(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -282,8 +280,8 @@ def code_digest(name):
 
     That is what it imports, through any number of steps, without what only draws.
     """
-    book = json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
-    source = "\n".join("".join(c["source"]) for c in book["cells"] if c["cell_type"] == "code")
+    cells = files.read_cells(paths.NOTEBOOKS / f"{name}.ipynb")
+    source = "\n".join(text for kind, text, _ in cells if kind == "code")
     package, digest = Path(__file__).parent, hashlib.sha256()
     for file in library_files(source, without=("nclib.plots", "nclib.notebook")):
         if file.stem == "figures":

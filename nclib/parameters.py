@@ -21,7 +21,6 @@ and value of a dict.  Numbers are always finite, and ``None`` meets every condit
 import ast
 import contextlib
 import itertools
-import json
 import math
 import operator
 import re
@@ -48,27 +47,22 @@ def declared(name):
     """Parameters of the notebook ``name``: name -> :class:`Parameter`, from its tagged cell.
 
     Raises :class:`~nclib.checks.InputError` if there is no such notebook or cell, and for a
-    parameter without a type.
+    parameter without a type or a plain default.
     """
-    path = paths.NOTEBOOKS / f"{name}.ipynb"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise checks.InputError(f"notebook {path} cannot be read: {error}") from None
-    for cell in content["cells"]:
-        if "parameters" in cell.get("metadata", {}).get("tags", []):
-            source = "".join(cell["source"])
-            break
-    else:
+    cells = files.read_cells(paths.NOTEBOOKS / f"{name}.ipynb")
+    source = next((text for _, text, tags in cells if "parameters" in tags), None)
+    if source is None:
         raise checks.InputError(f"{name} has no cell tagged `parameters`")
-    lines = source.splitlines()
-    result = {}
-    for statement in ast.parse(source).body:
-        if not isinstance(statement, ast.AnnAssign):
-            raise checks.InputError(f"{name}: every parameter needs a type, as in `K: int = 4`")
-        comment = lines[statement.end_lineno - 1].partition("#")[2].strip()
-        default = ast.literal_eval(statement.value)
-        result[statement.target.id] = Parameter(_kind(statement.annotation), default, comment)
+    lines, result = source.splitlines(), {}
+    try:
+        for statement in ast.parse(source).body:
+            if not isinstance(statement, ast.AnnAssign) or statement.value is None:
+                raise ValueError("every parameter needs a type and a default, as in `K: int = 4`")
+            comment = lines[statement.end_lineno - 1].partition("#")[2].strip()
+            default = ast.literal_eval(statement.value)
+            result[statement.target.id] = Parameter(_kind(statement.annotation), default, comment)
+    except (SyntaxError, ValueError) as error:
+        raise checks.InputError(f"{name}, cell of parameters: {error}") from None
     return result
 
 
@@ -83,7 +77,7 @@ def _kind(node):
         return types.NoneType
     if isinstance(node, ast.Name) and node.id in _TYPES:
         return _TYPES[node.id]
-    raise checks.InputError(f"parameter type {ast.unparse(node)} is not understood")
+    raise ValueError(f"type {ast.unparse(node)} is not understood")
 
 
 _TYPES = {t.__name__: t for t in (int, float, str, bool, list, dict)}
@@ -172,8 +166,17 @@ def check(values, known):
         conditions = re.search(r"\[([^\[\]]*)\]$", known[key].comment)
         conditions = conditions.group(1) if conditions else ""
         _check_numbers(key, value, "may be empty" in conditions)
-        if value is not None:
+        if value is None:
+            continue
+        try:
             _check_conditions(key, value, conditions, values)
+        except checks.InputError:
+            raise
+        except (SyntaxError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+            raise checks.InputError(
+                f"the condition [{conditions}] of parameter {key} has no meaning for {value!r} "
+                f"({type(error).__name__}: {error})"
+            ) from None
 
 
 def check_types(values, kinds):

@@ -1,12 +1,11 @@
 """From a row of a claim table to the cells that check and compute it, and the functions called."""
 
 import ast
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from nclib import paths
+from nclib import files, paths
 
 SKIPPED = ("nclib.notebook", "nclib.claims", "nclib.losses")  # what every cell calls
 
@@ -27,14 +26,12 @@ class Place:
 @cache
 def _statements(path, changed):
     """(cell, statement) of a notebook in order; the names that come from nclib."""
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
     found, imported = [], {}
-    codes = ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == "code"]
+    codes = [text for kind, text, _ in files.read_cells(path) if kind == "code"]
     for cell, source in enumerate(codes, 1):
         setup = "notebook.start(" in source
-        lines = ("" if line.startswith(("%", "!")) else line for line in source.splitlines())
         try:
-            nodes = ast.parse("\n".join(lines)).body
+            nodes = files.tree(source).body
         except SyntaxError:  # more magic, or a cell that never ran
             nodes = []
         for node in nodes:

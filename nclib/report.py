@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import itertools
 import json
 import os
 import shlex
@@ -13,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from PIL import Image
 
-from nclib import __version__, checks, claims, files, parameters, paths, places, runs
+from nclib import __version__, checks, claims, files, parameters, paths, places, reproduction, runs
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -66,7 +67,7 @@ def write(*, out=None, target=None):
 
 def _read(run, book, folder, out):
     record = folder / ("record.json" if run == "interactive" else "manifest.json")
-    manifest = files.read_json(record)  # run and book: whatever the file says
+    manifest = reproduction.read_manifest(record)  # run and book: whatever the file says
     found = claims.read(folder / "claims.json")
     known = book in runs.notebooks()
     pictures = [
@@ -77,13 +78,12 @@ def _read(run, book, folder, out):
         }
         for file in sorted([*folder.glob("*.png"), *folder.glob("*.gif")])
     ]
-    missing = {"device": "", "threads": 1, "seconds": 0, "revision": "", "versions": {}, "data": {}}
-    shown = (missing | manifest) | {
+    shown = manifest | {
         "run": run,
         "notebook": book,
         "folder": folder,
         "title": runs.title(book) if known else book,
-        "parameters": (given := {"profile": "quick"} | manifest.get("parameters", {})),
+        "parameters": (given := {"profile": "quick"} | manifest["parameters"]),
         "profile": given["profile"],
         "id": f"{run}--{book}",
         "claims": found,
@@ -126,8 +126,7 @@ def _count(found):
 
 def _label(run):
     """The name of a run as people read it: profile and changed parameters."""
-    words = shlex.split(run["command"])
-    changed = [words[i + 1] for i, word in enumerate(words) if word == "-p"]
+    changed = _changed(run)
     return " ".join([run["parameters"]["profile"], *changed]) if changed else run["run"]
 
 
@@ -217,7 +216,20 @@ def command(manifest):
 
     A run of a notebook that is no longer there shows all its parameters.
     """
-    name, values = manifest["notebook"], manifest.get("parameters", {})
+    profile = manifest["parameters"].get("profile", "quick")
+    parts = ["nclib", "run", manifest["notebook"].split("_")[0]]
+    if profile != "quick":
+        parts += ["--profile", profile]
+    for pair in _changed(manifest):
+        parts += ["-p", pair]
+    if manifest["threads"] > 1:
+        parts += ["--threads", str(manifest["threads"])]
+    return shlex.join(parts)
+
+
+def _changed(manifest):
+    """``name=value`` of each parameter that differs from those of the profile, for ``-p``."""
+    name, values = manifest["notebook"], manifest["parameters"]
     profile = values.get("profile", "quick")
     kinds, base = {}, {"profile": profile}
     if name in runs.notebooks() and profile in runs.profiles():
@@ -225,18 +237,13 @@ def command(manifest):
         kinds = {key: one.kind for key, one in known.items()}
         base = {key: one.default for key, one in known.items()}
         base |= runs.profile(profile).get(name, {}) | {"profile": profile}
-    base = json.loads(json.dumps(base))  # as the manifest holds it: JSON's keys are texts
-    parts = ["nclib", "run", name.split("_")[0]]
-    if profile != "quick":
-        parts += ["--profile", profile]
-    for key, value in values.items():
-        if key not in base or base[key] != value:
-            # A parameter of type str takes the text as it is, every other one reads JSON.
-            plain = isinstance(value, str) and kinds.get(key, str) is str
-            parts += ["-p", f"{key}={value if plain else json.dumps(value)}"]
-    if manifest.get("threads", 1) != 1:
-        parts += ["--threads", str(manifest["threads"])]
-    return shlex.join(parts)
+    base = json.loads(
+        json.dumps(base, default=str)
+    )  # as the manifest holds it: JSON's keys are texts
+    changed = {k: value for k, value in values.items() if k not in base or base[k] != value}
+    # A parameter of type str takes the text as it is, every other one reads JSON.
+    plain = [k for k, v in changed.items() if isinstance(v, str) and kinds.get(k, str) is str]
+    return [f"{k}={v if k in plain else json.dumps(v)}" for k, v in changed.items()]
 
 
 def results_table():
@@ -248,14 +255,12 @@ def results_table():
         f"| notebook | command | rows: {' | '.join(claims.VERDICTS)} | time | device |",
         "|---|---|" + "---|" * (len(claims.VERDICTS) + 2),
     ]
-    found = []
-    for path in paths.figures().glob("*/*/manifest.json"):
-        manifest = files.read_json(path)
-        if manifest["run"] in runs.profiles():
-            found.append((manifest["notebook"], runs.profiles().index(manifest["run"]), path))
-    for book, _, path in sorted(found):
-        manifest = files.read_json(path)
-        counted = _count(claims.read(path.with_name("claims.json")))
+    for book, profile in itertools.product(runs.notebooks(), runs.profiles()):
+        folder = paths.figures() / profile / book
+        if not (folder / "manifest.json").exists():
+            continue
+        manifest = reproduction.read_manifest(folder / "manifest.json") | {"notebook": book}
+        counted = _count(claims.read(folder / "claims.json"))
         counts = " | ".join(str(counted.get(verdict, 0)) for verdict in claims.VERDICTS)
         lines.append(
             f"| [{book}](notebooks/{book}.ipynb) | `{command(manifest)}` | {counts} "

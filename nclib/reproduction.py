@@ -135,10 +135,27 @@ def _largest(name, column, found, known, varies):
     return difference
 
 
+KEYS = {"seconds": float, "threads": int, "device": str, "revision": str}
+KEYS |= dict.fromkeys(("parameters", "versions", "data", "tables"), dict)
+
+
+def read_manifest(path):
+    """What a run says of itself; a key of :data:`KEYS` that it lacks is empty.
+
+    Raises :class:`~nclib.checks.InputError` if the file is missing or damaged.
+    """
+    content = files.read_json(path)
+    for key, kind in KEYS.items():
+        value = content.setdefault(key, kind())
+        if not isinstance(value, int | float if kind is float else kind):
+            raise files.damaged(path, f"{key} is {value!r}")
+    return content
+
+
 def intact(folder):
     """The manifest in ``folder`` if all files it lists are there and unchanged, else ``None``."""
     try:
-        manifest = files.read_json(Path(folder) / "manifest.json")
+        manifest = read_manifest(Path(folder) / "manifest.json")
         known = manifest["files"]
         good = all(known[name] == files.digest(Path(folder) / name) for name in known)
     except (checks.InputError, OSError, KeyError, TypeError):

@@ -112,17 +112,16 @@ def notebooks():
 
 def title(name):
     """The first line of a notebook, without its marks."""
-    content = json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
-    first = "".join(content["cells"][0]["source"]).splitlines()
-    return first[0].lstrip("# ").strip() if first else name
+    texts = [text for _, text, _ in files.read_cells(paths.NOTEBOOKS / f"{name}.ipynb")]
+    return "".join(texts[:1]).partition("\n")[0].lstrip("# ").strip() or name
 
 
 def find(query):
     """The notebook meant by ``01``, ``1``, its full name or a part of it."""
     names = notebooks()
     text = str(query).removesuffix(".ipynb").rsplit("/", 1)[-1]
-    exact = [n for n in names if n == text or n.split("_")[0] == text.zfill(2)]
-    matches = exact or [n for n in names if text in n]
+    exact = [n for n in names if n == text or (text and n.split("_")[0] == text.zfill(2))]
+    matches = exact or [n for n in names if text and text in n]
     if len(matches) != 1:
         problem = "is ambiguous" if matches else "is unknown"
         raise checks.InputError(
@@ -141,11 +140,16 @@ def profile(name):
     """The overrides of a profile: notebook -> parameters."""
     checks.choice("profile", name, profiles())
     path = paths.PROFILES / f"{name}.yaml"
-    content = files.read_yaml(path) or {}
-    for entry in content:
+    content = files.read_yaml(path)
+    sections = {} if content is None else content
+    if not isinstance(sections, dict):
+        raise checks.InputError(f"{path.name} must map notebooks to parameters, got {content!r}")
+    for entry, values in sections.items():
         if entry not in notebooks():
             raise checks.InputError(f"{path.name} has a section for unknown notebook {entry}")
-    return {key: value or {} for key, value in content.items()}
+        if not isinstance(values, dict | None):
+            raise checks.InputError(f"{path.name}: {entry} must map parameters to values")
+    return {entry: values or {} for entry, values in sections.items()}
 
 
 def job(query, profile_name="quick", overrides=None, *, out=None, threads=1):
@@ -195,8 +199,7 @@ def fingerprint(job):
 
     Of the library it takes the modules that the notebook imports, directly or not.
     """
-    content = json.loads(job.source.read_text(encoding="utf-8"))
-    cells = [[c["cell_type"], "".join(c["source"])] for c in content["cells"]]
+    cells = [(kind, text) for kind, text, _ in files.read_cells(job.source)]
     package = Path(__file__).parent
     library = notebook.library_files("\n".join(text for kind, text in cells if kind == "code"))
     catalogue = paths.CLAIMS / f"{job.notebook}.yaml"
@@ -252,7 +255,7 @@ def _outcome(job, status, seconds, store):
     notes = [f"{claim.id} fails: {claim.statement}" for claim in found if claim.verdict == "fails"]
     comparison = None
     if not store and job.stored not in (None, folder):
-        tables = files.read_json(folder / "manifest.json").get("tables", {})
+        tables = reproduction.read_manifest(folder / "manifest.json")["tables"]
         comparison = reproduction.compare(folder, job.stored, tables)
         notes += [comparison.summary(), *comparison.lines()]
     reproduced = None if comparison is None else not comparison.differences
@@ -462,6 +465,8 @@ def engine(jobs=1, scheduler=None):
     except ImportError:
         raise checks.InputError("--scheduler needs Dask: pip install -e '.[cluster]'") from None
     try:
+        if not re.search(r":\d+$", scheduler):  # such a client would wait for itself when it goes
+            raise ValueError("no port")
         client = Client(scheduler, timeout=CONNECT_WITHIN, set_as_default=False)
     except (OSError, ValueError) as error:
         raise checks.InputError(
@@ -584,8 +589,8 @@ def load(out=None, names=None):
     for (name, book), folder in results(out).items():
         if names is not None and (name, book) not in names:
             continue
-        parameters = files.read_json(folder / "manifest.json").get("parameters", {})
-        extra = {f"p.{key}": value for key, value in parameters.items()}
+        given = reproduction.read_manifest(folder / "manifest.json")["parameters"]
+        extra = {f"p.{key}": value for key, value in given.items()}
         for claim in claims.read(folder / "claims.json"):
             rows.append({"run": name, "notebook": book} | asdict(claim) | extra)
     return pd.DataFrame(rows)

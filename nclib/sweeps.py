@@ -6,7 +6,7 @@ import json
 import re
 import textwrap
 
-from nclib import checks, files, parameters, paths, runs
+from nclib import checks, files, parameters, paths, reproduction, runs
 
 SHOWN = 12  # checks in the figure
 ROUNDING = 1e-6  # a check that stays below measures how well something was solved
@@ -80,7 +80,7 @@ def estimate(jobs, parallel=1):
     for one in jobs:
         path = paths.figures() / one.parameters.get("profile", "quick") / one.notebook
         try:
-            total += files.read_json(path / "manifest.json")["seconds"]
+            total += reproduction.read_manifest(path / "manifest.json")["seconds"]
         except checks.InputError:
             return None
     return total / parallel
@@ -94,19 +94,17 @@ def write(outcomes, swept, *, out=None):
 
     ``outcomes``: as :func:`nclib.runs.run_all` returns them; ``swept``: names of the parameters;
     those with one value only are left out of the summary.  Runs that failed are missing from the
-    table; running the sweep again completes it.
+    table (at least one did not); running the sweep again completes it.
     """
+    import matplotlib.pyplot as plt
+
+    from nclib.plots import style
+
     every = sorted(f"{one.job.name}/{one.job.notebook}" for one in outcomes)
     mark = hashlib.sha256("\n".join(every).encode()).hexdigest()
     folder = paths.runs(out) / f"sweep-{mark[:8]}"
     good = {(one.job.name, one.job.notebook) for one in outcomes if one.status != "failed"}
     table = runs.load(out, good)
-    if table.empty:
-        return folder
-    import matplotlib.pyplot as plt
-
-    from nclib.plots import style
-
     given = [one.job.parameters for one in outcomes]
     several = [n for n in swept if len({json.dumps(values.get(n)) for values in given}) > 1]
     files.write_csv(folder / "sweep.csv", table)

@@ -168,7 +168,7 @@ class Tiny:
 
     def __call__(self, *arguments, background=False, timeout=240, **options):
         """Call ``nclib``; ``background`` returns the process, else the finished one."""
-        command = [sys.executable, "-m", "nclib.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "nclib", *map(str, arguments)]
         options = {"env": self.environment, "text": True} | options
         if background:
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}

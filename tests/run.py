@@ -53,7 +53,7 @@ def test_other():
     python, ours = str(OLDEST / "bin/python"), {"PYTHONPATH": str(ROOT)}
     yield "oldest allowed versions", pytest(*EXACT, python=python), ours
     with tempfile.TemporaryDirectory() as out:
-        command = [python, "-m", "nclib.cli", "run", "00", "--out", out]
+        command = [python, "-m", "nclib", "run", "00", "--out", out]
         yield "oldest allowed versions, notebook 00", command, ours
 
 

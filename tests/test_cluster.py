@@ -79,7 +79,7 @@ def test_a_lost_scheduler_is_one_clear_line_per_job(shared_tiny, tmp_path):
 
 def test_without_a_scheduler_or_dask_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setattr(runs, "CONNECT_WITHIN", 0.5)
-    for address in ("tcp://127.0.0.1:9", "nonsense://x"):
+    for address in ("tcp://127.0.0.1:9", "nonsense://x:1", "x"):
         with (
             pytest.raises(checks.InputError, match="no Dask scheduler answers at .*dask scheduler"),
             runs.engine(scheduler=address),

@@ -80,6 +80,26 @@ def test_a_checkpoint_belongs_to_its_configuration(started):
     assert path == run.checkpoint("net", width=3, lr=0.1)
     assert path != run.checkpoint("net", lr=0.2, width=3)
     assert path.parent == run.folder / "checkpoints"
+    run.threads = 2  # sums in another order
+    assert path != run.checkpoint("net", lr=0.1, width=3)
+
+
+def test_a_title_says_the_finding_only_where_the_row_has_it(started):
+    run = started(namespace())
+    check = {"below": 1, "counterexample": True}
+    row = {"statement": "s", "source": "s", "networks": True, "check": check}
+    run.ledger = claims.Ledger(
+        "90_tiny", {"L1": row, "L2": row, "L3": row | {"check": {"below": 1}}}
+    )
+    run.verdict = run.ledger.verdict
+    assert run.title("L1", "found", "plotted") == "plotted"  # not run yet
+    for name, value, verdict, title in (
+        ("L1", 0.0, "counterexample", "found"),
+        ("L2", 2.0, "not reproduced", "plotted"),
+        ("L3", 0.0, "holds", "found"),
+    ):
+        assert run.claim(name, value).verdict == verdict
+        assert run.title(name, "found", "plotted") == title
 
 
 def test_a_cell_shows_what_all_its_claims_found(started, monkeypatch):

@@ -178,6 +178,10 @@ def test_membership_in_another_parameter_and_bounds_that_are_none():
 
 def test_a_condition_that_is_none_is_an_error():
     assert "condition 'positive' of parameter x is no condition" in check(int, "positive", 1)
+    for condition in (">> 3", ">= y", "> f(3)", "len > 2", "increasing", ">= 1 / 0", "a: a > 2"):
+        assert f"the condition [{condition}] of parameter x has no meaning for 1" in check(
+            int, condition, 1
+        )
 
 
 def test_every_parameter_has_a_type(tiny):
@@ -185,12 +189,16 @@ def test_every_parameter_has_a_type(tiny):
         parameters.declared("91_nothing")
     path = tiny.books / "90_tiny.ipynb"
     text = path.read_text()
-    path.write_text(text.replace("K: int = 3", "K = 3"))
-    with pytest.raises(checks.InputError, match="every parameter needs a type, as in `K: int = 4`"):
-        parameters.declared("90_tiny")
-    path.write_text(text.replace("K: int = 3", "K: set = 3"))
-    with pytest.raises(checks.InputError, match="parameter type set is not understood"):
-        parameters.declared("90_tiny")
+    for line, message in (
+        ("K = 3", "every parameter needs a type and a default, as in `K: int = 4`"),
+        ("K: int", "every parameter needs a type and a default"),
+        ("K: set = 3", "90_tiny, cell of parameters: type set is not understood"),
+        ("K: int = f(3)", "90_tiny, cell of parameters: malformed node"),
+        ("K: int =", "90_tiny, cell of parameters: invalid syntax"),
+    ):
+        path.write_text(text.replace("K: int = 3", line))
+        with pytest.raises(checks.InputError, match=message):
+            parameters.declared("90_tiny")
     path.write_text(text.replace('"parameters"', '"nothing"'))
     with pytest.raises(checks.InputError, match="90_tiny has no cell tagged `parameters`"):
         parameters.declared("90_tiny")

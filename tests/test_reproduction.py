@@ -6,9 +6,11 @@ import shutil
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from nclib import checks, files, notebook, paths, reproduction, runs
+from nclib.cli import main
 from nclib.plots import style
 
 TABLE = pd.DataFrame(
@@ -96,15 +98,18 @@ def test_verdicts_and_lost_tables_are_differences(stored, tmp_path):
     claim = {"statement": "s", "source": "s", "measured": 1.0, "expected": "<= 1"}
     claim |= {"tolerance": None, "verdict": "holds", "id": "1.A"}
     mine = tmp_path / "mine"
-    for place, verdict in ((stored, "holds"), (mine, "not reproduced")):
-        files.write_json(place / "claims.json", [claim | {"verdict": verdict}])
+    for place, verdict, more in ((stored, "holds", "1.B"), (mine, "not reproduced", "1.C")):
+        found = [claim | {"verdict": verdict}, claim | {"id": more}]
+        files.write_json(place / "claims.json", found)
     files.write_csv(stored / "lost.csv", TABLE)
     files.write_csv(mine / "t.csv", TABLE)
     found = reproduction.compare(mine, stored, {"t": []})
-    assert found.summary().startswith("1 of 2 tables and 0 of 1 verdicts reproduced")
+    assert found.summary().startswith("1 of 2 tables and 0 of 3 verdicts reproduced")
     assert found.lines() == [
         "table lost is stored, but not made by this run (lost.csv)",
         "claim 1.A: not reproduced, stored holds",
+        "claim 1.B: missing, stored holds",
+        "claim 1.C: holds, stored unknown",
     ]
 
 
@@ -247,23 +252,75 @@ def test_a_profile_that_is_not_stored_has_no_reference(tiny):
     assert runs.job("90", overrides={"K": 5}).stored is None
 
 
-def test_missing_or_broken_claims_are_an_error_that_names_the_file(tiny):
-    tiny.fake("quick", {}, ["holds"])
-    path = tiny.out / "figures/quick/90_tiny/claims.json"
-    entries = json.loads(path.read_text())
-    broken = [
-        [{k: v for k, v in entries[0].items() if k != "verdict"}],
-        [entries[0] | {"verdict": "fine"}],
-        {"a": 1},
-        ["text"],
-    ]
-    for content in broken:
+COMMANDS = (
+    "list",
+    "list --markdown",
+    "claims --all",
+    "claims 90.A1",
+    "report",
+    "sweep 90 --seeds 0:1 --dry-run",
+)
+
+
+def called(command):
+    """Exit code and output of ``nclib``, in this process; a traceback is an error."""
+    return CliRunner().invoke(main, command.split(), catch_exceptions=False)
+
+
+def one_thing_wrong(content):
+    """``content`` of a JSON file with any of its keys missing or of another type."""
+    yield from (None, 3, [3], {"a": 1}, "text")
+    entries = [(lambda new: new, content)]
+    if isinstance(content, list):
+        entries = [(lambda new: [new, *content[1:]], content[0])]
+    for whole, entry in entries:
+        for key in entry:
+            yield whole({k: v for k, v in entry.items() if k != key})
+            yield from (whole(entry | {key: value}) for value in (None, "x", 2.5, [1], {"a": 1}))
+
+
+@pytest.mark.parametrize("name", ["claims.json", "manifest.json"])
+def test_a_file_that_loads_but_is_wrong_is_one_line_that_names_it(tiny, name):
+    tiny.fake("quick", {}, ["holds", "fails"], out=tiny.books.parent)
+    path = tiny.books.parent / "figures/quick/90_tiny" / name
+    whole, refused = path.read_text(), set()
+    for content in one_thing_wrong(json.loads(whole)):
         path.write_text(json.dumps(content))
-        found = tiny("claims", "--out", tiny.out)
-        assert (found.returncode, "claims.json is missing or damaged" in found.stderr) == (2, True)
+        for command in COMMANDS:
+            found = called(command)
+            assert found.exit_code in (0, 1, 2)
+            if found.exit_code == 2:
+                *_, line = found.output.splitlines()
+                assert line.startswith(f"nclib: {path} is missing or damaged (")
+                refused.add(command)
     path.unlink()
-    found = tiny("claims", "--out", tiny.out)
-    assert (found.returncode, "claims.json is missing or damaged" in found.stderr) == (2, True)
+    assert called("report" if "claims" in name else "claims").exit_code == 2
+    readers = {"claims.json": COMMANDS[1:5], "manifest.json": (*COMMANDS[:2], "report")}
+    assert refused == set(readers[name])
+
+
+def test_a_notebook_or_a_profile_that_is_none_is_one_line(tiny):
+    book, profile = tiny.books / "90_tiny.ipynb", tiny.books / "profiles/quick.yaml"
+    whole = book.read_text()
+    for text in ("{", "[]", '{"cells": [{}]}', '{"cells": 3}'):
+        book.write_text(text)
+        found = called("run 90")
+        assert (found.exit_code, "90_tiny.ipynb cannot be read" in found.output) == (2, True)
+        assert called("list").exit_code == 2
+    book.write_text(whole)
+    for text in ("3", "[]", "90_tiny: 3", "90_tiny: [K]"):
+        profile.write_text(text)
+        found = called("run 90")
+        assert (found.exit_code, "quick.yaml" in found.output) == (2, True)
+
+
+def test_what_cannot_be_written_is_one_line(tiny):
+    tiny.fake("quick", {}, ["holds"], out=tiny.books.parent)
+    (tiny.books / "file").write_text("")
+    found = called(f"report --to {tiny.books}/file/report.html")
+    assert found.exit_code == 2
+    assert found.output.startswith("nclib: [Errno ")
+    assert found.output.count("\n") == 1
 
 
 def test_an_unknown_run_is_an_error_that_lists_the_runs(tiny):
@@ -279,10 +336,6 @@ def test_an_unknown_run_is_an_error_that_lists_the_runs(tiny):
 
 def test_the_exit_code_of_a_run_counts_claims_and_differences(tiny, monkeypatch):
     """A claim that fails although no notebook does; a table that differs although all holds."""
-    from click.testing import CliRunner
-
-    from nclib.cli import main
-
     job = runs.job("90", out=tiny.out)
     outcomes = [
         (runs.Outcome(job, "done", 1.0, verdicts={"holds": 2}), 0),
@@ -297,6 +350,43 @@ def test_the_exit_code_of_a_run_counts_claims_and_differences(tiny, monkeypatch)
         monkeypatch.setattr(runs, "run_all", lambda *_, found=outcome, **__: [found])
         result = CliRunner().invoke(main, ["run", "90", "--out", str(tiny.out)])
         assert result.exit_code == code, outcome
+
+
+def test_the_ledger_on_the_command_line_counts_failing_rows_only(tiny):
+    for name, verdicts, code in (
+        ("quick", ["holds", "not converged", "not reproduced", "counterexample"], 0),
+        ("standard", ["holds", "fails", "fails"], 1),
+    ):
+        tiny.fake(name, {}, verdicts)
+        found = called(f"claims --profile {name} --out {tiny.out}")
+        assert found.exit_code == code
+        assert ("2 row(s) fail" in found.output) == (code == 1)
+
+
+def test_own_results_take_the_place_of_damaged_stored_ones(tiny):
+    """And only then: what a run keeps for itself is not the stored result."""
+    tiny.fake("quick", {}, ["holds"], out=tiny.books.parent)
+    job = runs.job("90")
+    record = files.read_json(job.figures / "manifest.json") | {"files": {}}
+    files.write_json(job.figures / "manifest.json", record)
+    shutil.copytree(job.figures, job.own)
+    (job.own / "mine.csv").write_text("")
+    runs._outcome(job, "done", 1.0, store=False)
+    assert not (job.figures / "mine.csv").exists()
+    (job.figures / "manifest.json").write_text("{")
+    runs._outcome(job, "done", 1.0, store=False)
+    assert (job.figures / "mine.csv").exists()
+    assert not job.own.exists()
+
+
+def test_a_sweep_in_which_all_runs_fail_writes_no_table(tiny, monkeypatch):
+    failed = lambda jobs, **_: [runs.Outcome(job, "failed", 1.0, "x") for job in jobs]
+    monkeypatch.setattr(runs, "run_all", failed)
+    found = called(f"sweep 90 --seeds 0:2 --out {tiny.out}")
+    assert found.exit_code == 1
+    assert "table" not in found.output
+    assert "2 run(s) failed" in found.output
+    assert not list(tiny.out.glob("runs/sweep-*"))
 
 
 def test_every_ingredient_changes_the_fingerprint(tiny, monkeypatch):

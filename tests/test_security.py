@@ -131,7 +131,7 @@ def reread(command):
 @given(label=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00")))
 def test_the_reports_command_means_the_same_run(shared_tiny, label):
     job = runs.job("90", overrides={"label": label, "pause": 1e-05, "K": 7})
-    manifest = {"notebook": "90_tiny", "parameters": job.parameters}
+    manifest = {"notebook": "90_tiny", "parameters": job.parameters, "threads": 1}
     again = reread(report.command(manifest))
     assert (again.name, again.parameters) == (job.name, job.parameters)
 
@@ -140,7 +140,7 @@ def test_the_reports_command_means_the_same_run(shared_tiny, label):
 def test_a_shell_reads_the_reports_command_as_words(shared_tiny, tmp_path, text):
     text = text.replace("{0}", str(tmp_path))
     job = runs.job("90", overrides={"label": text})
-    command = report.command({"notebook": "90_tiny", "parameters": job.parameters})
+    command = report.command({"notebook": "90_tiny", "parameters": job.parameters, "threads": 1})
     script = f"set -- {command}; printf '%s\\0' \"$@\""
     done = subprocess.run(
         ["sh", "-c", script], capture_output=True, cwd=tmp_path, check=True, timeout=60
@@ -153,7 +153,7 @@ def test_a_shell_reads_the_reports_command_as_words(shared_tiny, tmp_path, text)
 def test_a_foreign_manifest_cannot_lie_about_its_place_or_its_command(tiny):
     tiny.fake("quick", {}, ["holds"])
     path = tiny.out / "figures/quick/90_tiny/manifest.json"
-    hostile = {"run": "../../..", "notebook": "</script><script>", "threads": "1; rm -rf ~"}
+    hostile = {"run": "../../..", "notebook": "</script><script>", "threads": 2}
     manifest = json.loads(path.read_text()) | hostile
     manifest["parameters"]["profile"] = "x; rm -rf ~"
     path.write_text(json.dumps(manifest))
@@ -162,9 +162,12 @@ def test_a_foreign_manifest_cannot_lie_about_its_place_or_its_command(tiny):
     assert found["link"] == "quick/90_tiny/notebook.ipynb"
     words = shlex.split(found["command"])
     assert words[words.index("--profile") + 1] == "x; rm -rf ~"
-    assert words[words.index("--threads") + 1] == "1; rm -rf ~"
+    assert words[words.index("--threads") + 1] == "2"
     page = report.write(out=tiny.out).read_text()
     assert "</script><script>" not in page
+    path.write_text(json.dumps(manifest | {"threads": "1; rm -rf ~"}))
+    with pytest.raises(checks.InputError, match="threads is '1; rm -rf ~'"):
+        report.write(out=tiny.out)
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nclib import checks, sweeps
+from nclib import checks, runs, sweeps
 from nclib.plots import style
 from tests.conftest import SWEEP
 
@@ -55,6 +55,9 @@ def test_a_yaml_grid_reads_like_the_options(tiny, tmp_path):
     path.write_text("K: [2\n")
     with pytest.raises(checks.InputError, match="cannot be read as YAML: while parsing"):
         sweeps.read_grid(path)
+    path.write_text("K: [2]\nmode: [ok]\nK: [3]\n")
+    with pytest.raises(checks.InputError, match="a key is there twice among K, mode"):
+        sweeps.read_grid(path)
 
 
 def test_lists_are_separated_by_semicolons():
@@ -87,7 +90,7 @@ def test_the_summary_pools_seeds_by_hand():
     rows = []
     for width, values in ((2, [1.0, 3.0]), (8, [5.0, 9.0])):
         for seed, value in enumerate(values):
-            verdict = "holds" if value < 6 else "fails"
+            verdict = {1.0: "holds", 3.0: "counterexample", 5.0: "holds"}.get(value, "fails")
             rows.append({"run": f"{width}{seed}", "notebook": "x", "id": "1.L1", "measured": value,
                          "verdict": verdict, "p.width": width, "p.seed": seed})  # fmt: skip
     got = sweeps.summary(pd.DataFrame(rows), ["width"]).set_index("p.width")
@@ -97,9 +100,27 @@ def test_the_summary_pools_seeds_by_hand():
     assert list(got["holds"]) == [2, 1]
 
 
+def test_the_cost_is_what_the_notebook_took_last(tiny):
+    jobs = sweeps.grid("90", {"K": "4,5,6,7"})
+    assert sweeps.estimate(jobs) is None
+    tiny.fake("quick", {}, ["holds"], out=tiny.books.parent)  # 1.5 s
+    assert sweeps.estimate(jobs) == 6.0
+    assert sweeps.estimate(jobs, 2) == 3.0
+    assert sweeps.estimate(sweeps.grid("90", {"K": "5"}, "standard")) is None
+
+
+def test_the_older_results_of_a_run_that_failed_are_not_in_the_table(tiny):
+    done, failed = sweeps.grid("90", {"K": "5,6"}, out=tiny.out)
+    for job in (done, failed):
+        tiny.fake(job.name, job.parameters, ["holds"])
+    outcomes = [runs.Outcome(done, "done", 1.0), runs.Outcome(failed, "failed", 1.0, "x")]
+    folder = sweeps.write(outcomes, ["K"], out=tiny.out)
+    assert set(pd.read_csv(folder / "sweep.csv")["run"]) == {done.name}
+
+
 @pytest.fixture
 def table():
-    """Six checks of runs over gamma and loss, two seeds each."""
+    """Seven checks of runs over gamma and loss, two seeds each."""
     rows = []
     for gamma in (10.0, 2.0, 1.0):
         for loss in ("ls", "ce"):
@@ -112,6 +133,7 @@ def table():
                     ("1.L4", np.inf, True),
                     ("1.L5", 1e-12, loss == "ce" or seed == 0),  # its verdict changes
                     ("1.L6", 100 + level, True),
+                    ("1.L7", 3.0, False),  # constant, fails everywhere
                 ):
                     rows.append(
                         {"notebook": "x", "p.gamma": gamma, "p.loss": loss, "p.seed": seed}
@@ -156,7 +178,7 @@ def test_a_sweep_over_seeds_shows_how_far_each_check_spreads(table):
     seeds = table.query("`p.gamma` == 1 and `p.loss` == 'ce'")
     figure = sweeps.comparison(seeds, ["seed"])
     shown = [title.split(":")[0] for title in titles(figure)]
-    assert shown == ["1.L1", "1.L2", "1.L3", "1.L5", "1.L6"]  # all that are finite
+    assert shown == ["1.L1", "1.L2", "1.L3", "1.L5", "1.L6", "1.L7"]  # all that are finite
     ax = figure.axes[2]
     np.testing.assert_allclose(ax.containers[0].lines[0].get_ydata(), [0.9, 1.1])
     assert (ax.get_xlabel(), len(ax.get_xticks())) == ("seed", 2)
