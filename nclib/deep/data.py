@@ -273,6 +273,7 @@ def _copy_idx(source, target):
 
 def check(name):
     """``(train, test)`` sizes and checksum of a data set on disk, as one line of text."""
+    checks.choice("dataset", name, NAMES)
     if name == "digits":
         train, test = _digits(_DIGITS_TRAIN, torch.Generator().manual_seed(0))
     else:

@@ -285,8 +285,8 @@ class UFM:
 def _listed(name, value):
     """``value`` (list, tuple, array, tensor) as a list."""
     value = value.tolist() if hasattr(value, "tolist") else value
-    if not isinstance(value, list | tuple):
-        raise checks.InputError(f"{name} must be a list, got {value!r}")
+    if not isinstance(value, list | tuple) or not value:
+        raise checks.InputError(f"{name} must be a list of at least one number, got {value!r}")
     return list(value)
 
 

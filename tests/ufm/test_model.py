@@ -237,6 +237,7 @@ def test_class_counts_are_checked():
         ([2.5, 1], "integer"),
         (4, "a list"),
         ([3], "K"),
+        ([], "at least one"),
     ):
         with pytest.raises(InputError, match=message):
             UFM.classes(counts, CE, widths=3, decays=(1, 1))
