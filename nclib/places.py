@@ -117,6 +117,8 @@ def source(name):
     """
     module, _, attribute = name.rpartition(".")
     stem = Path(__file__).parents[1].joinpath(*module.split("."))
+    if (stem / f"{attribute}.py").is_file() or (stem / attribute).is_dir():
+        return None  # a module
     home = next(filter(Path.is_file, (stem.with_suffix(".py"), stem / "__init__.py")), None)
     # A package offers what its modules define.
     for file in [home, *sorted(stem.glob("[!_]*.py"))] if home else []:

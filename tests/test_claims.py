@@ -187,6 +187,12 @@ def test_what_a_loop_or_a_function_names_itself_is_no_origin(tmp_path, monkeypat
     assert places.places("01_x", "L2") == []
 
 
+def test_a_module_is_no_function_of_the_same_name():
+    assert places.source("nclib.table") is None  # nclib.measure has a function called table
+    assert places.source("nclib.table.over")[0].name == "table.py"
+    assert places.source("nclib.metrics.nc_metrics")[0].name == "collapse.py"
+
+
 @pytest.mark.parametrize("book", sorted(path.stem for path in paths.CLAIMS.glob("*.yaml")))
 def test_every_row_leads_to_a_cell(book):
     for row, entry in catalogue.load(book).items():
