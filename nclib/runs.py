@@ -622,9 +622,10 @@ def store(query):
         tags = cell.metadata.get("tags", [])
         cell.metadata = {"tags": tags} if tags else {}
         for result in cell.get("outputs", []):
-            if "text/plain" in result.get("data", {}):  # addresses of objects differ every time
-                plain = result.data["text/plain"]
-                result.data["text/plain"] = re.sub(r"0x[0-9a-f]{6,}", "0x0", plain)
+            data = result.get("data", {})
+            for kind in {"text/plain", "text/html"} & data.keys():
+                # Addresses of objects and names of styled tables differ every time.
+                data[kind] = re.sub(r"(0x)[0-9a-f]{6,}|(T_)[0-9a-f]{5}", r"\1\g<2>0", data[kind])
     with files.replacing(quick.source) as temporary:
         nbformat.write(content, temporary)
     return quick.source
