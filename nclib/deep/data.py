@@ -70,7 +70,7 @@ class Data:
         ``n`` is one number or a list with one number per class.  Raises
         :class:`~nclib.checks.InputError` if a class has fewer.
         """
-        wanted = [n] * self.num_classes if isinstance(n, int) else list(n)
+        wanted = list(n) if hasattr(n, "__len__") else [n] * self.num_classes
         if len(wanted) != self.num_classes:
             raise checks.InputError(f"{len(wanted)} class sizes for {self.num_classes} classes")
         # On the CPU, where the generator is: the draw is the same on every device.
@@ -79,6 +79,7 @@ class Data:
             order = torch.randperm(len(self), generator=generator)
         chosen = []
         for k, count in enumerate(wanted):
+            count = checks.integer("samples per class", count, 0)
             own = order[labels[order] == k]
             if len(own) < count:
                 raise checks.InputError(
@@ -107,6 +108,8 @@ def load(name, *, train_per_class=None, seed=0):
     they belong) or damaged.
     """
     checks.choice("dataset", name, NAMES)
+    if train_per_class is not None:
+        checks.integer("train_per_class", train_per_class)
     generator = torch.Generator().manual_seed(seed)
     if name == "digits":
         train, test = _digits(train_per_class or _DIGITS_TRAIN, generator)

@@ -66,13 +66,22 @@ class Recipe:
             checks.integer("batch_size", self.batch_size)
         checks.choice("optimizer", self.optimizer, OPTIMIZERS)
         checks.choice("schedule", self.schedule, SCHEDULES)
+        checks.real("momentum", self.momentum, at_least=0, below=1)
         checks.real("weight_decay", self.weight_decay, at_least=0)
+        for share in self.milestones:
+            checks.real("milestones", share, at_least=0, at_most=1)
+        checks.real("factor", self.factor, above=0)
+        checks.real("final", self.final, at_least=0, at_most=1)
+        if self.clip is not None:
+            checks.real("clip", self.clip, above=0)
 
     def rate(self, epoch, epochs=None):
         """Learning rate of the given epoch (counted from 0)."""
         epochs = epochs or self.epochs
         if self.schedule == "steps":
-            return self.lr * self.factor ** sum(epoch >= int(m * epochs) for m in self.milestones)
+            # 0.7 * 90 is a hair below 63.
+            passed = sum(epoch >= int(m * epochs + 1e-9) for m in self.milestones)
+            return self.lr * self.factor**passed
         if self.schedule == "cosine":
             wave = (1 + math.cos(math.pi * epoch / epochs)) / 2
             return self.lr * (self.final + (1 - self.final) * wave)

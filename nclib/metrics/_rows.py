@@ -155,6 +155,13 @@ def class_sums(blocks, K, d):
     return sums
 
 
+def squares_fit(rows, lengths):
+    """Whether squares of rows with these norms neither overflow nor vanish in their dtype."""
+    if rows.dtype == torch.float64:
+        return True
+    return 1e-15 < float(lengths.max()) < 1e15 or not bool(rows.any())
+
+
 def product_dtype(d, dtype):
     """The dtype of products of features of dimension d and this dtype."""
     return torch.float64 if d <= _SMALL else dtype

@@ -142,7 +142,7 @@ class _Pass:
     """
 
     def __init__(self, rows, counts, present, weight, bias):
-        self.rows, self.counts = rows, counts[present]
+        self.rows, self.counts, self.wide = rows, counts[present], rows.dtype
         self.place = None
         if len(present) < len(counts):
             self.place = _rows.places(present, len(counts))
@@ -150,14 +150,16 @@ class _Pass:
         weight, bias = (_rows.pick(value, present) for value in (weight, bias))
         self.classes = Classes(means, self.counts, weight, bias)
         self.spectrum, self.basis = self.classes.between_basis(torch.finfo(rows.dtype).eps)
-        self.shift = means.to(rows.dtype)
+        if not 1e-8 < float(means.abs().max()) < 1e15:  # squares may overflow or vanish in float32
+            self.wide = torch.float64
+        self.shift = means.to(self.wide)
         self.rounding = means - self.shift.double()
-        self.dtype = _rows.product_dtype(rows.dim, rows.dtype)
+        self.dtype = _rows.product_dtype(rows.dim, self.wide)
 
     def blocks(self):
         """``(features, place of the class)``."""
         for x, y in self.rows.blocks():
-            yield x.to(self.rows.dtype), y if self.place is None else self.place[y]
+            yield x.to(self.wide), y if self.place is None else self.place[y]
 
     def residuals(self):
         """``(features, residuals, place of the class)``; the residuals' memory is used again."""

@@ -55,9 +55,12 @@ def etf_error(left, right=None):
     right, K = left if right is None else right, len(left)
     if left.shape[1] + 1 >= K:
         return gram_distance(left @ right.T)
+    if not (left.any() and right.any()):
+        return math.nan
+    left, right = (rows / rows.abs().max() for rows in (left, right))  # no square underflows
     # √(2 - 2⟨G/‖G‖, T⟩) keeps its digits: with K > d + 1 it is at least about 1/√K.
     ours = left.T @ left
-    norm = (ours * (ours if right is left else right.T @ right)).sum().clamp(min=0).sqrt()
+    norm = (ours * (right.T @ right)).sum().clamp(min=0).sqrt()
     if not norm > 0:
         return math.nan
     overlap = (left * right).sum() - left.sum(0) @ right.sum(0) / K

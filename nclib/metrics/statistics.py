@@ -121,8 +121,13 @@ class ClassStatistics:
         for x, y in Rows.of(features, labels).blocks():
             self._begin_classes(x, y)
             residual = x - self._near.index_select(0, y)
+            lengths = _rows.norms(residual)
+            if not _rows.squares_fit(residual, lengths):
+                self._use_dtype(torch.float64)
+                residual = residual.double()
+                lengths = _rows.norms(residual)
             self._offset.index_add_(0, y, residual.double())
-            self._squares.index_add_(0, y, _rows.norms(residual).double().square())
+            self._squares.index_add_(0, y, lengths.double().square())
             _rows.add_products(self._recent, residual.to(self._recent.dtype))
             self._recent_rows += len(x)
             if self._recent_rows >= _EXACT_ROWS:
@@ -356,8 +361,10 @@ class ClassStatistics:
         """
         present = _rows.measured(self.counts, missing)
         weight, bias = _rows.classifier(weight, bias, self.num_classes, self.dim)
+        classes = self._classes(
+            present, weight, bias
+        )  # brings the sums, and their dtype, up to date
         dtype = torch.float32 if self._near is None else self._near.dtype
-        classes = self._classes(present, weight, bias)
         rules = Rules(classes, classes.means.to(dtype), None, self.variances[present])
         return Agreement(rules, present, self.num_classes, self.names)
 

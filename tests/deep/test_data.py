@@ -33,6 +33,11 @@ def test_class_sizes_can_be_chosen():
         train.per_class(61)
     with pytest.raises(ValueError, match="2 class sizes for 10 classes"):
         train.per_class([1, 2])
+    assert len(train.per_class(np.int64(2))) == 20
+    with pytest.raises(ValueError, match="samples per class must be at least 0, got -1"):
+        train.per_class(-1)
+    with pytest.raises(ValueError, match="train_per_class must be at least 1, got 0"):
+        data.load("digits", train_per_class=0)
 
 
 def write_idx(folder, packed, images=40):

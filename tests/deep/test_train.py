@@ -374,6 +374,8 @@ def test_schedules():
     assert [steps.rate(e) for e in (0, 29, 30, 49, 50, 69)] == pytest.approx(
         [1, 1, 0.1, 0.1, 0.01, 0.01]
     )
+    late = train.Recipe(epochs=90, lr=1.0, schedule="steps", milestones=(0.7,))
+    assert [late.rate(e) for e in (62, 63)] == [1, 0.1]  # 0.7 * 90 < 63 in floats
     cosine = train.Recipe(epochs=10, lr=2.0, schedule="cosine", final=0.1)
     assert cosine.rate(0) == pytest.approx(2.0)
     assert cosine.rate(5) == pytest.approx(2.0 * 0.55)
@@ -412,6 +414,11 @@ def test_training_collapses_features():
         ({"schedule": "linear"}, "schedule must be one of"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"momentum": 1.0}, "momentum must be less than 1"),
+        ({"clip": 0.0}, "clip must be greater than 0"),
+        ({"factor": 0.0}, "factor must be greater than 0"),
+        ({"final": -0.1}, "final must be at least 0"),
+        ({"milestones": (0.5, 20)}, "milestones must be at most 1"),
     ],
 )
 def test_bad_recipes_are_named(change, message):

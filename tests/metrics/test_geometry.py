@@ -135,6 +135,8 @@ def test_etf_error_is_the_gram_distance_at_any_size(K, d):
         want = np.linalg.norm(G / np.linalg.norm(G) - target)
         assert etf_error(a, b) == pytest.approx(want, rel=1e-12)
         assert gram_distance(1e-200 * (a @ b.T)) == pytest.approx(want, rel=1e-12)
+        for scale in (1e-120, 1e120):
+            assert etf_error(scale * a, scale * b) == pytest.approx(want, rel=1e-12)
     assert etf_error(left) == pytest.approx(etf_error(left, left))
     assert math.isnan(etf_error(0 * left))
     assert math.isnan(gram_distance(torch.zeros(3, 3)))

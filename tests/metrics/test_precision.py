@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from nclib.metrics import (
     ClassStatistics,
+    by_class,
     certified_gap,
     frame_distances,
     generalized_nc,
@@ -215,3 +216,35 @@ def test_storage_reads_dtypes_of_torch_numpy_and_names():
     for wrong in ("bf16", "int8", 2.0, -1.0, True, np.int64):
         with pytest.raises(ValueError, match="precision"):
             Storage.of(None, wrong)
+
+
+@pytest.mark.parametrize("d", [6, 150])
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e20, 1e30])
+def test_no_square_of_single_precision_features_overflows_or_vanishes(scale, d):
+    generator = torch.Generator().manual_seed(d)
+    draw = [torch.randn(n, d, generator=generator) for n in (4, 24, 4)]
+    labels = torch.arange(4).repeat_interleave(6)
+    features, weight = draw[0][labels] + 0.1 * draw[1], draw[2]
+    want = nc_metrics(features.double(), labels, weight)
+    streams = ClassStatistics(4, d, keep=0)
+    for part in torch.arange(24).split(7):
+        streams.update(scale * features[part], labels[part])
+    second = streams.agreement(weight).update(scale * features, labels)
+    classes = by_class(scale * features, labels)
+    assert classes["nc1"].mean() == pytest.approx(want["nc1"], rel=1e-4)
+    assert classes["cdnv"].mean() == pytest.approx(want["cdnv"], rel=1e-4)
+    for found in (
+        nc_metrics(scale * features, labels, weight),
+        streams.metrics(weight, agreement=second),
+    ):
+        for name in found.keys() - {"residual", "residual_centered"}:
+            assert found[name] == pytest.approx(want[name], rel=1e-4), name
+
+
+def test_a_second_pass_has_the_precision_of_the_features_that_were_kept():
+    generator = torch.Generator().manual_seed(0)
+    means, noise = (torch.randn(n, 8, generator=generator).double() for n in (5, 100))
+    labels = torch.arange(5).repeat_interleave(20)
+    features = 1e5 + 1e-3 * means[labels] + 1e-4 * noise  # one and the same in single precision
+    statistics = ClassStatistics(5, 8).update(features, labels)
+    assert statistics.agreement().update(features, labels).metrics()["ncc_error"] == 0
