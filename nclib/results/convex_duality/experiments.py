@@ -258,12 +258,14 @@ def trained_ranks(network, betas, *, rate, steps, seed=0):
 
 def two_layer_ranks(n, sizes, *, seed=0):
     """Rank of two-layer linear nets against beta (6.C3), ``n`` samples, inputs with orthonormal
-    columns, decays 5 % beside the singular values s of X'Y.  Returns ``(table, s)``; the column
-    ``expected`` is the number of singular values above beta."""
+    columns, decays 5 % beside the singular values s of X'Y, without those within 1 % of another s,
+    where descent is slow.  Returns ``(table, s)``; the column ``expected`` is the number of
+    singular values above beta."""
     generator, (d, width, K) = torch.Generator().manual_seed(seed), sizes
     X, Y = whitened(generator, d, n).mT, gaussian(generator, n, K)
     s = torch.linalg.svdvals(X.mT @ Y)
-    betas = torch.cat([0.95 * s, 1.05 * s]).sort()[0].tolist()
+    betas = torch.cat([0.95 * s, 1.05 * s]).sort()[0]
+    betas = betas[((betas[:, None] / s - 1).abs() > 0.01).all(1)].tolist()
     table = trained_ranks(
         Network(X, Y, 1.0, (width,), "linear"), betas, rate=0.05, steps=500, seed=seed
     )

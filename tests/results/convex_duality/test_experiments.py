@@ -126,6 +126,8 @@ def test_ranks_of_descent():
     table, falls = study.two_layer_ranks(12, (6, 10, 3))
     assert table["rank"].tolist() == table["expected"].tolist()
     assert table["expected"].max() == 3 and table["expected"].min() == 0 and len(falls) == 3
+    close = study.two_layer_ranks(50, (20, 50, 5), seed=8)[0]  # s_1 is 5.4 % above s_2
+    assert close["rank"].tolist() == close["expected"].tolist() and len(close) == 2 * 8
     deep = study.deep_ranks(10, (5, 12, 12, 12, 5), [4, 2.8, 2, 1.4, 1])
     assert deep["rank"].tolist() == deep["expected"].tolist()
     ends = study.rank_one_descent(20, (10, 50, 40, 30, 20, 1), steps=800).groupby("step")
