@@ -161,7 +161,8 @@ def cosine_deviations(features, labels, *, zero=1e-6):
 def _largest_cosine(rows, target):
     if len(rows) < 2:
         return math.nan
-    rows = nn.functional.normalize(rows, dim=1)
+    largest = rows.abs().max().clamp(min=torch.finfo(rows.dtype).tiny)  # no square underflows
+    rows = nn.functional.normalize(rows / largest, dim=1)
     off = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
     return float((rows @ rows.mT - target)[off].abs().max())
 

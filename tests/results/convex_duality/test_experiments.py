@@ -92,6 +92,8 @@ def test_cosine_deviations():
     assert found["dropped"] == 1
     assert found["orthogonal"] == pytest.approx(abs(float(a @ b / a.norm() / b.norm())))
     assert found["simplex"] < 1e-12  # two means: centred cosine is -1
+    tiny = study.cosine_deviations(1e-30 * H, labels)
+    assert tiny["orthogonal"] == pytest.approx(found["orthogonal"], abs=1e-12)
     zero = study.cosine_deviations(torch.zeros(4, 3), labels_of([2, 2]))
     assert zero["dropped"] == 2 and math.isnan(zero["orthogonal"]) and math.isnan(zero["nc1"])
 
