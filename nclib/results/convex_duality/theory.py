@@ -100,7 +100,8 @@ def whitened_relu_value(targets, beta):
     ``targets`` (n,): two neurons, one for the positive and one for the negative part.  With several
     outputs no closed form is known.
     """
-    y = checks.vector("targets", targets, len(targets), torch.float64)
+    y = checks.tensor("targets", targets)
+    y = checks.vector("targets", y, y.numel(), torch.float64)
     norms = torch.stack([y.clamp(min=0).norm(), y.clamp(max=0).norm()])
     return float(shrink(norms, checks.real("beta", beta, above=0), 2)[0].sum())
 
@@ -247,7 +248,9 @@ def ufm_beta(n, lambda_w, lambda_h):
     Its objective ``1/(2n) ||HW'-Y||^2 + lambda_w/2 ||W||^2 + lambda_h/2 ||H||^2`` is the paper's
     value divided by n.
     """
-    return n * math.sqrt(lambda_w * lambda_h)
+    n = checks.integer("n", n)
+    lambda_w = checks.real("lambda_w", lambda_w, at_least=0)
+    return n * math.sqrt(lambda_w * checks.real("lambda_h", lambda_h, at_least=0))
 
 
 # --- helpers -------------------------------------------------------------------------------------

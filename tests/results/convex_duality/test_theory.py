@@ -227,3 +227,13 @@ def test_weight_decay_in_the_units_of_pytorch(K):
     assert objective.item() == pytest.approx(2 / K * (rho - rho**2 / 2), rel=1e-12)
     gradients = torch.autograd.grad(objective, [norm.weight, last.weight])
     assert max(float(g.abs().max()) for g in gradients) < 1e-12
+
+
+def test_negative_decays_and_a_single_number_are_refused():
+    for call, message in (
+        (lambda: theory.ufm_beta(3, -1.0, 0.1), "lambda_w must be at least 0"),
+        (lambda: theory.ufm_beta(3, 1.0, -0.1), "lambda_h must be at least 0"),
+        (lambda: theory.whitened_relu_value(2.0, 0.1), "targets must have shape"),
+    ):
+        with pytest.raises(checks.InputError, match=message):
+            call()
