@@ -177,14 +177,14 @@ def spoiled(data, *, seed=0):
 def character_head():
     """Last layer ``(6625, 120)`` of the pretrained text recogniser that ships in a package.
 
-    Raises :class:`~nclib.checks.InputError` without ``pip install --no-deps rapidocr-onnxruntime
-    onnx protobuf``; nothing of the first is executed.
+    Raises :class:`~nclib.checks.InputError` without ``pip install onnx`` and ``pip install
+    --no-deps rapidocr-onnxruntime``; nothing of the latter is executed.
     """
     shipped = find_spec("rapidocr_onnxruntime")
     checks.require(
         shipped and find_spec("onnx"),
         "pretrained=True needs the packages rapidocr-onnxruntime and onnx: "
-        "pip install --no-deps rapidocr-onnxruntime onnx protobuf",
+        "pip install onnx, then pip install --no-deps rapidocr-onnxruntime",
     )
     import onnx
 
