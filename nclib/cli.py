@@ -104,7 +104,7 @@ def _cost(job):
 
 @main.command()
 @click.argument("notebooks", nargs=-1)
-@click.option("--profile", default="quick", show_default=True, help="quick, standard or paper.")
+@click.option("--profile", default="quick", show_default=True, help="One of `nclib list`.")
 @click.option("-p", "pairs", multiple=True, metavar="NAME=VALUE", help="Override a parameter.")
 @_batch
 @click.option("--force", is_flag=True, help="Run again even if nothing changed.")

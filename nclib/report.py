@@ -240,9 +240,7 @@ def _changed(manifest):
         kinds = {key: one.kind for key, one in known.items()}
         base = {key: one.default for key, one in known.items()}
         base |= runs.profile(profile).get(name, {}) | {"profile": profile}
-    base = json.loads(
-        json.dumps(base, default=str)
-    )  # as the manifest holds it: JSON's keys are texts
+    base = json.loads(json.dumps(base, default=str))  # as the manifest holds it: keys are texts
     changed = {k: value for k, value in values.items() if k not in base or base[k] != value}
     # A parameter of type str takes the text as it is, every other one reads JSON.
     plain = [k for k, v in changed.items() if isinstance(v, str) and kinds.get(k, str) is str]

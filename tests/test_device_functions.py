@@ -125,6 +125,8 @@ CASES = {
     ],
     "geometry.frame_distances": lambda t: geometry.frame_distances(t.features),
     "geometry.trace_ratio": lambda t: geometry.trace_ratio(t.features, t.labels),
+    "geometry.scaled": lambda t: geometry.scaled(t.features),
+    "geometry.cosines": lambda t: geometry.cosines(t.features),
     "geometry.class_means": lambda t: geometry.class_means(t.features, t.labels),
     "generalized.generalized_nc": lambda t: [
         generalized.generalized_nc(t.features, t.labels, t.weight, t.bias),

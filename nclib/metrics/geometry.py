@@ -34,17 +34,27 @@ def centred(rows):
     return moved * 0 if moved.abs().max() <= 1e-12 * rows.abs().max() else moved
 
 
+def scaled(rows):
+    """``rows`` over their largest entry, so that no square under- or overflows; zero stays zero."""
+    return rows / rows.abs().max().clamp(min=torch.finfo(rows.dtype).tiny)
+
+
+def cosines(rows):
+    """Cosines ``(K, K)`` between ``rows (K, d)``; 0 with a zero row."""
+    unit = torch.nn.functional.normalize(scaled(rows), dim=1)
+    return unit @ unit.mT
+
+
 def gram_distance(gram, target=None):
     """``‖G/‖G‖ - T‖`` (Frobenius) of ``gram (K, K)``; NaN for G = 0.
 
     ``target``: T, of norm 1 (:mod:`nclib.frames`); default that of the simplex ETF.
     """
-    size = gram.abs().max()
-    if not size > 0:
+    if not gram.abs().max() > 0:
         return math.nan
     if target is None:
         target = frames.etf_gram(len(gram))
-    gram = gram / size  # so that no square underflows
+    gram = scaled(gram)
     return float((gram / gram.norm() - target.to(gram)).norm())
 
 
@@ -55,9 +65,7 @@ def etf_error(left, right=None):
     right, K = left if right is None else right, len(left)
     if left.shape[1] + 1 >= K:
         return gram_distance(left @ right.T)
-    if not (left.any() and right.any()):
-        return math.nan
-    left, right = (rows / rows.abs().max() for rows in (left, right))  # no square underflows
+    left, right = scaled(left), scaled(right)
     # √(2 - 2⟨G/‖G‖, T⟩) keeps its digits: with K > d + 1 it is at least about 1/√K.
     ours = left.T @ left
     norm = (ours * (right.T @ right)).sum().clamp(min=0).sqrt()
@@ -82,7 +90,7 @@ def frame_distances(means, *, centre=True):
     rows vanish.  Claims 5.E1-5.E3 (Tirer & Bruna 2022; Dang et al. 2023).
     """
     means = _rows("means", means, 2)
-    means = means / means.abs().max().clamp(min=1e-300)  # so that no square underflows
+    means = scaled(means)
     rows = centred(means) if centre else means
     orthogonal = frames.orthogonal_gram(len(means))
     return {"of": gram_distance(means @ means.T, orthogonal), "etf": gram_distance(rows @ rows.T)}

@@ -361,9 +361,7 @@ class ClassStatistics:
         """
         present = _rows.measured(self.counts, missing)
         weight, bias = _rows.classifier(weight, bias, self.num_classes, self.dim)
-        classes = self._classes(
-            present, weight, bias
-        )  # brings the sums, and their dtype, up to date
+        classes = self._classes(present, weight, bias)  # first: it may change the sums' dtype
         dtype = torch.float32 if self._near is None else self._near.dtype
         rules = Rules(classes, classes.means.to(dtype), None, self.variances[present])
         return Agreement(rules, present, self.num_classes, self.names)

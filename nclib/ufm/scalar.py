@@ -19,12 +19,16 @@ import torch
 from nclib import checks
 
 
+def value(t, s, beta, factors):
+    """The objective at ``t`` (numbers or tensors that broadcast)."""
+    return (t - s) ** 2 / 2 + beta * factors / 2 * t ** (2 / factors)
+
+
 def shrink(s, beta, factors):
     """``(value, minimiser)`` of the problem at signal ``s``; at a tie the minimiser is 0."""
     signal, strength, L = _problem(s, beta, factors)
     t = torch.where(strength < _critical(signal, L), _root(signal, strength, L), 0.0)
-    value = (t - signal) ** 2 / 2 + strength * L / 2 * t ** (2 / L)
-    return _like((s, beta), value), _like((s, beta), t)
+    return _like((s, beta), value(t, signal, strength, L)), _like((s, beta), t)
 
 
 def local(s, beta, factors):

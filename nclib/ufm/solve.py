@@ -392,6 +392,11 @@ def best(
     return Best(point, float(values[i]), float(norms[i]), values, problem.place(points))
 
 
+def stacked(points):
+    """Coordinates of several starts as one batch: ``[{name: (…)}]`` to ``{name: (starts, …)}``."""
+    return {name: torch.stack([point[name] for point in points]) for name in points[0]}
+
+
 def _random_starts(problem, count, seed, scale):
     low, high = scale if isinstance(scale, tuple | list) else (scale, scale)
     ends = (log10(checks.real("scale", end, above=0)) for end in (low, high))
@@ -404,6 +409,6 @@ def _one_by_one(problem, starts, max_iter):
         dict(zip(starts, tensors, strict=True)) for tensors in zip(*starts.values(), strict=True)
     ]
     runs = [minimize(problem, start, max_iter=max_iter) for start in each]
-    points = {name: torch.stack([run.variables[name] for run in runs]) for name in starts}
+    points = stacked([run.variables for run in runs])
     reached = torch.tensor([[run.value, run.gradient_norm] for run in runs], dtype=torch.float64)
     return points, *reached.T

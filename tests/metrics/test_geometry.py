@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nclib.checks import InputError
-from nclib.metrics import frame_distances, nc_metrics
+from nclib.metrics import frame_distances, geometry, nc_metrics
 from nclib.metrics.geometry import (
     angles_between,
     class_means,
@@ -207,3 +207,13 @@ def test_bad_input():
     ):
         with pytest.raises(InputError, match=message):
             call()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_cosines_at_any_scale(scale):
+    rows = torch.tensor([[3.0, 4.0], [0.0, -2.0], [0.0, 0.0], [1e-3, 0.0]])  # float32
+    expected = [[1, -0.8, 0, 0.6], [-0.8, 1, 0, 0], [0, 0, 0, 0], [0.6, 0, 0, 1]]
+    found = geometry.cosines(scale * rows)
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=0)
+    assert float(geometry.scaled(scale * rows).abs().max()) == 1.0
+    assert not geometry.scaled(0 * rows).any()

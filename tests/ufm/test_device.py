@@ -71,11 +71,12 @@ def saddle_and_way_out(device):
 def ladder(device):
     s = torch.tensor([0.5, 1.0, 3.0], device=device)
     several = [*scalar.shrink(s, 0.3, 3), *scalar.thresholds(s, 3), scalar.local(s, 0.1, 3)]
-    return [*several, scalar.shrink(1.0, s / 9, 2)[0]]
+    return [*several, scalar.shrink(1.0, s / 9, 2)[0], scalar.value(s, 2.0, 0.3, 3)]
 
 
 def stationary(device):
-    start, stack = coordinates(PROBLEM, device, ()), coordinates(PROBLEM, device)
+    start = coordinates(PROBLEM, device, ())
+    stack = solve.stacked([start, coordinates(PROBLEM, device, ())])
     one = solve.minimize(PROBLEM, start, max_iter=5).variables
     many = solve.minimize_many(PROBLEM, stack, max_iter=5).variables
     exact = solve.newton_polish(PROBLEM, one).variables
@@ -98,12 +99,12 @@ def models(device):
 CASES = {
     "model.UFM": models,
     "solve.best solve.Best": lambda device: lowest(device) + lowest(device, together=False),
-    "solve.minimize solve.minimize_many solve.newton_polish": stationary,
+    "solve.minimize solve.minimize_many solve.newton_polish solve.stacked": stationary,
     "solve.gradient solve.hessian solve.hessian_eigenvalues solve.curvature "
     "landscape.balancedness": derivatives,
     "flow.descend": descents,
     "landscape.saddle landscape.escape landscape.curvature landscape.spectrum": saddle_and_way_out,
-    "scalar.shrink scalar.thresholds scalar.local": ladder,
+    "scalar.shrink scalar.thresholds scalar.local scalar.value": ladder,
 }
 HOST = {"landscape.orbit", "scalar.cross_entropy"}  # take no tensor
 

@@ -161,10 +161,8 @@ def cosine_deviations(features, labels, *, zero=1e-6):
 def _largest_cosine(rows, target):
     if len(rows) < 2:
         return math.nan
-    largest = rows.abs().max().clamp(min=torch.finfo(rows.dtype).tiny)  # no square underflows
-    rows = nn.functional.normalize(rows / largest, dim=1)
     off = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    return float((rows @ rows.mT - target)[off].abs().max())
+    return float((geometry.cosines(rows) - target)[off].abs().max())
 
 
 # --- linear networks -----------------------------------------------------------------------------
@@ -259,8 +257,8 @@ def trained_ranks(network, betas, *, rate, steps, seed=0):
 
 def two_layer_ranks(n, sizes, *, seed=0):
     """Rank of two-layer linear nets against beta (6.C3), ``n`` samples, inputs with orthonormal
-    columns, decays 5 % beside the singular values s of X'Y, without those within 1 % of another s,
-    where descent is slow.  Returns ``(table, s)``; the column ``expected`` is the number of
+    columns, decays 5 % beside the singular values s of X'Y and at least 1 % from each of them,
+    where descent is fast enough.  Returns ``(table, s)``; the column ``expected`` is the number of
     singular values above beta."""
     generator, (d, width, K) = torch.Generator().manual_seed(seed), sizes
     X, Y = whitened(generator, d, n).mT, gaussian(generator, n, K)
@@ -826,10 +824,10 @@ def hinge(beta, *, counts, seed=0):
     network = Network(X, signs, beta, (8,), loss=_hinge)
     generator = torch.Generator().manual_seed(seed)
     starts = [network.start(generator) for _ in range(6)]  # a single one gets stuck now and then
-    starts = {name: torch.stack([one[name] for one in starts]) for name in starts[0]}
     together = Sweep(network, torch.full((6,), beta, dtype=torch.float64))
     options = dict(optimizer="adam", cosine=True, steps=1500, record=[1500])
-    value = float(flow.descend(together, starts, rate=0.02, **options).values[-1].min())
+    ends = flow.descend(together, solve.stacked(starts), rate=0.02, **options)
+    value = float(ends.values[-1].min())
     optimum = float(torch.minimum(sizes, beta * sizes.sqrt()).sum())
     dual = torch.clamp(beta / sizes.sqrt(), max=1)[class_labels(counts)]  # one number per sample
     violation = max(0.0, max(float(dual[signs[:, 0] == s].norm()) for s in (1, -1)) / beta - 1)
@@ -921,8 +919,7 @@ def class_cosines(nets):
     kinds = {}
     for name, means in nets.items():
         kinds |= {f"raw, {name}": means, f"centred, {name}": means - means.mean(0)}
-    unit = {kind: nn.functional.normalize(rows, dim=1) for kind, rows in kinds.items()}
-    table = matrices({kind: rows @ rows.mT for kind, rows in unit.items()})
+    table = matrices({kind: geometry.cosines(rows) for kind, rows in kinds.items()})
     return table.rename(columns={"name": "kind"})
 
 

@@ -228,8 +228,7 @@ def lowest(problem, starts, *, seed=0, scale=1.0, pool=8, **options):
     count = checks.integer("starts", starts) * checks.integer("pool", pool)
     points = [problem.start(generator, scale) for _ in range(count)]
     if pool > 1:
-        stacked = {name: torch.stack([point[name] for point in points]) for name in points[0]}
-        rough = solve.minimize_many(problem, stacked, max_iter=80)
+        rough = solve.minimize_many(problem, solve.stacked(points), max_iter=80)
         order = rough.values.argsort()[:starts].tolist()
         points = [{name: stack[i] for name, stack in rough.variables.items()} for i in order]
     best, values = None, []

@@ -256,8 +256,7 @@ def finished(relu, behind):
 
 def cosines(named_means):
     """Cosine matrices of class means as rows ``name, row, column, cosine``."""
-    unit = {name: nn.functional.normalize(means, dim=1) for name, means in named_means.items()}
-    table = matrices({name: rows @ rows.T for name, rows in unit.items()})
+    table = matrices({name: geometry.cosines(means) for name, means in named_means.items()})
     return table.rename(columns={"value": "cosine"})
 
 
@@ -385,7 +384,7 @@ def phase(M, kappa):
     and ``value`` of the global one."""
     value, u = scalar.shrink(1.0, kappa, M + 1)
     local = float(scalar.local(1.0, kappa, M + 1))
-    at = theory.phi(local, kappa, M + 1)
+    at = scalar.value(local, 1.0, kappa, M + 1)
     return {"local": local, "local_value": at, "u": u, "value": value}
 
 

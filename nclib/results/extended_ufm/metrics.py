@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 
 from nclib import checks, frames
 from nclib.metrics import frame_distances, nc_metrics
-from nclib.metrics.geometry import centred, class_means, gram_distance, rank, trace_ratio
+from nclib.metrics.geometry import centred, class_means, gram_distance, rank, scaled, trace_ratio
 from nclib.metrics.precision import Storage, exact
 
 
@@ -26,9 +26,9 @@ def self_duality(weight, means, *, centre=False):
     bias): centred means, T = (I − J/K)/√(K−1).  For the deep NC3 of depth M pass the product
     W_M⋯W_j as the weight.  ``nan`` for zero tensors.
     """
-    means = _scaled("means", means)
+    means = scaled(_matrix("means", means))
     K, d = means.shape
-    weight = _scaled("weight", weight, rows=K, columns=d).to(means.device)
+    weight = scaled(_matrix("weight", weight, rows=K, columns=d)).to(means.device)
     means = centred(means) if centre else means
     target = frames.etf_gram(K) if centre else frames.orthogonal_gram(K)
 
@@ -78,7 +78,7 @@ def obtuse_distance(means):
     ‖G − S‖_F / ‖G‖_F with G scaled to trace K and S its projection: 0 at every minimiser, whatever
     the geometry of H_1.  ``nan`` for zero means.
     """
-    means = _scaled("means", means).cpu()
+    means = scaled(_matrix("means", means)).cpu()
     if not means.any():
         return math.nan
     gram = means @ means.T
@@ -107,12 +107,6 @@ def layer_table(layers, labels):
             | {"rank": rank(means, cut=1e-3), "norm_sq": float(features.square().sum(1).mean())}
         )
     return pd.DataFrame(rows)
-
-
-def _scaled(name, value, **shape):
-    """As float64 with a largest entry of 1, so that no square under- or overflows."""
-    rows = _matrix(name, value, **shape)
-    return rows / rows.abs().max().clamp(min=1e-300)
 
 
 def _matrix(name, value, **shape):

@@ -25,6 +25,7 @@ import torch
 
 from nclib import checks, frames
 from nclib.losses import MeanSquaredError
+from nclib.metrics import geometry
 from nclib.ufm import landscape, scalar
 from nclib.ufm.model import UFM
 
@@ -54,11 +55,6 @@ def thresholds(M):
     κ* = (1/M) ((M−1)/M)^{(M−1)/(M+1)}: 1, 0.39685, 0.27217, 0.21037 for M = 1..4.
     """
     return scalar.thresholds(1.0, M + 1)
-
-
-def phi(u, kappa, factors):
-    """φ(u) of the scalar problem; ``factors``: M + 1."""
-    return (1 - u) ** 2 / 2 + factors / 2 * kappa * u ** (2 / factors)
 
 
 def _geometric(decays):
@@ -199,7 +195,7 @@ class _Target:
             gram = (self.right * (t2 * own)) @ self.right.T / torch.outer(roots, roots) / decays[0]
             bias = sizes / N if decay == 0 else (1 - u[-1:]) / (1 + decay) * sizes / N
             logits = (self.right * (self.s * u * own)) @ self.left.T / roots[:, None] + bias
-        value = float(self.shares @ phi(u, self.kappas, factors))
+        value = float(self.shares @ scalar.value(u, 1.0, self.kappas, factors))
         return StationaryPoint(
             self.problem, value, u, self.kappas, self.s, t2, gram, logits, bias,
             self.left, self.right / roots[:, None],
@@ -400,7 +396,7 @@ def two_layer_ratio(preactivations):
     scales; 1 at Z = aSPᵀ.  ``inf`` where σ(Z) cannot separate the classes (rank < K).
     """
     Z = checks.matrix("preactivations", preactivations, dtype=torch.float64)
-    Z = Z / Z.abs().max().clamp(min=1e-300)  # so that no square underflows
+    Z = geometry.scaled(Z)
     K, active = len(Z), torch.linalg.svdvals(Z.relu())
     if len(active) < K or active[-1] <= 1e-12 * active[0]:
         return math.inf
