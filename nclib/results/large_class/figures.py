@@ -201,7 +201,8 @@ def line(ax, value, text, look, *, va="bottom"):
     """A horizontal line with its name at its left end, where curves against tau leave room."""
     ax.axhline(value, **look)
     place = {"xycoords": ax.get_yaxis_transform(), "ha": "left", "va": va, "fontsize": 7.5}
-    ax.annotate(text, (0.02, value), **place)
+    gap = {"xytext": (0, -5 if va == "top" else 1), "textcoords": "offset points"}
+    ax.annotate(text, (0.02, value), **gap, **place)
 
 
 PANELS = (
