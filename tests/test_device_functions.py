@@ -174,6 +174,7 @@ CASES = {
 HOST = """
 data: note used load fetch check require smallest_class
 nets: mlp cnn resnet seeded require_widths
+graphs: possible
 precision: exact
 margins: OneVsRest MarginBracket
 certified: Certificate cross_entropy_margin cross_entropy_value

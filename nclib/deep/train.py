@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from nclib import checks, files, losses
-from nclib.deep import nets
+from nclib.deep import graphs, nets
 
 SCHEDULES = ("constant", "steps", "cosine")
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -36,10 +36,9 @@ class Recipe:
     the gradient norm.
 
     Speed: ``bf16`` runs the backbone in bfloat16 autocast (head, loss, weights and metrics stay
-    float32).  ``fast`` keeps images channels-last and fuses the optimiser's step: the same numbers
-    up to rounding; the default ``None`` is on for a GPU.  ``compiled`` replays the forward and
-    backward pass as CUDA graphs (``torch.compile``); without a GPU or a compiler it is left out
-    with one note.  It pays where steps are short, and is off by default: not run on a GPU yet.
+    float32).  ``fast`` keeps images channels-last, fuses the optimiser's step and, on a GPU,
+    replays the forward and backward pass as a CUDA graph (:mod:`nclib.deep.graphs`): the same
+    numbers up to rounding; the default ``None`` is on for a GPU.
     """
 
     epochs: int
@@ -57,7 +56,6 @@ class Recipe:
     drop_last: bool = False
     bf16: bool = False
     fast: bool | None = None
-    compiled: bool = False
 
     def __post_init__(self):
         checks.integer("epochs", self.epochs, 0)
@@ -118,7 +116,8 @@ def fit(
     Args:
         net: an ``nn.Module`` on the device of the data.
         data: object with ``inputs (N, …)`` and ``labels`` (any tensor with N rows).
-        objective: ``(net, inputs, labels) -> loss``, the mean over a batch.
+        objective: ``(net, inputs, labels) -> loss``, the mean over a batch: the same operations
+            for every batch of one size (on a GPU they are recorded once and replayed).
         recipe: :class:`Recipe`.
         seed: of the batch order (and of ``augment``).
         measure: ``(net, epoch) -> dict`` of floats; epoch 0 is before training.
@@ -133,7 +132,7 @@ def fit(
     ``measure``.  Raises :class:`~nclib.checks.InputError` as soon as a loss is NaN or infinite (on
     a GPU at the end of that epoch), and saves no checkpoint after it.
     """
-    run = _Fit(net, data, _compiled(objective, recipe, data.inputs.device), recipe, seed)
+    run = _Fit(net, data, objective, recipe, seed)
     measure_at = set(range(recipe.epochs + 1) if measure_at is None else measure_at)
     resumed = _resume(checkpoint, run.restore, run.content)
     saved = time.monotonic()
@@ -158,12 +157,11 @@ def fit(
         begin, total, drawn, batches = run.begin(epoch)
         sums, where = [], (begin, len(batches), epoch, recipe.rate(epoch), [label])
         for step in range(begin, len(batches)):
-            loss = run.loss(batches[step], augment)
-            total = total + loss.detach()
+            total = total + run.gradients(batches[step], augment)
             sums.append(total)
             if run.device.type == "cpu" and not math.isfinite(total):
                 break
-            run.step(loss, after_step)
+            run.step(after_step)
             if step + 1 < len(batches) and due():
                 _finite(sums, *where)
                 save(epoch, step + 1, total, drawn)
@@ -187,6 +185,10 @@ class _Fit:
         if self.channels_last:
             net.to(memory_format=torch.channels_last)
         self.optimizer = _optimizer(net, recipe, fused=fast or None)
+        self.passes = self._passes
+        if fast:
+            self.passes = graphs.Replayed(self._passes, self.device, net.parameters())
+            _say_how(recipe, self.channels_last, self.device)
         self.history, self.first = [], 0
         self.at = {"step": 0, "total": 0.0, "drawn": None}  # within an epoch that was cut
 
@@ -233,26 +235,40 @@ class _Fit:
         self.at = {"step": 0, "total": 0.0, "drawn": None}
         return begin, total, drawn, batches
 
-    def loss(self, index, augment):
-        """Loss of the samples ``index``."""
+    def gradients(self, index, augment):
+        """Loss of the samples ``index``; leaves its gradients in the net's parameters."""
         inputs = self.data.inputs[index]
         if augment is not None:
             inputs = augment(inputs, self.generator)
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            return self.objective(self.net, inputs, self.data.labels[index])
+        return self.passes(inputs, self.data.labels[index])
 
-    def step(self, loss, after_step):
-        """One optimiser step."""
+    def _passes(self, inputs, labels):
         self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            loss = self.objective(self.net, inputs, labels)
         loss.backward()
+        return loss.detach()
+
+    def step(self, after_step):
+        """One optimiser step."""
         if self.recipe.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip)
         self.optimizer.step()
         if after_step is not None:
             with torch.no_grad():
                 after_step(self.net)
+
+
+def _say_how(recipe, channels_last, device):
+    """One line, once, on a GPU: how nets are trained there."""
+    if graphs.possible(device):
+        products = "bfloat16" if recipe.bf16 else "float32 (bf16=True: bfloat16)"
+        if not recipe.bf16 and torch.backends.cudnn.allow_tf32:
+            products = "TF32 in convolutions, else " + products
+        layout = "channels-last, " * channels_last
+        graphs.say(f"Training: {layout}{products}, fused steps, passes replayed as a CUDA graph.")
 
 
 def _finite(sums, begin, steps, epoch, rates, names):
@@ -274,31 +290,6 @@ def _finite(sums, begin, steps, epoch, rates, names):
         f"{names[net]}: the loss is NaN or infinite at epoch {epoch + 1}, step {step + 1} of "
         f"{steps}, learning rate {rate:g}; {advice}"
     )
-
-
-def _compiled(objective, recipe, device):
-    """``objective`` replayed as CUDA graphs; as it is, with one note, where that cannot be."""
-    if not recipe.compiled:
-        return objective
-    note = "compiled=True is left out: "
-    if device.type != "cuda":
-        warnings.warn(f"{note}CUDA graphs need a GPU, this is {device.type}", stacklevel=3)
-        return objective
-    chosen = torch.compile(objective, mode="reduce-overhead", dynamic=False)
-
-    def call(*arguments):
-        nonlocal chosen
-        try:
-            torch.compiler.cudagraph_mark_step_begin()
-            return chosen(*arguments)
-        except Exception as error:
-            if chosen is objective:
-                raise
-            warnings.warn(f"{note}{type(error).__name__}: {error}"[:300], stacklevel=2)
-            chosen = objective
-            return objective(*arguments)
-
-    return call
 
 
 @dataclass(frozen=True)
@@ -431,6 +422,18 @@ class _Stack:
         self.shapes = {name: p.shape[1:] for name, p in params.items()}
         self.params = torch.cat([p.detach().flatten(1) for p in params.values()], 1)
         self.velocity = torch.zeros_like(self.params)
+        self.prepare()
+
+    def prepare(self):
+        """After a change of the living cells: the step of all of them, a CUDA graph on a GPU."""
+        living, seeds = [self.cells[i] for i in self.alive], list(self.generators)
+        own = torch.tensor([seeds.index(cell.seed) for cell in living], device=self.device)
+        stacks = (self.params, self.shapes, self.buffers, self.velocity)
+
+        def step(*tensors):
+            return _stacked_step(self.skeleton, stacks, living, own, self.recipe, *tensors)
+
+        self.step = graphs.Replayed(step, self.device)
 
     def content(self, epoch=0):
         """The checkpoint: everything that the rest of the training depends on."""
@@ -455,6 +458,7 @@ class _Stack:
         self.buffers = {name: stack.to(self.device) for name, stack in state["buffers"].items()}
         for seed, generator in self.generators.items():
             generator.set_state(state["generators"][str(seed)])
+        self.prepare()
 
     def values_of(self, position):
         """State of one net, copied: measuring must not touch the stack."""
@@ -476,16 +480,13 @@ class _Stack:
         loader = {s: self.recipe.batches(size, g, self.device) for s, g in draws}
         total, sums = torch.zeros(len(living), device=self.device), []
         steps = len(next(iter(loader.values())))
-        stacks = (self.params, self.shapes, self.buffers, self.velocity)
         for step in range(steps):
-            index = {s: batches[step] for s, batches in loader.items()}
-            batches = {s: (self.data.inputs[i], self.data.labels[i]) for s, i in index.items()}
-            if augment is not None:
-                own = self.generators
-                batches = {s: (augment(x, own[s]), y) for s, (x, y) in batches.items()}
-            total = total + _stacked_step(
-                self.skeleton, stacks, living, batches, rates, self.recipe
-            )
+            inputs, labels = [], []
+            for seed, batches in loader.items():
+                x = self.data.inputs[batches[step]]
+                inputs.append(x if augment is None else augment(x, self.generators[seed]))
+                labels.append(self.data.labels[batches[step]])
+            total = total + self.step(torch.stack(inputs), torch.stack(labels), rates)
             sums.append(total)
             if self.device.type == "cpu" and not total.isfinite().all():
                 break
@@ -503,6 +504,7 @@ class _Stack:
             self.alive = [self.alive[position] for position in stay]
             self.params, self.velocity = self.params[stay], self.velocity[stay]
             self.buffers = {name: stack[stay] for name, stack in self.buffers.items()}
+            self.prepare()
 
 
 def _name(cell, label):
@@ -537,15 +539,13 @@ def _unpack(params, shapes):
     return {name: part.reshape(len(params), *shape) for (name, shape), part in named}
 
 
-def _stacked_step(skeleton, stacks, cells, batches, rates, recipe):
+def _stacked_step(skeleton, stacks, cells, own, recipe, inputs, labels, rates):
     """One SGD step of all living cells; updates the stacks, returns the losses ``(C,)``.
 
-    ``batches``: seed -> ``(inputs, labels)``.
+    ``inputs``, ``labels``: a batch per seed; ``own``: which of them each cell takes.
     """
     params, shapes, buffers, velocity = stacks
-    seeds = list(batches)
-    own = torch.tensor([seeds.index(cell.seed) for cell in cells], device=rates.device)
-    inputs, labels = (torch.stack(parts)[own] for parts in zip(*batches.values(), strict=True))
+    inputs, labels = inputs[own], labels[own]
     leaf = params.requires_grad_()
 
     def forward(p, b, x):

@@ -1,6 +1,5 @@
 """The options that make training fast change nothing but rounding."""
 
-import warnings
 from dataclasses import replace
 
 import pandas as pd
@@ -165,37 +164,3 @@ def test_a_stacked_grid_augments_and_casts_like_single_trainings(bf16):
         assert apart_by < (0.15 if bf16 else 1e-4) * travelled
     plain = train.grid(build, cells, data, recipe)
     assert not torch.allclose(weights(plain[0].net), weights(stacked[0].net), atol=1e-3)
-
-
-def test_cuda_graphs_are_left_out_with_one_note_where_they_cannot_be(monkeypatch):
-    data, recipe = images(), replace(RECIPE, compiled=True)
-    net, want = nets.seeded(0, build), nets.seeded(0, build)
-    train.fit(want, data, OBJECTIVE, RECIPE)
-    with pytest.warns(UserWarning, match="CUDA graphs need a GPU, this is cpu") as caught:
-        train.fit(net, data, OBJECTIVE, recipe)
-    assert len(caught) == 1
-    assert torch.equal(weights(net), weights(want))
-
-    asked = []
-
-    def broken(function, **options):
-        asked.append(options)
-
-        def call(*_):
-            raise RuntimeError("no compiler")
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", broken)
-    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)
-    objective = train._compiled(OBJECTIVE, recipe, torch.device("cuda"))
-    assert asked == [{"mode": "reduce-overhead", "dynamic": False}]
-    batch = (data.inputs[:8], data.labels[:8])
-    with pytest.warns(UserWarning, match="left out: RuntimeError: no compiler"):
-        first = objective(net, *batch)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert torch.equal(objective(net, *batch), first)
-        # An error of the objective itself is not swallowed.
-        with pytest.raises(IndexError):
-            objective(net, data.inputs[:8], data.labels[:8] + 9)
