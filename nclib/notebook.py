@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import random
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -168,7 +169,7 @@ class Run:
             "parameters": self.parameters,
             "device": device_name(self.device),
             "threads": self.threads,
-            "versions": versions(),
+            "versions": versions() | _gpu_versions(self.device),
             "data": data.used(),
             "tables": self.tables,
         }
@@ -239,6 +240,20 @@ def versions():
 
     names = ("torch", "torchvision", "numpy", "scipy", "pandas", "matplotlib", "scikit-learn")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def _gpu_versions(device):
+    """Those of CUDA and of the driver, for a run on a GPU."""
+    import torch
+
+    if device.type != "cuda":
+        return {}
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True).stdout.split()[:1]
+    except OSError:  # a driver without its tools
+        driver = []
+    return {"cuda": torch.version.cuda, "driver": driver[0] if driver else "unknown"}
 
 
 def library_files(source, without=()):
