@@ -120,7 +120,7 @@ def engines(device):
     for name, tf32 in (("plain loop, float32", False), ("plain loop, TF32", True)):
         single(tf32)
         net = nets.seeded(0, RESNET).to(device)
-        found.append((name, *epochs(lambda tick, net=net: plain(net, data, 3, tick))))
+        found.append((name, *epochs(lambda tick, net=net: plain(net, data, 2, tick))))
     for name, changes in (
         ("train.fit", {}),
         ("train.fit, bf16", {"bf16": True}),
@@ -128,7 +128,7 @@ def engines(device):
     ):
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
         net, recipe = nets.seeded(0, RESNET).to(device), replace(RECIPE, epochs=10, **changes)
-        recipe = replace(recipe, epochs=3) if "fast" in changes else recipe
+        recipe = replace(recipe, epochs=2) if "fast" in changes else recipe
         fit = lambda tick, net=net, recipe=recipe: train.fit(
             net, data, OBJECTIVE, recipe, measure=tick
         )
