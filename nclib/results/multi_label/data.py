@@ -160,21 +160,25 @@ def prepare(source, counts, test_counts, *, recipe, half=False, seed=0):
     )
 
 
-def arbitrary(source, *, half=False, seed=0):
+def arbitrary(source, *, per_class=None, half=False, seed=0):
     """``(train, test)`` in which the ten classes of a data set stand for the label sets of K = 4.
+
+    ``per_class``: training images of each, default all that :func:`load` gives.
 
     Classes 0-3 are the single labels, 4-9 the pairs in lexicographic order: nothing in the image of
     a pair shows its labels, so a network that never saw it cannot know them.
     """
     names = torch.cat([theory.label_sets(4, m) for m in (1, 2)]).float()
-    parts = load(source, half=half, seed=seed)
-    if parts[0].num_classes != len(names):
-        raise checks.InputError(f"{source} has {parts[0].num_classes} classes, 10 are needed")
+    train, test = load(source, half=half, seed=seed)
+    if train.num_classes != len(names):
+        raise checks.InputError(f"{source} has {train.num_classes} classes, 10 are needed")
+    if per_class is not None:
+        train = train.per_class(per_class, generator=torch.Generator().manual_seed(seed))
     return tuple(
         MultiLabelData(
             f"arbitrary {source}", part.inputs, names.to(part.labels.device)[part.labels]
         )
-        for part in parts
+        for part in (train, test)
     )
 
 

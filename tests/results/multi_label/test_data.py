@@ -213,6 +213,9 @@ def test_arbitrary_label_sets():
         S: 130 for S in [(k,) for k in range(4)] + list(combinations(range(4), 2))
     }
     assert torch.equal(train.inputs, multi.load("digits")[0].inputs)
+    few, test = multi.arbitrary("digits", per_class=7)
+    assert set(few.table().values()) == {7} and few.table().keys() == train.table().keys()
+    assert len(test.labels) == len(multi.load("digits")[1].labels)
 
 
 def test_take_and_device():
