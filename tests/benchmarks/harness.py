@@ -103,25 +103,12 @@ def best_time(function, *, repeats=5, budget=20.0):
 
 
 def machine_rates():
-    """Read bandwidth (bytes/s) and rates of a large matrix product (flops/s), one process.
-
-    ``half`` is bfloat16 on a GPU; without one, networks are held against ``single``.
-    """
+    """Read bandwidth (bytes/s) and rates of a large matrix product (flops/s), one process."""
     many = torch.randn(2**26)
     rates = {"bandwidth": many.numel() * 4 / min(best_time(many.sum))}
     for name, dtype in (("single", torch.float32), ("double", torch.float64)):
         square = torch.randn(2048, 2048, dtype=dtype)
         rates[name] = 2 * 2048**3 / min(best_time(lambda m=square: m @ m))
-    rates["half"] = rates["single"]
-    if torch.cuda.is_available():
-        square = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-
-        def product():
-            torch.mm(square, square)
-            torch.cuda.synchronize()
-
-        product()
-        rates["half"] = 2 * 8192**3 / min(best_time(product, repeats=20))
     return rates
 
 
