@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 
-from nclib.deep import train
 from tests.benchmarks import harness, notebooks, report, scaling
 from tests.benchmarks.rows import ROWS
 
@@ -130,18 +129,6 @@ def test_a_row_without_a_goal_misses_none(tmp_path):
     assert missed(["free"], free) == []
     assert missed(["free", "slow"], slow) == ["slow"]
     assert missed(["free", "slow"], free) == ["slow"]  # the stored line is seen again
-
-
-def test_a_warning_about_tensor_cores_is_not_shown(monkeypatch, recwarn):
-    fit = train.fit
-
-    def compiling(*arguments):
-        warnings.warn("TensorFloat32 tensor cores for float32 matrix … available", stacklevel=1)
-        return fit(*arguments)
-
-    monkeypatch.setattr(train, "fit", compiling)
-    ROWS["engine"].task("toy").ours()
-    assert not [str(w.message) for w in recwarn if "TensorFloat" in str(w.message)]
 
 
 def test_a_profile_names_the_costliest_operators():
