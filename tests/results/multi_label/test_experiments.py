@@ -31,6 +31,18 @@ def test_optimisation_from_a_random_start_meets_the_closed_form(case):
     assert abs(row["value_gap"]) < 1e-13
 
 
+def test_scale_of_networks_over_the_curve():
+    """Row L25: at minima that an optimiser found it is 1; of several the worst one is told."""
+    for reduction in ("sum", "mean"):
+        setting = {"K": 4, "counts": {1: 2, 2: 1}, "reduction": reduction}
+        found = table.over(partial(study.found_margins, **setting), strength=[0.003, 0.02])
+        rows = found[found["m"] == 2].rename(columns={"scale": "scale_2"})
+        assert abs(study.scale_ratio(rows, K=4, reduction=reduction) - 1) < 1e-4
+        moved = rows.assign(scale_2=rows["scale_2"] * [1.0, 0.95])
+        assert study.scale_ratio(moved, K=4, reduction=reduction) == pytest.approx(0.95, abs=1e-4)
+    assert abs(study.scale_ratio(rows, K=4, reduction="sum") - 1) > 0.05  # of another model
+
+
 def test_found_and_exact_margins():
     setting = {"K": 3, "counts": {2: 2, 1: 1}, "reduction": "mean"}
     sweep = table.over(partial(study.found_margins, **setting), strength=[0.003, 0.05, 0.9])
