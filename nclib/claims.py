@@ -341,6 +341,13 @@ def worst(verdicts):
     return max(verdicts, key=VERDICTS.index)
 
 
+def place(entry, verdict):
+    """Where a row of the catalogue has this ``verdict``: `` in networks`` if its other checks, on
+    the theory, cannot have it, else nothing."""
+    partly = isinstance(entry.get("networks"), list)
+    return " in networks" if partly and verdict == "not reproduced" else ""
+
+
 def read(path):
     """The claims stored in a ``claims.json``.
 

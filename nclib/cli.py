@@ -216,11 +216,14 @@ def claims(which, name, out, everything):
             continue
         found = _stored(results, name, book)
         click.echo(f"\n{book} [{name}]" + ("" if found else "  not run"))
-        for row, own in ledger.by_row(book, catalogue.load(book), found).items():
+        rows = catalogue.load(book)
+        for row, own in ledger.by_row(book, rows, found).items():
             verdict = ledger.worst(claim.verdict for claim in own)
             fails += verdict == "fails"
             note = next(claim.note for claim in own if claim.verdict == verdict)
             reason = f"  [{note}]" if verdict == "not run" and note else ""
+            if where := ledger.place(rows[ledger.row_of(row.partition(".")[2])], verdict):
+                reason = f"  [{where.strip()}]"
             click.echo(f"  {row:8} {_mark(f'{verdict:14}')} {own[0].statement}{reason}")
             if everything and found:
                 _show_checks(own)
@@ -270,7 +273,8 @@ def _show_row(which, name, results):
         raise checks.InputError(f"row {row} of {book} has no check {check}; it has {ids}")
     click.echo(rows[row]["statement"])
     click.echo(f"source    {rows[row]['source']}")
-    click.echo(f"verdict   {_mark(ledger.worst(c.verdict for c in shown))}  [{name}]")
+    verdict = ledger.worst(claim.verdict for claim in shown)
+    click.echo(f"verdict   {_mark(verdict)}{ledger.place(rows[row], verdict)}  [{name}]")
     _show_checks(shown)
     folder = results.get((name, book), paths.figures() / name / book)
     for file in sorted(folder.glob(f"{rows[row].get('seen', '-')}.*"), reverse=True):

@@ -14,7 +14,18 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from PIL import Image
 
-from nclib import __version__, checks, claims, files, parameters, paths, places, reproduction, runs
+from nclib import (
+    __version__,
+    catalogue,
+    checks,
+    claims,
+    files,
+    parameters,
+    paths,
+    places,
+    reproduction,
+    runs,
+)  # fmt: skip
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -87,6 +98,7 @@ def _read(run, book, folder, out):
         "profile": given["profile"],
         "id": f"{run}--{book}",
         "claims": found,
+        "catalogue": catalogue.load(book) if (paths.CLAIMS / f"{book}.yaml").exists() else {},
         "rows": {
             row: _where(book if known else None, row, own, pictures)
             for row, own in claims.rows(found).items()
@@ -160,11 +172,12 @@ def _answer(book, found):
 
 def _open(run, row, claim):
     """A row that does not just hold: its sentence, number, picture, cell and functions."""
-    where = run["rows"][row]
+    where, entry = run["rows"][row], run["catalogue"].get(row.partition(".")[2], {})
     picture = run["folder"] / f"{where['figure']}.png"
     return where | {
         "row": row,
         "verdict": claim.verdict,
+        "where": claims.place(entry, claim.verdict),
         "statement": claim.statement,
         "number": "{} ({})".format(*claim.shown),
         "note": claim.note,

@@ -92,6 +92,13 @@ def test_rows_show_the_worst_of_their_checks():
     assert list(table.index) == ["1.L1", "1.L2", "1.L10"]
 
 
+def test_a_row_on_theory_says_that_networks_alone_do_not_show_it():
+    partly, wholly, theory = {"networks": ["net"]}, {"networks": True}, {}
+    assert claims.place(partly, "not reproduced") == " in networks"
+    assert {claims.place(partly, v) for v in claims.VERDICTS if v != "not reproduced"} == {""}
+    assert claims.place(wholly, "not reproduced") == claims.place(theory, "not reproduced") == ""
+
+
 def test_one_failing_check_outweighs_any_other():
     assert claims.worst(["holds", "counterexample", "not run", "fails"]) == "fails"
     assert claims.worst(["not run", "not reproduced", "not converged"]) == "not converged"

@@ -586,7 +586,7 @@ def rare_groups(trained, control, data, **decays):
 
 def scale_ratio(rows, *, K, reduction="sum"):
     """C_2 of networks over the curve at their own singles' margin, the worst of ``rows``, which
-    have the columns scale_2, margin_1 (claim 3.L25)."""
+    have the columns scale_2, margin_1 (claim 3.L18)."""
     known = theory.scale_at(rows["margin_1"].to_numpy(), K=K, m=2, reduction=reduction)
     ratio = rows["scale_2"] / known
     return float(ratio.iloc[(ratio - 1).abs().argmax()])

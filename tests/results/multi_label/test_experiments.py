@@ -32,7 +32,7 @@ def test_optimisation_from_a_random_start_meets_the_closed_form(case):
 
 
 def test_scale_of_networks_over_the_curve():
-    """Row L25: at minima that an optimiser found it is 1; of several the worst one is told."""
+    """Row L18: at minima that an optimiser found it is 1; of several the worst one is told."""
     for reduction in ("sum", "mean"):
         setting = {"K": 4, "counts": {1: 2, 2: 1}, "reduction": reduction}
         found = table.over(partial(study.found_margins, **setting), strength=[0.003, 0.02])
