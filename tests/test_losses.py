@@ -162,6 +162,8 @@ def test_exact_cross_entropy_never_underflows_in_its_logarithm():
 def test_losses_say_who_they_are():
     named = {str(losses.PickAllLabels("mean")), str(losses.ExactCrossEntropy(0.5))}
     assert named == {"pal(reduction=mean)", "exact_ce(margin=0.5)"}
+    defaults = {str(losses.get(name)) for name in ("ls", "fl", "mse")}  # as documented
+    assert defaults == {"ls(alpha=0.1)", "fl(gamma=3)", "mse(tau=1, scale=1, kappa=1)"}
     with pytest.raises(ValueError, match="reduction must be one of sum, mean"):
         losses.PickAllLabels("none")
     with pytest.raises(ValueError, match="margin must be a finite number"):
