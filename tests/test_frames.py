@@ -50,11 +50,13 @@ def largest_cosine(code):
 @pytest.mark.parametrize(
     ("code", "shape", "cosine"),
     [
+        (frames.polygon(2), (2, 2), -1.0),
         (frames.polygon(7), (7, 2), math.cos(2 * math.pi / 7)),
         (frames.polygon(4, 3), (4, 3), 0.0),
         (frames.cross_polytope(3), (6, 3), 0.0),
         (frames.cross_polytope(4, 6), (6, 4), 0.0),
         (frames.icosahedron(), (12, 3), 5**-0.5),
+        (frames.bipyramid(4), (4, 3), 0.0),
         (frames.bipyramid(5), (5, 3), 0.0),
         (frames.bipyramid(8), (8, 3), 0.5),
     ],
