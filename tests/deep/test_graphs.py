@@ -196,8 +196,11 @@ def test_an_error_of_the_work_itself_is_no_reason_to_go_on(recorded):
         train.fit(nets.seeded(0, build), images(), breaks, RECIPE)
 
 
-def test_nothing_is_recorded_without_a_gpu():
-    assert not graphs.possible(torch.device("cpu"))
+def test_nothing_is_recorded_without_a_gpu(monkeypatch):
+    for there in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert not graphs.possible(torch.device("cpu"))
+        assert graphs.possible(torch.device("cuda")) == there
     calls = []
     replayed = graphs.Replayed(lambda x: calls.append(x) or x, torch.device("cpu"))
     for _ in range(6):
