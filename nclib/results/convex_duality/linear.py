@@ -186,6 +186,7 @@ def _interpolator(inputs, targets):
 
 def _data(inputs, targets):
     X = checks.matrix("inputs", inputs, dtype=torch.float64)
+    checks.require(X.numel(), f"inputs is empty, got shape {tuple(X.shape)}")
     Y = _columns(targets)
     if len(Y) != len(X):
         raise checks.InputError(f"targets has {len(Y)} rows for {len(X)} inputs")
@@ -195,6 +196,7 @@ def _data(inputs, targets):
 def _columns(values, name="targets"):
     values = checks.tensor(name, values)
     values = values[:, None] if values.ndim == 1 else values
+    checks.require(values.numel(), f"{name} is empty, got shape {tuple(values.shape)}")
     return checks.matrix(name, values, dtype=torch.float64)
 
 

@@ -130,3 +130,16 @@ def test_bad_input():
     ):
         with pytest.raises(checks.InputError):
             call()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (3, 0, 2), (3, 2, 0)])
+def test_empty_data_is_one_clear_error(shape):
+    n, d, K = shape
+    X, Y = torch.ones(n, d), torch.ones(n, K)
+    for call in (
+        lambda: linear.linear_map(X, Y, 0.1),
+        lambda: linear.minimum_norm_layers(X, Y, 3),
+        lambda: linear.whitened_layer_norms(Y[:0], 0.1, 3),
+    ):
+        with pytest.raises(checks.InputError, match="empty"):
+            call()
