@@ -166,18 +166,23 @@ def interpolation_spline(x, y):
     _sorted_unique(x, y)
     knots, orientation, ramps = _dictionary(x)
     n, m = ramps.shape
+    # HiGHS has absolute tolerances: solve for data of unit size.
+    middle, height, reach = y.mean(), np.ptp(y) or 1.0, np.ptp(x) or 1.0
+    ramps, unit = ramps / reach, (y - middle) / height
     # Variables: positive part, negative part, offset.
     cost = np.concatenate([np.ones(2 * m), [0.0]])
     equations = np.column_stack([ramps, -ramps, np.ones(n)])
-    found = linprog(cost, A_eq=equations, b_eq=y, bounds=[(0, None)] * 2 * m + [(None, None)])
+    found = linprog(cost, A_eq=equations, b_eq=unit, bounds=[(0, None)] * 2 * m + [(None, None)])
     if found.status != 0:
         raise RuntimeError(f"the interpolation program was not solved: {found.message}")
     weights, offset, dual = found.x[:m] - found.x[m : 2 * m], found.x[-1], found.eqlin.marginals
+    residual, slope = height * (unit - ramps @ weights - offset), height / reach
     # Shrink the multipliers into the feasible set, so that the dual value is a true lower bound.
     dual = dual - dual.mean()
     dual = dual / max(1.0, np.abs(ramps.T @ dual).max())
-    solved = Lasso(weights, offset, y - ramps @ weights - offset, found.fun, float(dual @ y))
-    return _spline(knots, orientation, solved, dual)
+    value, bound = slope * found.fun, slope * float(dual @ unit)
+    solved = Lasso(slope * weights, middle + height * offset, residual, value, bound)
+    return _spline(knots, orientation, solved, dual / reach)
 
 
 def fit_spline(x, y, beta):
