@@ -125,6 +125,7 @@ def batch_norm_head(features, labels, beta):
     if len(counts) < 2:
         raise checks.InputError("a BN head needs at least two classes: one class has no variation")
     centred, wanted = A - A.mean(0), Y - Y.mean(0)
+    centred = centred - centred.mean(0)  # what rounding left of a large mean
     W = torch.linalg.pinv(centred, rtol=max(A.shape) * torch.finfo(A.dtype).eps) @ wanted
     miss = torch.linalg.vector_norm(centred @ W - wanted, dim=0)
     if (miss > 1e-7 * torch.linalg.vector_norm(wanted, dim=0)).any():

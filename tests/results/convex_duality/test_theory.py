@@ -131,6 +131,18 @@ def test_batch_norm_head(beta):
     np.testing.assert_allclose(head["alpha"] ** 2, strength * Y.mean(0), atol=1e-12)
 
 
+@pytest.mark.parametrize(("size", "shift"), [(1.0, 1e4), (1.0, -1e6), (1e-8, 0.0), (1e8, 0.0)])
+def test_batch_norm_head_of_features_in_any_units(size, shift):
+    counts, beta = [5, 2, 1], 0.6
+    labels, A = labels_of(counts), size * gaussian(21, 8, 9) + shift
+    head = theory.batch_norm_head(A, labels, beta)
+    z = A @ head["hidden_weight"].T
+    z = z - z.mean(0)
+    hidden = (head["gamma"] * z / z.norm(dim=0) + head["alpha"] / math.sqrt(8)).clamp(min=0)
+    expected = one_hot(labels) * (1 - beta / torch.tensor(counts).double().sqrt())
+    np.testing.assert_allclose(hidden @ head["weight"].T, expected, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_batch_norm_head_without_rank():
     labels, A = labels_of([6, 4, 3]), gaussian(18, 13, 5)
