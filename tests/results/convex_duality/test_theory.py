@@ -246,6 +246,15 @@ def test_negative_decays_and_a_single_number_are_refused():
         (lambda: theory.ufm_beta(3, -1.0, 0.1), "lambda_w must be at least 0"),
         (lambda: theory.ufm_beta(3, 1.0, -0.1), "lambda_h must be at least 0"),
         (lambda: theory.whitened_relu_value(2.0, 0.1), "targets must have shape"),
+        (lambda: theory.hat_network(-1.0), "beta must be at least 0, got -1.0"),
+        (lambda: theory.hat_network(0.1, math.nan), "shift"),
+        (lambda: theory.odd_pair_value(-1.0, 3), "beta must be at least 0, got -1.0"),
+        (lambda: theory.odd_pair_value("a", 3), "beta must be a finite number"),
+        (lambda: theory.norm_ratio([]), "layers is empty"),
+        (lambda: theory.bottleneck_value([], 0.1), "layers is empty"),
+        (lambda: theory.whitening(torch.zeros(0, 3)), "inputs is empty"),
+        (lambda: theory.whitened_prediction(torch.zeros(0, 3), [], 0.1, [[1.0, 2, 3]]), "empty"),
+        (lambda: theory.collapse([2, 1], 0.1).gram([0, 0, 2]), "labels must lie in 0..1"),
     ):
         with pytest.raises(checks.InputError, match=message):
             call()
