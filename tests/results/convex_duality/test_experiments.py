@@ -66,6 +66,33 @@ def test_knots():
     assert math.isnan(study.mass_near(*study.knots([0.0], [1.0], [1.0]), [0.0]))
 
 
+def test_knots_and_labels_of_unusual_input():
+    """Lists, half precision, weights that still carry a gradient; each mistake is one error."""
+    weight = torch.tensor([[2.0], [-1.0]], requires_grad=True)
+    positions, masses = study.knots(weight, torch.tensor([-1.0, 0.5]).bfloat16(), [[1.0, 3.0]])
+    assert positions.tolist() == [0.5] and masses.tolist() == [5.0]
+    assert study.mass_near([1.0, 3.0], [5.0, 1.0], [3.0]) == 1 / 6
+    assert study.mass_near([1.0, 3.0], [5.0, 1.0], []) == 0
+    assert study.class_labels([2, 1.0]).tolist() == [0, 0, 1]
+    half = [torch.eye(3)[:2].bfloat16(), torch.eye(2).bfloat16()]
+    assert study.alignment(half, rank=2) == pytest.approx(1) and study.path_norm(*half) == 2
+    for call, message in (
+        (lambda: study.knots([1.0, 2], [1.0], [1.0, 2]), "input_weight 2, hidden_bias 1"),
+        (lambda: study.knots([1.0], [math.nan], [1.0]), "hidden_bias has 1 NaN"),
+        (lambda: study.class_labels([]), "counts is empty"),
+        (lambda: study.class_labels([2, 0]), "counts must be at least 1, got 0"),
+        (lambda: study.class_labels([2, -1]), "counts must be at least 1, got -1"),
+        (lambda: study.class_labels([2, 1.5]), "counts must be an integer, got 1.5"),
+        (lambda: study.path_norm(torch.ones(2, 3), torch.ones(1, 3)), "second must have 2 columns"),
+        (lambda: study.whitened(torch.Generator(), 5, 3), "5 whitened samples"),
+        (lambda: study.of_rank([1.0, 1, 1], 4, 2, torch.Generator()), "3 whitened samples"),
+        (lambda: study.require_descents([]), "got depths"),
+        (lambda: study.hinge(0.5, counts=(1, 1, 1)), "two classes"),
+    ):
+        with pytest.raises(checks.InputError, match=message):
+            call()
+
+
 def test_collapse_error():
     counts, beta, labels = [5, 3, 1], 1.2, labels_of([5, 3, 1])
     shape, n = theory.collapse(counts, beta), torch.tensor(counts, dtype=torch.float64)
