@@ -58,7 +58,9 @@ def of_rank(singular, n, d, generator):
 def class_labels(counts):
     """Labels (n,) of classes with these sizes, at least 1 each, in order."""
     checks.require(len(counts), "counts is empty: give the size of each class")
-    sizes = torch.tensor([checks.integer("counts", int(n) if float(n).is_integer() else n) for n in counts])
+    sizes = torch.tensor(
+        [checks.integer("counts", int(n) if float(n).is_integer() else n) for n in counts]
+    )
     return torch.arange(len(sizes)).repeat_interleave(sizes)
 
 
