@@ -188,7 +188,8 @@ def interpolation_spline(x, y):
 def fit_spline(x, y, beta):
     """Globally optimal two-layer ReLU fit at weight decay ``beta``: a :class:`Spline` (6.C18).
 
-    Repeated ``x`` with different ``y`` are fine here.  Its ``gap`` is at rounding level.
+    Repeated ``x`` with different ``y`` are fine here.  For a few dozen points its ``gap`` is below
+    1e-5 of the value down to 1e-6 of :func:`constant_threshold`; a smaller ``beta`` costs digits.
     """
     x, y = _vectors(x, y)
     beta = checks.real("beta", beta, above=0)

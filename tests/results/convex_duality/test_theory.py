@@ -154,6 +154,27 @@ def test_batch_norm_head_without_rank():
     theory.batch_norm_head(one_hot(labels) @ gaussian(19, 3, 7), labels, 0.5)
 
 
+def test_two_classes_on_one_neuron_are_stationary_and_dearer():
+    """Where a BN head can stop above the closed form: one direction for the first two classes."""
+    K, n_k, rho = 4, 5, 0.4
+    labels, A, beta = labels_of([n_k] * K), gaussian(22, 20, 24), 0.4 * math.sqrt(5)
+    merged = theory.batch_norm_head(A, torch.clamp(labels - 1, min=0), beta)
+    problem = BatchNormNetwork(A, one_hot(labels), beta, K - 1)
+    root = math.sqrt(math.sqrt(n_k) - beta)  # the singular value of the pair is sqrt(n_k), too
+    shares = torch.tensor([2, 1, 1], dtype=torch.float64) / K
+    rows = torch.tensor([[0.5**0.5, 0, 0], [0.5**0.5, 0, 0], [0, 1, 0], [0, 0, 1]]).double()
+    point = {"gamma": root * (1 - shares).sqrt(), "alpha": root * shares.sqrt()}
+    point |= {"hidden_weight": merged["hidden_weight"], "weight": root * rows}
+    for tensor in point.values():
+        tensor.requires_grad_()
+    value = problem(**point)
+    expected = (1 - rho) ** 2 / (K * rho * (2 - rho))
+    assert value.item() / collapsed_value([n_k] * K, beta) - 1 == pytest.approx(expected, rel=1e-5)
+    free = [point[name] for name in ("gamma", "weight")]
+    gradients = torch.autograd.grad(value, free)
+    assert max(float(g.abs().max()) for g in gradients) < 1e-6
+
+
 @pytest.mark.parametrize(
     ("labels", "beta", "match"),
     [
