@@ -295,7 +295,7 @@ def deep_ranks(n, sizes, singular, *, seed=0):
     d, K = sizes[0], sizes[-1]
     X, s = whitened(generator, d, n).mT, torch.tensor(singular, dtype=torch.float64)
     critical, spinodal = (t.tolist() for t in thresholds(s, depth))
-    kept = {1: 1, 2: 2, 3: 3, len(s): len(s)}
+    kept = [r for r in (1, 2, 3) if r < len(s)] + [len(s)]
     middles = {r: (critical[r - 1] + spinodal[r]) / 2 if r < len(s) else 0.9 * critical[-1]
                for r in kept}  # fmt: skip
     network = Network(X, X @ of_rank(singular, d, K, generator), 1.0, sizes[1:-1], "linear")
@@ -853,16 +853,26 @@ def _hinge(outputs, targets):
 
 
 def vanishing_decay(x, y, betas):
-    """``R - P(beta)/beta`` of 1-D nets (6.C22) and its bound ``beta/2 |dual of R|^2``, per beta."""
-    limit = ramps.interpolation_spline(x, y)
-    return pd.DataFrame(
-        {
-            "beta": beta,
-            "below": limit.value - ramps.fit_spline(x, y, beta).value / beta,
-            "bound": beta / 2 * float((limit.dual**2).sum()),
-        }
-        for beta in betas
-    )
+    """``R - P(beta)/beta`` of 1-D nets on distinct ``x`` (6.C22), per beta: columns beta, below,
+    bound, ``beta/2 |dual of R|^2``, and settled: the fit bends like the data do, so that R is one
+    linear function of the values between the two and the bound is attained."""
+    x, y = (np.asarray(v, dtype=float) for v in (x, y))
+    limit, order, rows = ramps.interpolation_spline(x, y), np.argsort(x), []
+    for beta in betas:
+        fit = ramps.fit_spline(x, y, beta)
+        pieces = [_piece(x[order], values[order]) for values in (y, y - fit.residual)]
+        row = dict(beta=beta, below=limit.value - fit.value / beta, settled=pieces[0] == pieces[1])
+        rows.append(row | dict(bound=beta / 2 * float((limit.dual**2).sum())))
+    return pd.DataFrame(rows)
+
+
+def _piece(x, y):
+    """The signs that say which linear function of ``y`` the interpolation norm is."""
+    slopes = np.diff(y) / np.diff(x)
+    bends, ends = np.diff(slopes), slopes[0] + slopes[-1]
+    total = np.abs(bends).sum()
+    signs = np.sign(np.where(np.abs(bends) > 1e-9 * total, bends, 0)).tolist()
+    return [*signs, float(np.sign(ends)) if abs(ends) > total else 0.0]
 
 
 # --- images --------------------------------------------------------------------------------------

@@ -52,7 +52,8 @@ def lasso(dictionary, targets, beta, *, intercept=False):
     residual = y - columns @ weights
     value = residual @ residual / 2 + beta * np.abs(weights).sum()
     point = residual - residual.mean() if intercept else residual
-    bound = _dual_value(point, targets, beta, np.abs(dictionary.T @ point).max(initial=0))
+    # The point is orthogonal to constants: centred targets give the same value, and its digits.
+    bound = _dual_value(point, y, beta, np.abs(dictionary.T @ point).max(initial=0))
     return Lasso(weights, float(offset), residual, float(value), bound)
 
 

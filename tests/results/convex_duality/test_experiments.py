@@ -155,6 +155,10 @@ def test_ranks_of_descent():
     table, falls = study.two_layer_ranks(12, (6, 10, 3))
     assert table["rank"].tolist() == table["expected"].tolist()
     assert table["expected"].max() == 3 and table["expected"].min() == 0 and len(falls) == 3
+    for kept in ([4.0], [4, 2.8], [4, 2.8, 2]):
+        few = study.deep_ranks(6, (5, 8, 8, 5), kept)
+        assert few["rank"].tolist() == few["expected"].tolist()
+        assert few["expected"].unique().tolist() == list(range(1, len(kept) + 1))
     close = study.two_layer_ranks(50, (20, 50, 5), seed=8)[0]  # s_1 is 5.4 % above s_2
     assert close["rank"].tolist() == close["expected"].tolist() and len(close) == 2 * 8
     deep = study.deep_ranks(10, (5, 12, 12, 12, 5), [4, 2.8, 2, 1.4, 1])
@@ -339,6 +343,19 @@ def test_centred_means_are_a_simplex_etf_for_balanced_classes_only():
 
 
 RECIPE = train.Recipe(epochs=600, lr=0.02, batch_size=None, optimizer="adam", schedule="cosine")
+
+
+def test_decay_vanishes_before_or_after_the_knots_settle():
+    """Slopes 1, 1 + h, -1 by hand: the bend h at 1 goes once the fit moves by more than it."""
+    x, h = [0.0, 2, 1, 3], 1e-4  # unsorted
+    y = [0.0, 2 + h, 1, 1 + h]
+    limit = study.vanishing_decay(x, y, [1e-3, 1e-7])
+    assert limit["settled"].tolist() == [False, True]
+    share = limit["below"] / limit["bound"]
+    assert share[0] < 0.9 and share[1] == pytest.approx(1, abs=1e-4)
+    # Slopes 1 and 2: their sum decides.
+    rise = study.vanishing_decay([0.0, 1, 2], [0.0, 1, 3], [1e-4])
+    assert rise["settled"].item() and (rise["below"] / rise["bound"]).item() == pytest.approx(1)
 
 
 @pytest.mark.slow

@@ -144,6 +144,15 @@ def test_repeated_inputs():
         ramps.interpolation_spline(x, y)
 
 
+@pytest.mark.parametrize("offset", [1e5, -1e8])
+def test_the_gap_certifies_whatever_the_offset_of_the_targets(offset):
+    x, y = data(0, 9)
+    found, plain = (ramps.fit_spline(x, values, 0.1) for values in (y + offset, y))
+    rounding = 1e-15 * abs(offset) * np.abs(y).sum()
+    assert found.value == pytest.approx(plain.value, abs=rounding)
+    assert abs(found.gap) < 1e-12
+
+
 def test_constant_threshold_is_sharp():
     x, y = data(5, 9)
     threshold = ramps.constant_threshold(x, y)
