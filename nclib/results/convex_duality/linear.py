@@ -162,10 +162,10 @@ def rank_one_value(coefficients, direction, targets, beta, depth=2, *, relu=True
         )
     value = (Y**2).sum() / 2
     for half in [c.clamp(min=0), c.clamp(max=0)] if mixed else [c]:
-        q = float(half @ half)
-        if q > 0:
-            s = float(torch.linalg.vector_norm(half @ Y)) / q
-            value += q * (shrink(s, beta / q, depth)[0] - s**2 / 2)
+        if (top := float(half.abs().max())) > 0:  # squares of the entries may overflow
+            length = float(torch.linalg.vector_norm(half / top))
+            s = float(torch.linalg.vector_norm(half / top @ Y)) / length
+            value += shrink(s, beta * (top * length) ** (-2 / depth), depth)[0] - s**2 / 2
     return float(value)
 
 
