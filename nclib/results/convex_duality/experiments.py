@@ -44,7 +44,8 @@ def gaussian(generator, *shape):
 
 
 def whitened(generator, n, d):
-    """Random whitened inputs (n, d), ``X X' = I_n``."""
+    """Random whitened inputs (n, d), ``X X' = I_n``; ``n <= d``."""
+    checks.require(n <= d, f"{n} whitened samples need as many dimensions, got d = {d}")
     return torch.linalg.qr(gaussian(generator, d, n))[0].mT
 
 
@@ -55,8 +56,12 @@ def of_rank(singular, n, d, generator):
 
 
 def class_labels(counts):
-    """Labels (n,) of classes with these sizes, in order."""
-    return torch.arange(len(counts)).repeat_interleave(torch.as_tensor(counts))
+    """Labels (n,) of classes with these sizes, at least 1 each, in order."""
+    checks.require(len(counts), "counts is empty: give the size of each class")
+    sizes = torch.tensor(
+        [checks.integer("counts", int(n) if float(n).is_integer() else n) for n in counts]
+    )
+    return torch.arange(len(sizes)).repeat_interleave(sizes)
 
 
 def one_hot(labels):
@@ -81,6 +86,8 @@ def path_norm(first, second):
     ``first`` (m, d), ``second`` (K, m).  At most half the sum of squares, with equality iff every
     neuron is balanced.
     """
+    first = checks.matrix("first", first)
+    second = checks.matrix("second", second, columns=len(first), dtype=first.dtype)
     return float(first.norm(dim=1) @ second.norm(dim=0))
 
 
@@ -90,7 +97,7 @@ def alignment(layers, *, rank=1):
     1 for aligned layers (claims 6.C6, 6.C9).  ``rank`` compares whole subspaces (principal angles),
     which is right when singular values coincide.
     """
-    worst = 1.0
+    worst, layers = 1.0, [checks.matrix("layers", layer) for layer in layers]
     for left, right in itertools.pairwise(layers):
         out = torch.linalg.svd(left, full_matrices=False)[0][:, :rank]
         into = torch.linalg.svd(right, full_matrices=False)[2][:rank]
@@ -105,8 +112,13 @@ def knots(input_weight, hidden_bias, output_weight):
     ``-hidden_bias_j / input_weight_j`` with mass ``|input_j| |output_j|``.  Knots closer than 1e-6
     are added up, masses below 1e-9 are left out.
     """
+    parts = dict(input_weight=input_weight, hidden_bias=hidden_bias, output_weight=output_weight)
+    parts = {name: checks.tensor(name, part).detach() for name, part in parts.items()}
+    sizes = ", ".join(f"{name} {part.numel()}" for name, part in parts.items())
+    equal = len({part.numel() for part in parts.values()}) == 1
+    checks.require(equal, f"one number per neuron is needed, got {sizes}")
     w, b, v = (
-        np.asarray(x, dtype=float).ravel() for x in (input_weight, hidden_bias, output_weight)
+        checks.finite(name, part.double()).numpy(force=True).ravel() for name, part in parts.items()
     )
     mass = np.abs(w * v)
     used = mass > 1e-9
@@ -122,10 +134,11 @@ def knots(input_weight, hidden_bias, output_weight):
 
 def mass_near(positions, masses, points):
     """Share of the knot mass within 1e-3 of one of the ``points`` (nan without knots)."""
-    if not np.sum(masses) > 0:
+    positions, masses, points = (np.asarray(v, dtype=float) for v in (positions, masses, points))
+    if not masses.sum() > 0:
         return math.nan
-    near = np.abs(positions[:, None] - np.asarray(points)).min(1) <= 1e-3
-    return float(masses[near].sum() / np.sum(masses))
+    near = np.abs(positions[:, None] - points).min(1, initial=math.inf) <= 1e-3
+    return float(masses[near].sum() / masses.sum())
 
 
 def collapse_error(features, labels, shape):
@@ -282,7 +295,7 @@ def deep_ranks(n, sizes, singular, *, seed=0):
     d, K = sizes[0], sizes[-1]
     X, s = whitened(generator, d, n).mT, torch.tensor(singular, dtype=torch.float64)
     critical, spinodal = (t.tolist() for t in thresholds(s, depth))
-    kept = {1: 1, 2: 2, 3: 3, len(s): len(s)}
+    kept = [r for r in (1, 2, 3) if r < len(s)] + [len(s)]
     middles = {r: (critical[r - 1] + spinodal[r]) / 2 if r < len(s) else 0.9 * critical[-1]
                for r in kept}  # fmt: skip
     network = Network(X, X @ of_rank(singular, d, K, generator), 1.0, sizes[1:-1], "linear")
@@ -716,7 +729,7 @@ def require_descents(cases):
     )
     depths = [depth for _, depth, _ in cases]
     checks.require(
-        min(depths) == 3 < max(depths),
+        depths and min(depths) == 3 < max(depths),
         f"parameter descents needs a network of depth 3 and a deeper one, got depths {depths}",
     )
 
@@ -818,6 +831,7 @@ def bound_on_any_inputs(counts, d, *, scale=None, seed=0):
 def hinge(beta, *, counts, seed=0):
     """Whitened ReLU nets with one output and the hinge loss, targets +1 and -1 (6.C22): excess of
     Adam, the best of six starts, over the closed form, and gap of that to its dual."""
+    checks.require(len(counts) == 2, f"counts must be the sizes of two classes, got {counts}")
     sizes = torch.tensor(counts, dtype=torch.float64)
     signs = torch.tensor([1.0, -1.0], dtype=torch.float64)[class_labels(counts)][:, None]
     X = whitened(torch.Generator().manual_seed(seed), len(signs), len(signs) + 2)
@@ -839,16 +853,26 @@ def _hinge(outputs, targets):
 
 
 def vanishing_decay(x, y, betas):
-    """``R - P(beta)/beta`` of 1-D nets (6.C22) and its bound ``beta/2 |dual of R|^2``, per beta."""
-    limit = ramps.interpolation_spline(x, y)
-    return pd.DataFrame(
-        {
-            "beta": beta,
-            "below": limit.value - ramps.fit_spline(x, y, beta).value / beta,
-            "bound": beta / 2 * float((limit.dual**2).sum()),
-        }
-        for beta in betas
-    )
+    """``R - P(beta)/beta`` of 1-D nets on distinct ``x`` (6.C22), per beta: columns beta, below,
+    bound, ``beta/2 |dual of R|^2``, and settled: the fit bends like the data do, so that R is one
+    linear function of the values between the two and the bound is attained."""
+    x, y = (np.asarray(v, dtype=float) for v in (x, y))
+    limit, order, rows = ramps.interpolation_spline(x, y), np.argsort(x), []
+    for beta in betas:
+        fit = ramps.fit_spline(x, y, beta)
+        pieces = [_piece(x[order], values[order]) for values in (y, y - fit.residual)]
+        row = dict(beta=beta, below=limit.value - fit.value / beta, settled=pieces[0] == pieces[1])
+        rows.append(row | dict(bound=beta / 2 * float((limit.dual**2).sum())))
+    return pd.DataFrame(rows)
+
+
+def _piece(x, y):
+    """The signs that say which linear function of ``y`` the interpolation norm is."""
+    slopes = np.diff(y) / np.diff(x)
+    bends, ends = np.diff(slopes), slopes[0] + slopes[-1]
+    total = np.abs(bends).sum()
+    signs = np.sign(np.where(np.abs(bends) > 1e-9 * total, bends, 0)).tolist()
+    return [*signs, float(np.sign(ends)) if abs(ends) > total else 0.0]
 
 
 # --- images --------------------------------------------------------------------------------------

@@ -162,10 +162,10 @@ def rank_one_value(coefficients, direction, targets, beta, depth=2, *, relu=True
         )
     value = (Y**2).sum() / 2
     for half in [c.clamp(min=0), c.clamp(max=0)] if mixed else [c]:
-        q = float(half @ half)
-        if q > 0:
-            s = float(torch.linalg.vector_norm(half @ Y)) / q
-            value += q * (shrink(s, beta / q, depth)[0] - s**2 / 2)
+        if (top := float(half.abs().max())) > 0:  # squares of the entries may overflow
+            length = float(torch.linalg.vector_norm(half / top))
+            s = float(torch.linalg.vector_norm(half / top @ Y)) / length
+            value += shrink(s, beta * (top * length) ** (-2 / depth), depth)[0] - s**2 / 2
     return float(value)
 
 
@@ -186,6 +186,7 @@ def _interpolator(inputs, targets):
 
 def _data(inputs, targets):
     X = checks.matrix("inputs", inputs, dtype=torch.float64)
+    checks.require(X.numel(), f"inputs is empty, got shape {tuple(X.shape)}")
     Y = _columns(targets)
     if len(Y) != len(X):
         raise checks.InputError(f"targets has {len(Y)} rows for {len(X)} inputs")
@@ -195,6 +196,7 @@ def _data(inputs, targets):
 def _columns(values, name="targets"):
     values = checks.tensor(name, values)
     values = values[:, None] if values.ndim == 1 else values
+    checks.require(values.numel(), f"{name} is empty, got shape {tuple(values.shape)}")
     return checks.matrix(name, values, dtype=torch.float64)
 
 

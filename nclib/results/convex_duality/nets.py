@@ -136,6 +136,14 @@ class Interpolation:
     depth: int
     norm: float | None = None
 
+    def __post_init__(self):
+        X = checks.matrix("inputs", self.inputs, dtype=torch.float64)
+        Y = checks.matrix("targets", self.targets, rows=len(X), columns=len(X), dtype=torch.float64)
+        depth = checks.integer("depth", self.depth, 2)
+        norm = self.norm if self.norm is None else checks.real("norm", self.norm, above=0)
+        checks.require(len(X) <= X.shape[1], f"{len(X)} samples need as many dimensions to fit")
+        self.__dict__.update(inputs=X, targets=Y, depth=depth, norm=norm)
+
     def layers(self, point):
         """The free layers, then the minimum-norm last layer that interpolates."""
         layers = [point[f"hidden_{j}"] for j in range(1, self.depth)]
@@ -174,6 +182,13 @@ class BatchNormNetwork:
     targets: torch.Tensor
     beta: float
     width: int
+
+    def __post_init__(self):
+        A = checks.matrix("features", self.features, dtype=torch.float64)
+        Y = checks.matrix("targets", self.targets, rows=len(A), dtype=torch.float64)
+        checks.real("beta", self.beta, above=0)
+        checks.integer("width", self.width)
+        self.__dict__.update(features=A, targets=Y)
 
     def hidden(self, point):
         """Features (n, width) after BN and ReLU."""

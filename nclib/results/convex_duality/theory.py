@@ -46,7 +46,12 @@ class Collapse:
 
     def gram(self, labels):
         """Gram matrix ``H H'`` (N, N) of the hidden features for these ``labels``."""
+        labels, _ = checks.labels(labels)
         norms = self.mean_norms.to(labels.device)
+        checks.require(
+            int(labels.max()) < len(norms),
+            f"labels must lie in 0..{len(norms) - 1}, found {int(labels.max())}",
+        )
         rows = norms[labels][:, None] * torch.nn.functional.one_hot(labels, len(norms))
         return rows @ rows.T
 
@@ -125,6 +130,7 @@ def batch_norm_head(features, labels, beta):
     if len(counts) < 2:
         raise checks.InputError("a BN head needs at least two classes: one class has no variation")
     centred, wanted = A - A.mean(0), Y - Y.mean(0)
+    centred = centred - centred.mean(0)  # what rounding left of a large mean
     W = torch.linalg.pinv(centred, rtol=max(A.shape) * torch.finfo(A.dtype).eps) @ wanted
     miss = torch.linalg.vector_norm(centred @ W - wanted, dim=0)
     if (miss > 1e-7 * torch.linalg.vector_norm(wanted, dim=0)).any():
@@ -150,7 +156,8 @@ def odd_pair_value(beta, depth):
     disjoint halves, and the others by at most their norm: the output moves by at most the product
     of the norms, which half the decay bounds.  The spline law believes in twice that product.
     """
-    return shrink(math.sqrt(2), beta * 2 ** (1 / checks.integer("depth", depth, 3)), depth)[0]
+    beta, depth = checks.real("beta", beta, at_least=0), checks.integer("depth", depth, 3)
+    return shrink(math.sqrt(2), beta * 2 ** (1 / depth), depth)[0]
 
 
 def hat_network(beta, shift=0.0):
@@ -160,6 +167,7 @@ def hat_network(beta, shift=0.0):
     point of a :class:`~nclib.results.convex_duality.nets.Network` of widths 2 and 1, at the best
     scale; its ``bias_1`` is zero without a shift.
     """
+    beta, shift = checks.real("beta", beta, at_least=0), checks.real("shift", shift)
     height = shrink(math.sqrt(0.8), beta * 5 ** (1 / 3), 3)[1] / math.sqrt(0.8)
     norm = (2 * height) ** (1 / 3)
     fold = torch.tensor([[1.0], [-1.0]], dtype=torch.float64) * norm / math.sqrt(2)
@@ -204,25 +212,28 @@ def triple_layers(depth):
 def norm_ratio(layers):
     """``prod ||W_l||_F^2`` of layers that map I_K to itself, over the K^L of collapse; < 1 means
     cheaper."""
+    checks.require(len(layers), "layers is empty: give at least one matrix")
     norms = math.prod(float(layer.square().sum()) for layer in layers)
     return norms / len(layers[-1]) ** len(layers)
 
 
 def bottleneck_value(layers, beta):
     """Cost of :func:`best_scaled` layers: ``K h_{beta',L}(1)``, beta' = beta norm_ratio^(1/L)."""
-    return len(layers[-1]) * _best_scale(layers, beta)[0]
+    cost, _ = _best_scale(layers, beta)
+    return len(layers[-1]) * cost
 
 
 def best_scaled(layers, beta):
     """Layers that map I_K to itself, at equal norms and the best scale for X = Y = I_K."""
+    _, height = _best_scale(layers, beta)
     K, depth = len(layers[-1]), len(layers)
-    norm = math.sqrt(K) * (norm_ratio(layers) ** 0.5 * _best_scale(layers, beta)[1]) ** (1 / depth)
+    norm = math.sqrt(K) * (norm_ratio(layers) ** 0.5 * height) ** (1 / depth)
     return [layer * (norm / float(layer.norm())) for layer in layers]
 
 
 def _best_scale(layers, beta):
-    depth, beta = len(layers), checks.real("beta", beta, above=0)
-    return shrink(1.0, beta * norm_ratio(layers) ** (1 / depth), depth)
+    ratio, beta = norm_ratio(layers), checks.real("beta", beta, above=0)
+    return shrink(1.0, beta * ratio ** (1 / len(layers)), len(layers))
 
 
 def _identities(size, count):
@@ -263,6 +274,7 @@ def _one_hot(labels, like):
 
 
 def _full_row_rank(singular, X):
+    checks.require(X.numel(), f"inputs is empty, got shape {tuple(X.shape)}")
     cut = max(X.shape) * torch.finfo(X.dtype).eps * float(singular.max())
     rank = int((singular > cut).sum())
     if rank < len(X):

@@ -66,6 +66,33 @@ def test_knots():
     assert math.isnan(study.mass_near(*study.knots([0.0], [1.0], [1.0]), [0.0]))
 
 
+def test_knots_and_labels_of_unusual_input():
+    """Lists, half precision, weights that still carry a gradient; each mistake is one error."""
+    weight = torch.tensor([[2.0], [-1.0]], requires_grad=True)
+    positions, masses = study.knots(weight, torch.tensor([-1.0, 0.5]).bfloat16(), [[1.0, 3.0]])
+    assert positions.tolist() == [0.5] and masses.tolist() == [5.0]
+    assert study.mass_near([1.0, 3.0], [5.0, 1.0], [3.0]) == 1 / 6
+    assert study.mass_near([1.0, 3.0], [5.0, 1.0], []) == 0
+    assert study.class_labels([2, 1.0]).tolist() == [0, 0, 1]
+    half = [torch.eye(3)[:2].bfloat16(), torch.eye(2).bfloat16()]
+    assert study.alignment(half, rank=2) == pytest.approx(1) and study.path_norm(*half) == 2
+    for call, message in (
+        (lambda: study.knots([1.0, 2], [1.0], [1.0, 2]), "input_weight 2, hidden_bias 1"),
+        (lambda: study.knots([1.0], [math.nan], [1.0]), "hidden_bias has 1 NaN"),
+        (lambda: study.class_labels([]), "counts is empty"),
+        (lambda: study.class_labels([2, 0]), "counts must be at least 1, got 0"),
+        (lambda: study.class_labels([2, -1]), "counts must be at least 1, got -1"),
+        (lambda: study.class_labels([2, 1.5]), "counts must be an integer, got 1.5"),
+        (lambda: study.path_norm(torch.ones(2, 3), torch.ones(1, 3)), "second must have 2 columns"),
+        (lambda: study.whitened(torch.Generator(), 5, 3), "5 whitened samples"),
+        (lambda: study.of_rank([1.0, 1, 1], 4, 2, torch.Generator()), "3 whitened samples"),
+        (lambda: study.require_descents([]), "got depths"),
+        (lambda: study.hinge(0.5, counts=(1, 1, 1)), "two classes"),
+    ):
+        with pytest.raises(checks.InputError, match=message):
+            call()
+
+
 def test_collapse_error():
     counts, beta, labels = [5, 3, 1], 1.2, labels_of([5, 3, 1])
     shape, n = theory.collapse(counts, beta), torch.tensor(counts, dtype=torch.float64)
@@ -128,6 +155,10 @@ def test_ranks_of_descent():
     table, falls = study.two_layer_ranks(12, (6, 10, 3))
     assert table["rank"].tolist() == table["expected"].tolist()
     assert table["expected"].max() == 3 and table["expected"].min() == 0 and len(falls) == 3
+    for kept in ([4.0], [4, 2.8], [4, 2.8, 2]):
+        few = study.deep_ranks(6, (5, 8, 8, 5), kept)
+        assert few["rank"].tolist() == few["expected"].tolist()
+        assert few["expected"].unique().tolist() == list(range(1, len(kept) + 1))
     close = study.two_layer_ranks(50, (20, 50, 5), seed=8)[0]  # s_1 is 5.4 % above s_2
     assert close["rank"].tolist() == close["expected"].tolist() and len(close) == 2 * 8
     deep = study.deep_ranks(10, (5, 12, 12, 12, 5), [4, 2.8, 2, 1.4, 1])
@@ -312,6 +343,19 @@ def test_centred_means_are_a_simplex_etf_for_balanced_classes_only():
 
 
 RECIPE = train.Recipe(epochs=600, lr=0.02, batch_size=None, optimizer="adam", schedule="cosine")
+
+
+def test_decay_vanishes_before_or_after_the_knots_settle():
+    """Slopes 1, 1 + h, -1 by hand: the bend h at 1 goes once the fit moves by more than it."""
+    x, h = [0.0, 2, 1, 3], 1e-4  # unsorted
+    y = [0.0, 2 + h, 1, 1 + h]
+    limit = study.vanishing_decay(x, y, [1e-3, 1e-7])
+    assert limit["settled"].tolist() == [False, True]
+    share = limit["below"] / limit["bound"]
+    assert share[0] < 0.9 and share[1] == pytest.approx(1, abs=1e-4)
+    # Slopes 1 and 2: their sum decides.
+    rise = study.vanishing_decay([0.0, 1, 2], [0.0, 1, 3], [1e-4])
+    assert rise["settled"].item() and (rise["below"] / rise["bound"]).item() == pytest.approx(1)
 
 
 @pytest.mark.slow

@@ -130,3 +130,28 @@ def test_bad_input():
     ):
         with pytest.raises(checks.InputError):
             call()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (3, 0, 2), (3, 2, 0)])
+def test_empty_data_is_one_clear_error(shape):
+    n, d, K = shape
+    X, Y = torch.ones(n, d), torch.ones(n, K)
+    for call in (
+        lambda: linear.linear_map(X, Y, 0.1),
+        lambda: linear.minimum_norm_layers(X, Y, 3),
+        lambda: linear.whitened_layer_norms(Y[:0], 0.1, 3),
+    ):
+        with pytest.raises(checks.InputError, match="empty"):
+            call()
+
+
+@pytest.mark.parametrize("size", [1e-160, 1e-8, 1e8, 1e160])
+def test_rank_one_inputs_of_any_size(size):
+    """Scaling the inputs by ``size`` and the decay by ``size^(2/L)`` changes nothing."""
+    c, a, Y = gaussian(23, 8), gaussian(24, 3), gaussian(25, 8, 2)
+    for depth, coefficients in ((2, c), (3, c.abs())):
+        plain = linear.rank_one_value(coefficients, a, Y, 0.3, depth)
+        beta = 0.3 * size ** (2 / depth)
+        scaled = linear.rank_one_value(size * coefficients, a, Y, beta, depth)
+        assert scaled == pytest.approx(plain, rel=1e-12)
+        assert plain < float(Y.square().sum()) / 2

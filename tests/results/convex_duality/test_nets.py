@@ -85,6 +85,26 @@ def test_interpolation_eliminates_the_last_layer_and_keeps_the_norm():
         assert float(problem(**point)) == pytest.approx(expected)
 
 
+def test_problems_take_any_precision_and_refuse_what_has_no_answer():
+    X, Y, A = gaussian(1, 3, 5).float(), gaussian(2, 3, 3), gaussian(3, 4, 2).numpy()
+    exact = nets.Interpolation(X.double(), Y, 2)
+    point = exact.start(torch.Generator().manual_seed(0))
+    assert float(nets.Interpolation(X, Y.tolist(), 2)(**point)) == float(exact(**point))
+    head = nets.BatchNormNetwork(A.astype("float32"), torch.ones(4, 1), 0.5, 2)
+    assert float(head(**head.start(torch.Generator().manual_seed(0)))) > 0
+    for call, message in (
+        (lambda: nets.Interpolation(X, Y[:2], 2), "targets must have 3 rows"),
+        (lambda: nets.Interpolation(X, Y, 1), "depth must be at least 2"),
+        (lambda: nets.Interpolation(X, Y, 2, 0.0), "norm must be greater than 0"),
+        (lambda: nets.Interpolation(X[:, :2], Y, 2), "3 samples need"),
+        (lambda: nets.BatchNormNetwork(A, torch.ones(3, 1), 0.5, 2), "targets must have 4 rows"),
+        (lambda: nets.BatchNormNetwork(A, torch.ones(4, 1), -0.5, 2), "beta"),
+        (lambda: nets.BatchNormNetwork(A, torch.ones(4, 1), 0.5, 0), "width"),
+    ):
+        with pytest.raises(checks.InputError, match=message):
+            call()
+
+
 class Well:
     """A double well: the left one, near -1, is lower; the hill is at about 0.04."""
 

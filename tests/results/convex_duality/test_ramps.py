@@ -50,6 +50,24 @@ def test_interpolation_norm_is_the_program(seed):
     assert program.norm == pytest.approx(program.value, rel=1e-9)
 
 
+@pytest.mark.parametrize(("height", "reach"), [(1e-6, 1), (1e-9, 1e-5), (1e9, 1e-6), (1, 1e9)])
+def test_interpolation_program_at_any_scale(height, reach):
+    """The solver's tolerances are absolute, the answer's must not be."""
+    x, y = data(4, 12)
+    x, y = reach * x, height * y + 3 * height
+    program, slopes = (
+        ramps.interpolation_spline(x, y),
+        np.diff(y[np.argsort(x)]) / np.diff(np.sort(x)),
+    )
+    total, ends = np.abs(np.diff(slopes)).sum(), abs(slopes[0] + slopes[-1])
+    assert program.value == pytest.approx(max(total, (total + ends) / 2), rel=1e-8)
+    assert abs(program.gap) < 1e-8 * program.value
+    assert np.abs(program(x) - y).max() < 1e-7 * height
+    assert np.abs(y - program(x) - program.residual).max() < 1e-9 * height
+    assert np.abs(kinks(x, x).T @ program.dual).max() == pytest.approx(1, rel=1e-9)
+    assert program.dual @ y == pytest.approx(program.value, rel=1e-8)
+
+
 def test_knots_off_the_data_do_not_help():
     x, y = data(11, 6)
     dense = np.linspace(x.min() - 3, x.max() + 3, 200)
@@ -124,6 +142,15 @@ def test_repeated_inputs():
         ramps.interpolation_norm(x, y)
     with pytest.raises(checks.InputError, match="fit_spline"):
         ramps.interpolation_spline(x, y)
+
+
+@pytest.mark.parametrize("offset", [1e5, -1e8])
+def test_the_gap_certifies_whatever_the_offset_of_the_targets(offset):
+    x, y = data(0, 9)
+    found, plain = (ramps.fit_spline(x, values, 0.1) for values in (y + offset, y))
+    rounding = 1e-15 * abs(offset) * np.abs(y).sum()
+    assert found.value == pytest.approx(plain.value, abs=rounding)
+    assert abs(found.gap) < 1e-12
 
 
 def test_constant_threshold_is_sharp():

@@ -131,6 +131,18 @@ def test_batch_norm_head(beta):
     np.testing.assert_allclose(head["alpha"] ** 2, strength * Y.mean(0), atol=1e-12)
 
 
+@pytest.mark.parametrize(("size", "shift"), [(1.0, 1e4), (1.0, -1e6), (1e-8, 0.0), (1e8, 0.0)])
+def test_batch_norm_head_of_features_in_any_units(size, shift):
+    counts, beta = [5, 2, 1], 0.6
+    labels, A = labels_of(counts), size * gaussian(21, 8, 9) + shift
+    head = theory.batch_norm_head(A, labels, beta)
+    z = A @ head["hidden_weight"].T
+    z = z - z.mean(0)
+    hidden = (head["gamma"] * z / z.norm(dim=0) + head["alpha"] / math.sqrt(8)).clamp(min=0)
+    expected = one_hot(labels) * (1 - beta / torch.tensor(counts).double().sqrt())
+    np.testing.assert_allclose(hidden @ head["weight"].T, expected, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_batch_norm_head_without_rank():
     labels, A = labels_of([6, 4, 3]), gaussian(18, 13, 5)
@@ -140,6 +152,27 @@ def test_batch_norm_head_without_rank():
     assert trained > 1.1 * collapsed_value([6, 4, 3], 0.5)
     # What is needed is not full rank: one separating direction per class is enough.
     theory.batch_norm_head(one_hot(labels) @ gaussian(19, 3, 7), labels, 0.5)
+
+
+def test_two_classes_on_one_neuron_are_stationary_and_dearer():
+    """Where a BN head can stop above the closed form: one direction for the first two classes."""
+    K, n_k, rho = 4, 5, 0.4
+    labels, A, beta = labels_of([n_k] * K), gaussian(22, 20, 24), 0.4 * math.sqrt(5)
+    merged = theory.batch_norm_head(A, torch.clamp(labels - 1, min=0), beta)
+    problem = BatchNormNetwork(A, one_hot(labels), beta, K - 1)
+    root = math.sqrt(math.sqrt(n_k) - beta)  # the singular value of the pair is sqrt(n_k), too
+    shares = torch.tensor([2, 1, 1], dtype=torch.float64) / K
+    rows = torch.tensor([[0.5**0.5, 0, 0], [0.5**0.5, 0, 0], [0, 1, 0], [0, 0, 1]]).double()
+    point = {"gamma": root * (1 - shares).sqrt(), "alpha": root * shares.sqrt()}
+    point |= {"hidden_weight": merged["hidden_weight"], "weight": root * rows}
+    for tensor in point.values():
+        tensor.requires_grad_()
+    value = problem(**point)
+    expected = (1 - rho) ** 2 / (K * rho * (2 - rho))
+    assert value.item() / collapsed_value([n_k] * K, beta) - 1 == pytest.approx(expected, rel=1e-5)
+    free = [point[name] for name in ("gamma", "weight")]
+    gradients = torch.autograd.grad(value, free)
+    assert max(float(g.abs().max()) for g in gradients) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -234,6 +267,15 @@ def test_negative_decays_and_a_single_number_are_refused():
         (lambda: theory.ufm_beta(3, -1.0, 0.1), "lambda_w must be at least 0"),
         (lambda: theory.ufm_beta(3, 1.0, -0.1), "lambda_h must be at least 0"),
         (lambda: theory.whitened_relu_value(2.0, 0.1), "targets must have shape"),
+        (lambda: theory.hat_network(-1.0), "beta must be at least 0, got -1.0"),
+        (lambda: theory.hat_network(0.1, math.nan), "shift"),
+        (lambda: theory.odd_pair_value(-1.0, 3), "beta must be at least 0, got -1.0"),
+        (lambda: theory.odd_pair_value("a", 3), "beta must be a finite number"),
+        (lambda: theory.norm_ratio([]), "layers is empty"),
+        (lambda: theory.bottleneck_value([], 0.1), "layers is empty"),
+        (lambda: theory.whitening(torch.zeros(0, 3)), "inputs is empty"),
+        (lambda: theory.whitened_prediction(torch.zeros(0, 3), [], 0.1, [[1.0, 2, 3]]), "empty"),
+        (lambda: theory.collapse([2, 1], 0.1).gram([0, 0, 2]), "labels must lie in 0..1"),
     ):
         with pytest.raises(checks.InputError, match=message):
             call()

@@ -271,6 +271,6 @@ ROWS = catalogue.load(BOOK)
 def test_every_check_fails_in_a_wrong_world(row):
     found = WORLDS[row]()
     assert found.keys() == catalogue.declared(ROWS[row]).keys()
-    text = dict(counts=[3, 3], cases=[(6, 4)], depths=[2, 3])
+    text = dict(counts=[3, 3], cases=[(6, 4)], depths=[2, 3], sizes=[6, 10])
     checked = claims.Ledger(BOOK).claim(row, text=text, **found).claims
     assert [one.id for one in checked if one.verdict not in BAD] == []
