@@ -15,7 +15,7 @@ Claims are rows of result 2's table, for example "2.L4".
 """
 
 from dataclasses import dataclass
-from math import comb, cos, exp, hypot, log, sin, sqrt
+from math import comb, cos, exp, hypot, log, log1p, sin, sqrt
 
 import numpy as np
 import torch
@@ -462,9 +462,10 @@ def _paired(name, weight, n, scale, value, A, B, *, rank):
     K, d = weight.shape
     curvature = None
     if d > rank:
-        # (scale/2K) [A(1+1/n) - root], with the difference of squares written out
-        root = sqrt((A * (1 - 1 / n)) ** 2 + 4 * B * B / n)
-        curvature = scale * 2 / (K * n) * (A * A - B * B) / (A * (1 + 1 / n) + root)
+        # (scale/2K) [A(1+1/n) - root], with the difference of squares written out: at a large scale
+        # A and B are tiny, and their squares underflow
+        root = hypot(A * (1 - 1 / n), 2 * B / sqrt(n))
+        curvature = scale * 2 / (K * n) * (A - B) * ((A + B) / (A * (1 + 1 / n) + root))
     labels = _balanced_labels(K, n)
     return CriticalPoint(name, weight[labels], weight, labels, scale, value, curvature)
 
@@ -514,10 +515,10 @@ def orthoplex_point(K, n, d, scale):
     if K % 2 or d < K // 2:
         raise checks.InputError(f"an orthoplex needs an even K and d >= K/2, got K={K}, d={d}")
     weight, scale = F.pad(frames.cross_polytope(K // 2), (0, d - K // 2)), _scale(scale)
-    Z = 1 + exp(-2 * scale) + (K - 2) * exp(-scale)
-    opposite, other = exp(-2 * scale) / Z, exp(-scale) / Z
+    others = exp(-2 * scale) + (K - 2) * exp(-scale)
+    opposite, other = exp(-2 * scale) / (1 + others), exp(-scale) / (1 + others)
     A, B = 2 * opposite + (K - 2) * other, K * other
-    return _paired("orthoplex", weight, n, scale, log(Z), A, B, rank=K // 2)
+    return _paired("orthoplex", weight, n, scale, log1p(others), A, B, rank=K // 2)
 
 
 def polygon_point(K, n, d, scale):

@@ -480,6 +480,37 @@ class TestZoo:
         assert abs(point.min_eigenvalue) < 1e-15
         assert float(spectrum[0]) > -1e-12
 
+    @pytest.mark.parametrize(("K", "n", "d"), [(4, 2, 5), (6, 1, 8)])
+    @pytest.mark.parametrize("scale", [0.5, 40.0, 380.0, 700.0])
+    def test_digits_where_everything_is_classified(self, K, n, d, scale):
+        """Values and curvatures down to e^-1400 from the certificate with forty digits."""
+        mp, labels = pytest.importorskip("mpmath").mp, balanced(K, n).tolist()
+        points = [
+            p for p in theory.zoo(K, n, d, scale) if torch.equal(p.features, p.weight[labels])
+        ]
+        assert len(points) >= 3
+        for point in points:
+            # cosines are 1, 0, -1 and ±1/2 here
+            cosines = ((2 * point.features @ point.weight.T).round() / 2).tolist()
+            with mp.workdps(40):
+                S, total = mp.zeros(K + K * n), mp.mpf(0)
+                for i, (row, y) in enumerate(zip(cosines, labels, strict=True)):
+                    terms = [
+                        mp.exp(scale * (c - mp.mpf(row[y]))) * (k != y) for k, c in enumerate(row)
+                    ]
+                    others = mp.fsum(terms)
+                    total += mp.log1p(others) / len(labels)
+                    terms[y] = -others
+                    for k, term in enumerate(terms):
+                        g = scale * term / (1 + others) / len(labels)
+                        S[K + i, k] = S[k, K + i] = g
+                        S[k, k] -= row[k] * g
+                        S[K + i, K + i] -= row[k] * g
+                low = min(mp.eigsy(S, eigvals_only=True))
+            assert point.value == pytest.approx(float(total), rel=1e-12, abs=0), point.name
+            assert point.min_eigenvalue == pytest.approx(float(low), rel=1e-11, abs=0), point.name
+            assert point.min_eigenvalue < 0
+
     def test_no_closed_form_without_a_free_direction(self):
         assert theory.polygon_point(5, 2, 2, 1.0).min_eigenvalue is None
         assert theory.orthoplex_point(6, 1, 3, 1.0).min_eigenvalue is None
