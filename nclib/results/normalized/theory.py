@@ -253,8 +253,12 @@ def curvature_range(K, n, d, scale, *, block_steps=False):
 
 
 def condition_number(K, n, d, scale):
-    """Largest over smallest positive Hessian eigenvalue at the minimum (claim 2.L9)."""
-    low, high = curvature_range(K, n, d, scale)
+    """Largest over smallest positive Hessian eigenvalue at the minimum (claim 2.L9).
+
+    Also at scales at which both underflow.
+    """
+    K, n, d = _sizes(K, n, d, rank=checks.integer("K", K, 2) - 1, what="the minimum")
+    _, low, high = _extremes(K, n, d, _scale(scale))
     return high / low
 
 

@@ -244,6 +244,15 @@ class TestSpectrum:
     def test_condition_numbers_of_the_spec(self, K, n, d, scale, kappa):
         assert abs(theory.condition_number(K, n, d, scale) / kappa - 1) < 5e-5
 
+    @pytest.mark.parametrize(("K", "n", "d"), [(4, 3, 4), (2, 3, 5), (7, 1, 9)])
+    def test_condition_number_where_both_curvatures_underflow(self, K, n, d):
+        """Without a wrong probability: c(1+t)(1+1/n), for K = 2 c(1+1/n), over c/n."""
+        scale = 2000.0
+        kappa = (n + 1) * (1 + scale / (K - 1) if K > 2 else 1)
+        assert theory.curvature_range(K, n, d, scale) == (0.0, 0.0)
+        assert theory.condition_number(K, n, d, scale) == pytest.approx(kappa)
+        assert theory.descent_rate(K, n, d, scale) == pytest.approx(1 - 1 / kappa)
+
     def test_curvatures_of_the_spec(self):
         low, high = theory.curvature_range(10, 5, 20, 1)
         assert abs(low - 0.00584677) < 5e-9
