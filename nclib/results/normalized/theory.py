@@ -30,6 +30,7 @@ from nclib.ufm.model import UFM
 LOSS = losses.ExactCrossEntropy()
 BOTH = ("features", "weight")
 
+TINY = float(np.finfo(float).tiny)
 UNIT_TOLERANCE = 1e-5  # how far from 1 the norm of a row may be: float32 rounding, nothing more
 
 
@@ -724,10 +725,12 @@ def regularized_optimum(K, n, lambda_w, lambda_h):
     K, n = _sizes(K, n)
     lambda_w = checks.real("lambda_w", lambda_w, above=0)
     lambda_h = checks.real("lambda_h", lambda_h, above=0)
-    value, margin = scalar.cross_entropy(sqrt(n * lambda_w * lambda_h), K)
+    # Roots apart: no product or quotient of two extreme penalties over- or underflows.
+    root_w, root_h = sqrt(lambda_w), sqrt(n) * sqrt(lambda_h)
+    value, margin = scalar.cross_entropy(root_w * root_h, K)
     scale = margin * (K - 1) / K
-    ratio = sqrt(n * lambda_h / lambda_w)  # ‖w‖² / ‖h‖²
-    return PenalisedOptimum(value, scale, sqrt(scale * ratio), sqrt(scale / ratio))
+    ratio = sqrt(root_h) / sqrt(root_w)  # ‖w‖ / √scale
+    return PenalisedOptimum(value, scale, sqrt(scale) * ratio, sqrt(scale) / ratio)
 
 
 def hybrid_optimum(K, feature_decay):
@@ -741,7 +744,9 @@ def hybrid_optimum(K, feature_decay):
     def slope(b):
         return K * _wrong_probability(K, b * K / (K - 1)) - decay * b
 
-    norm = brentq(slope, 0.0, 1 / decay, xtol=1e-15, rtol=1e-14)
+    # K q(b) is at most 1, and at most K exp(-bK/(K-1))
+    high = min(2 / decay, max(1.0, (K - 1) / K * (log(K) - log(decay))))
+    norm = brentq(slope, 0.0, high, xtol=TINY, rtol=1e-15)
     value = _softplus(log(K - 1) - norm * K / (K - 1)) + decay * norm * norm / 2
     return PenalisedOptimum(value, norm, 1.0, norm)
 

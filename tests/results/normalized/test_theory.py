@@ -853,6 +853,35 @@ class TestPenalised:
         assert abs(value - expected.value) < 1e-12
         assert (h - expected.feature_norm).abs().max() < 1e-5
 
+    @pytest.mark.parametrize(
+        ("lambda_w", "lambda_h"), [(1e-200, 1e-180), (1e-300, 1e-10), (1e-290, 1e288)]
+    )
+    def test_regularized_with_extreme_penalties(self, lambda_w, lambda_h):
+        """The margin that balances cross-entropy and penalty, with forty digits; norms as roots."""
+        mp = pytest.importorskip("mpmath").mp
+        found = theory.regularized_optimum(3, 2, lambda_w, lambda_h)
+        with mp.workdps(400):
+            w, h = mp.mpf(lambda_w), mp.mpf(lambda_h)
+            scale = mp.mpf(2) / 3 * mp.log(1 / mp.sqrt(2 * w * h) - 2)
+            norms = [mp.sqrt(scale * mp.sqrt(2 * h / w)), mp.sqrt(scale * mp.sqrt(w / 2 / h))]
+            expected = [float(scale), *map(float, norms)]
+        got = [found.scale, found.weight_norm, found.feature_norm]
+        assert got == pytest.approx(expected, rel=1e-12, abs=0)
+
+    @pytest.mark.parametrize("lambdas", [(1e200, 1e200), (1e-300, 1e305), (1.0, 1e300)])
+    def test_huge_penalties_leave_zero(self, lambdas):
+        found = theory.regularized_optimum(3, 2, *lambdas)
+        assert (found.value, found.weight_norm, found.feature_norm) == (math.log(3), 0.0, 0.0)
+
+    @pytest.mark.parametrize("K", [2, 7])
+    @pytest.mark.parametrize("decay", [1e-300, 1e-60, 1e-12, 0.3, 1.0, 50.0, 1e16, 1e290])
+    def test_hybrid_norm_solves_its_equation(self, K, decay):
+        mp = pytest.importorskip("mpmath").mp
+        b = theory.hybrid_optimum(K, decay).feature_norm
+        with mp.workdps(60):
+            pull = K / (mp.exp(mp.mpf(b) * K / (K - 1)) + K - 1)
+            assert abs(float(pull / (mp.mpf(decay) * b)) - 1) < 1e-12
+
     def test_strong_penalty_collapses_to_zero(self):
         # the switch is at (K-1)√(n λ_w λ_h) = (K-1)/K, that is λ = 1/(K√n) for equal penalties
         edge = 1 / (3 * math.sqrt(2))
