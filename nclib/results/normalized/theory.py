@@ -77,7 +77,8 @@ def normalized(counts, scale, d, **options):
 
 def hybrid(counts, feature_decay, d):
     """Unit classifiers, free features with penalty ``feature_decay/2 · mean ‖h‖²`` (2.L10)."""
-    decay = checks.real("feature_decay", feature_decay, above=0) / sum(counts)
+    decay = checks.real("feature_decay", feature_decay, above=0)
+    decay /= len(normalized(counts, 1.0, d).targets)
     return UFM.classes(counts, LOSS, widths=d, decays=(decay, 0), sphere="weight")
 
 
@@ -351,8 +352,10 @@ def multipliers(features, weight, labels, scale):
 
     ``G (N, K)`` is the gradient with respect to the cosines ``features @ weight.T``; ``alpha (K,)``
     and ``beta (N,)`` are the inner products of the Euclidean gradients with the rows they belong
-    to, the Lagrange multipliers of the unit norms at a critical point (claim 2.L3).
+    to, the Lagrange multipliers of the unit norms at a critical point (claim 2.L3).  The arguments
+    are those of :func:`sphere_point`.
     """
+    features, weight, labels, scale = sphere_point(features, weight, labels, scale)
     problem = UFM(
         LOSS, labels, weight.shape[1], (0, 0), K=len(weight), scale=scale, sphere=BOTH
     )  # fmt: skip
@@ -370,7 +373,8 @@ def hessian_product(features, weight, labels, scale, along_features, along_weigh
     there.  Costs about two gradients: for iterative eigenvalue solvers.
     """
     features, weight, labels, scale = sphere_point(features, weight, labels, scale)
-    E, D = along_features, along_weight
+    E = _direction("along_features", along_features, features)
+    D = _direction("along_weight", along_weight, weight)
     *_, beta, alpha, G = multipliers(features, weight, labels, scale)
     P = (scale * features @ weight.T).softmax(1)
     moved = scale * (features @ D.T + E @ weight.T)
@@ -382,6 +386,11 @@ def hessian_product(features, weight, labels, scale, along_features, along_weigh
     )
 
 
+def _direction(name, value, rows):
+    N, d = rows.shape
+    return checks.matrix(name, value, rows=N, columns=d, dtype=torch.float64).to(rows.device)
+
+
 def tangent(rows, vectors):
     """``vectors`` without their parts along the unit ``rows``."""
     return vectors - (vectors * rows).sum(1, keepdim=True) * rows
@@ -389,7 +398,6 @@ def tangent(rows, vectors):
 
 def dual_matrix(features, weight, labels, scale):
     """``S = [[-diag α, Gᵀ], [G, -diag β]]``, ``(K+N, K+N)``, classes first (claim 2.L4)."""
-    features, weight, labels, scale = sphere_point(features, weight, labels, scale)
     *_, beta, alpha, G = multipliers(features, weight, labels, scale)
     return _dual_matrix(G, alpha, beta)
 
@@ -414,7 +422,6 @@ def certificate(features, weight, labels, scale, *, gtol=1e-6):
     ``gtol · max(‖G‖, 0.01)``, G the gradient with respect to the cosines; otherwise an
     :class:`~nclib.checks.InputError` says how large it is.  :func:`gap_bound` works at any point.
     """
-    features, weight, labels, scale = sphere_point(features, weight, labels, scale)
     grad_features, grad_weight, beta, alpha, G = multipliers(features, weight, labels, scale)
     norm = hypot(float(grad_features.norm()), float(grad_weight.norm()))
     allowed = checks.real("gtol", gtol, above=0) * max(float(G.norm()), 1e-2)
@@ -764,10 +771,12 @@ def matched_penalties(K, n, scale):
     """The penalties whose minimiser has ``‖w‖‖h‖ = scale``, for a fair comparison (claim 2.L10).
 
     ``lambda_w = n·lambda_h = q`` (equal norms of w and h) and ``feature_decay = K q / scale``, q
-    the wrong-class probability of :func:`optimum`.
+    the wrong-class probability of :func:`optimum`.  Raises an :class:`~nclib.checks.InputError` for
+    scales at which it underflows (about 700): no penalty that small can be stated.
     """
     K, n = _sizes(K, n)
     q = optimum(K, scale).wrong_probability
+    checks.require(q / n >= TINY, f"scale = {scale} needs penalties that underflow; use less")
     return Matched(q, q / n, K * q / _scale(scale))
 
 
@@ -783,7 +792,7 @@ def matched_problems(K, n, scale, d):
 
 def matched_points(K, n, scale, d):
     """Their minima: the same simplex ETF, with the norms (1, 1), (scale, 1), (√scale, √scale)."""
-    point = minimum(K, n, d)
+    point, scale = minimum(K, n, d), _scale(scale)
     norms = {"normalized": (1, 1), "hybrid": (scale, 1), "regularized": (sqrt(scale),) * 2}
     return {
         name: {"features": h * point["features"], "weight": w * point["weight"]}

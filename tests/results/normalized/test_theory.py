@@ -397,6 +397,25 @@ class TestDerivatives:
             b = b - (b * rows).sum(1, keepdim=True) * rows
             assert (a - b).abs().max() < 1e-13
 
+    def test_rows_and_directions_of_other_kinds(self):
+        """Single precision, lists and strides are read; other shapes are an error."""
+        weight, features, labels = random_rows(3, 4, 1), random_rows(6, 4, 2), [0, 0, 1, 1, 2, 2]
+        along = theory.tangent(features, random_rows(6, 4, 3)), theory.tangent(weight, weight + 1)
+        expected = theory.multipliers(features, weight, labels, 2.0)
+        for convert in (torch.Tensor.float, torch.Tensor.tolist, lambda x: x.T.contiguous().T):
+            found = theory.multipliers(convert(features), convert(weight), labels, 2.0)
+            for a, b in zip(found, expected, strict=True):
+                assert a.dtype == torch.float64
+                assert (a - b).abs().max() < 1e-6
+            point = convert(features), convert(weight), labels, 2.0
+            product = theory.hessian_product(*point, *map(convert, along))
+            plain = theory.hessian_product(features, weight, labels, 2.0, *along)
+            assert (product[0] - plain[0]).abs().max() < 1e-6
+        with pytest.raises(InputError, match="along_features must have 6 rows"):
+            theory.hessian_product(features, weight, labels, 2.0, weight, weight)
+        with pytest.raises(InputError, match="along_weight must have 4 columns"):
+            theory.hessian_product(features, weight, labels, 2.0, features, weight[:, :3])
+
     def test_keeps_its_digits_where_everything_is_classified(self):
         """Along a geodesic near an ETF at scale 40, where f is 1e-23: fifty digits of mpmath."""
         mp = pytest.importorskip("mpmath").mp
@@ -811,6 +830,10 @@ class TestProblems:
             (lambda: theory.hybrid([1, 1], -1.0, 3), "feature_decay must be greater than 0"),
             (lambda: theory.regularized([1, 1], 0.0, 1.0, 3), "lambda_w must be greater than 0"),
             (lambda: theory.regularized([1, 1], 1.0, 0.0, 3), "lambda_h must be greater than 0"),
+            (lambda: theory.hybrid([], 1.0, 3), "counts|classes|K"),
+            (lambda: theory.hybrid(3, 1.0, 3), "counts"),
+            (lambda: theory.matched_points(3, 2, -1.0, 3), "scale must be greater than 0"),
+            (lambda: theory.matched_problems(3, 2, 1000.0, 3), "penalties that underflow"),
         ],
     )
     def test_bad_input(self, call, message):
