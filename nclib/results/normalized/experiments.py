@@ -165,15 +165,16 @@ def convergence(problems, *, seeds, max_iter):
 
 
 def steps_until(problem, start, reached, *, most, every, **rates):
-    """Steps of gradient descent until ``reached(point)``, which is asked every so many.
+    """Steps of gradient descent until ``reached(point)``, asked every so many and after ``most``.
 
     ``rates``: as for :func:`nclib.ufm.flow.descend`.  ``inf``: not reached after ``most``; ``nan``:
     the step is too long for this problem, and the descent left the numbers.
     """
-    done, chunk = 0, 20 * every
+    done = 0
     while done < most:
+        chunk = min(20 * every, most - done)
         try:
-            path = descend(problem, start, steps=chunk, record=[*range(0, chunk, every)], **rates)
+            path = descend(problem, start, steps=chunk, record=range(0, chunk, every), **rates)
         except checks.InputError:
             return nan
         for step, point in zip(path.steps, path.points, strict=True):

@@ -59,6 +59,28 @@ def test_steps_until_counts_and_says_when_it_is_not_reached():
     assert math.isnan(study.steps_until(free, start, near, most=400, every=5, rate=1e6))
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_steps_until_does_not_go_past_the_last(every):
+    """Against a loop that takes every step by itself."""
+    problem, rate = theory.normalized([2] * 4, 2.0, 5), 3.0
+    start, goal = study.unit_start(problem, 0), theory.optimum(4, 2.0).value + 1e-9
+    point, first = problem.place(start), 0
+    while float(problem.value(point)) >= goal:
+        slopes = problem.gradient(point)
+        point = problem.place({name: x - rate * slopes[name] for name, x in point.items()})
+        first += 1
+    assert 20 < first < 200
+
+    def near(point):
+        return float(problem.value(point)) < goal
+
+    def steps(most):
+        return study.steps_until(problem, start, near, most=most, every=every, rate=rate)
+
+    assert [steps(first - 1), steps(first)] == [math.inf, first]
+    assert steps(500) == -(-first // every) * every
+
+
 def test_race_and_its_ratios():
     fast = study.race("normalized", 3.0, 0, K=10, n=5, d=20)["steps"]
     slow = study.race("hybrid", 3.0, 0, K=10, n=5, d=20)["steps"]
