@@ -194,6 +194,14 @@ class TestSphereMetrics:
             assert abs(found[name] - sum(pairs) / 6) < 1e-6
             assert abs(found[name + "_max"] - max(pairs)) < 1e-6
 
+    @pytest.mark.parametrize("size", [1e-200, 1e200])
+    def test_no_square_leaves_the_numbers(self, size):
+        features, labels, weight = cloud([4, 2, 3], 4, 0)
+        expected = angles.sphere_metrics(features, labels, weight)
+        found = angles.sphere_metrics(size * features, labels, size * weight)
+        for name in expected.keys() - {"nc1"}:
+            assert found[name] == pytest.approx(expected[name], rel=1e-9), name
+
     def test_agrees_with_the_library(self):
         features, labels, weight = cloud([6, 6, 6], 5)
         library = nc_metrics(features, labels, weight)
