@@ -528,12 +528,14 @@ def feature_wells(scale, *, K):
 
 
 def dimension(K, d, *, scale, seed=0):
-    """Best of six starts: gap to f*, NC2 of the classifier and its floor."""
+    """Best of six starts: gap to f*, NC2 of the classifier and its floor, and ``alignment``, the
+    largest angle from a feature to its classifier in degrees."""
     problem = theory.normalized([1] * K, scale, d)
     found = best(problem, seed=seed, refine=True)
     metrics = collapse(problem, found.point)
     gap = found.value - theory.optimum(K, scale).value
-    return {"gap": gap} | {name: metrics[name] for name in ("nc2", "nc2_floor")}
+    found = {name: metrics[name] for name in ("nc2", "nc2_floor")}
+    return {"gap": gap, "alignment": metrics["alignment_max"]} | found
 
 
 def dimensions(classes, scale, *, seed=0):
@@ -543,7 +545,8 @@ def dimensions(classes, scale, *, seed=0):
 
 
 def codes(cases, *, seed=0):
-    """Best of ten starts against a named code: the losses, and the relative ``gap``.
+    """Best of ten starts against a named code: the losses, the relative ``gap``, and ``alignment``,
+    the largest angle from a feature to its classifier in degrees.
 
     ``cases``: (name, code (K, d), scale).  Searched in log f: at a large scale f is tiny.
     """
@@ -556,6 +559,7 @@ def codes(cases, *, seed=0):
         rows.append(
             {"name": name, "K": K, "d": d, "scale": scale, "found": np.exp(found.value)}
             | {"code": known, "gap": found.value - log(known)}
+            | {"alignment": collapse(problem, found.point)["alignment_max"]}
         )
     return pd.DataFrame(rows)
 

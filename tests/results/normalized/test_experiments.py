@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize
 
 from nclib import frames
 from nclib.results.normalized import experiments as study
@@ -234,6 +236,39 @@ def test_dimensions_and_codes():
     assert bipyramid.gap < -1e-3
     cosines = sorted((frames.bipyramid(5) @ frames.bipyramid(5).T)[0].tolist())
     assert np.allclose(cosines, [-0.5, -0.5, 0, 0, 1])
+
+
+def test_features_leave_their_classifier_on_codes_without_symmetry():
+    """Tied to their classifier, nine classes in space end higher: plain L-BFGS over codes alone."""
+    scale = 3.0
+
+    def tied(x):
+        x = torch.tensor(x, requires_grad=True)
+        code = F.normalize(x.view(9, 3), dim=1)
+        value = F.cross_entropy(scale * code @ code.T, torch.arange(9))
+        return value.item(), torch.autograd.grad(value, x)[0].numpy()
+
+    starts = np.random.default_rng(0).normal(size=(12, 27))
+    options = {"method": "L-BFGS-B", "jac": True, "options": {"ftol": 0, "gtol": 1e-9}}
+    lowest = min(minimize(tied, start, **options).fun for start in starts)
+    free = study.dimension(9, 3, scale=scale)
+    assert free["alignment"] > 0.1
+    assert 1e-6 < lowest - theory.optimum(9, scale).value - free["gap"] < 1e-4
+    assert study.dimension(6, 3, scale=scale)["alignment"] < 1e-4
+    square, pyramid = study.codes(
+        [("square", frames.polygon(4), 2.0), ("pyramid", frames.bipyramid(5), 10.0)]
+    )["alignment"]
+    assert square < 1e-4 < pyramid
+
+
+@pytest.mark.parametrize(("K", "n", "d"), [(3, 1, 2), (4, 2, 4), (6, 1, 6)])
+def test_free_norms_never_condition_better(K, n, d):
+    """The sphere's Hessian over the scale is the penalised one's on tangent directions."""
+    size = {"K": K, "n": n, "d": d}
+    for scale in (0.2, 1.1, 1.75, 4.0):
+        sphere, free = (study.conditioning(m, scale, **size) for m in ("normalized", "regularized"))
+        assert free["kappa"] > sphere["kappa"] * (1 - 1e-9)
+        assert free["low"] < sphere["low"] / scale * (1 + 1e-9)
 
 
 def test_imbalance_and_nonnegative():
