@@ -101,7 +101,8 @@ def spectrum(table, blocks, rates, curve):
         line.set(markersize=2.5, linewidth=0.8)
     left.legend(markerscale=2)
     lines(middle, rates, "scale", "measured", points=True, xlabel=r"scale $\tau$",
-          ylabel="contraction per gradient step", title="Speed of descent; dashed: predicted")  # fmt: skip
+          ylabel="contraction per gradient step",
+          title="Speed of descent; dashed: predicted")  # fmt: skip
     middle.plot(curve["scale"], curve["predicted"], **THEORY)
     names = {False: "one step size", True: "features $n$ times as fast"}
     lines(right, blocks, "n", "iterations", by="block", labels=names, log="xy",
