@@ -588,7 +588,7 @@ def flipped_features(K, n, d, scale, *, flips):
         alpha = -(n - flips) * right + flips * wrong
         a, b = -right * sqrt(n - flips), -wrong * sqrt(flips)
         reduced = np.array([[-alpha, a, b], [a, right, 0], [b, 0, -wrong]])
-        curvature = min(float(np.linalg.eigvalsh(reduced)[0]), -wrong, -alpha)
+        curvature = float(np.linalg.eigvalsh(reduced)[0])  # at most -alpha and -wrong
     features = signs.repeat(K)[:, None] * weight[labels]
     return CriticalPoint(
         f"{flips} of {n} features flipped", features, weight, labels, scale, value, curvature

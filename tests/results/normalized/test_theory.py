@@ -473,6 +473,20 @@ class TestZoo:
         assert names == [*expected, "2 of 3 features flipped"]
         assert theory.zoo(3, 1, 4, 1.0)[-1].name == "collinear"
 
+    def test_zoo_in_few_dimensions(self):
+        """Each member needs one more dimension than it spans."""
+        names = ["total collapse", "2 groups of 3", "3 groups of 2", "orthoplex", "regular polygon"]
+        assert [point.name for point in theory.zoo(6, 1, 4, 2.0)] == names
+        assert [point.name for point in theory.zoo(6, 1, 3, 2.0)] == [*names[:3], names[4]]
+        assert [point.name for point in theory.zoo(6, 1, 2, 2.0)] == names[:2]
+        assert [point.name for point in theory.zoo(5, 1, 3, 2.0)] == [*names[::4], "collinear"]
+
+    @pytest.mark.parametrize(
+        ("K", "d", "bound"), [(4, 6, 8.0), (2, 2, 0.0), (3, 5, 4.5), (5, 8, 10.0), (100, 102, 200)]
+    )
+    def test_temperature_bound(self, K, d, bound):
+        assert theory.temperature_bound(K, d) == pytest.approx(bound)
+
     @pytest.mark.parametrize(
         ("name", "value", "curvature", "negative"),
         [
@@ -692,6 +706,32 @@ class TestCertificate:
         weight, labels = frames.simplex_etf(4, 5), balanced(4, 2)
         features = F.normalize(weight[labels] + 1e-5 * random_rows(8, 5, 0))
         assert theory.gap_bound(features, weight, labels, 2.0) < 1e-3
+
+    def test_gap_bound_is_the_trace_bound(self):
+        """Sharp for total collapse with n = 1: S has rows of sum zero and the smallest eigenvalue
+        -scale/K, so that the bound is scale."""
+        point = theory.total_collapse(4, 1, 5, 1.7)
+        where = point.features, point.weight, point.labels
+        assert theory.gap_bound(*where, 1.7) == pytest.approx(1.7)
+
+    @pytest.mark.parametrize(("size", "critical"), [(1e-9, True), (3e-5, False)])
+    def test_what_counts_as_critical(self, size, critical):
+        """The gradient may be a millionth of G, or of 0.01 where G is smaller."""
+        weight, labels = frames.simplex_etf(4, 5), balanced(4, 2)
+        features = F.normalize(weight[labels] + size * random_rows(8, 5, 0))
+        if critical:
+            assert abs(theory.certificate(features, weight, labels, 2.0)) < 1e-8
+            return
+        with pytest.raises(InputError, match="not critical"):
+            theory.certificate(features, weight, labels, 2.0)
+
+    @pytest.mark.parametrize("off", [3e-5, -3e-5])
+    def test_one_row_off_the_sphere(self, off):
+        weight = frames.simplex_etf(4, 5)
+        rows = weight.clone()
+        rows[2] *= 1 + off
+        with pytest.raises(InputError, match="row 2 has norm .* 1 of 4 rows"):
+            theory.multipliers(rows, weight, torch.arange(4), 1.0)
 
     def test_rotation_and_order_do_not_matter(self):
         point = theory.zoo(4, 2, 5, 2.0)[2]
