@@ -165,15 +165,16 @@ def convergence(problems, *, seeds, max_iter):
 
 
 def steps_until(problem, start, reached, *, most, every, **rates):
-    """Steps of gradient descent until ``reached(point)``, which is asked every so many.
+    """Steps of gradient descent until ``reached(point)``, asked every so many and after ``most``.
 
     ``rates``: as for :func:`nclib.ufm.flow.descend`.  ``inf``: not reached after ``most``; ``nan``:
     the step is too long for this problem, and the descent left the numbers.
     """
-    done, chunk = 0, 20 * every
+    done = 0
     while done < most:
+        chunk = min(20 * every, most - done)
         try:
-            path = descend(problem, start, steps=chunk, record=[*range(0, chunk, every)], **rates)
+            path = descend(problem, start, steps=chunk, record=range(0, chunk, every), **rates)
         except checks.InputError:
             return nan
         for step, point in zip(path.steps, path.points, strict=True):
@@ -283,8 +284,8 @@ def block_steps(n, block, *, K, d, scale, seed=0):
 
 def curvature(size, scale):
     """Closed-form smallest positive curvature and condition number at the minimum."""
-    low, high = theory.curvature_range(*size, scale)
-    return {"low": low, "kappa": high / low}
+    low, _ = theory.curvature_range(*size, scale)
+    return {"low": low, "kappa": theory.condition_number(*size, scale)}
 
 
 def measured_best_scales(K, n, d):
@@ -527,12 +528,14 @@ def feature_wells(scale, *, K):
 
 
 def dimension(K, d, *, scale, seed=0):
-    """Best of six starts: gap to f*, NC2 of the classifier and its floor."""
+    """Best of six starts: gap to f*, NC2 of the classifier and its floor, and ``alignment``, the
+    largest angle from a feature to its classifier in degrees."""
     problem = theory.normalized([1] * K, scale, d)
     found = best(problem, seed=seed, refine=True)
     metrics = collapse(problem, found.point)
     gap = found.value - theory.optimum(K, scale).value
-    return {"gap": gap} | {name: metrics[name] for name in ("nc2", "nc2_floor")}
+    found = {name: metrics[name] for name in ("nc2", "nc2_floor")}
+    return {"gap": gap, "alignment": metrics["alignment_max"]} | found
 
 
 def dimensions(classes, scale, *, seed=0):
@@ -542,7 +545,8 @@ def dimensions(classes, scale, *, seed=0):
 
 
 def codes(cases, *, seed=0):
-    """Best of ten starts against a named code: the losses, and the relative ``gap``.
+    """Best of ten starts against a named code: the losses, the relative ``gap``, and ``alignment``,
+    the largest angle from a feature to its classifier in degrees.
 
     ``cases``: (name, code (K, d), scale).  Searched in log f: at a large scale f is tiny.
     """
@@ -555,6 +559,7 @@ def codes(cases, *, seed=0):
         rows.append(
             {"name": name, "K": K, "d": d, "scale": scale, "found": np.exp(found.value)}
             | {"code": known, "gap": found.value - log(known)}
+            | {"alignment": collapse(problem, found.point)["alignment_max"]}
         )
     return pd.DataFrame(rows)
 

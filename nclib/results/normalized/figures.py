@@ -96,17 +96,18 @@ def spectrum(table, blocks, rates, curve):
     figure, (left, middle, right) = style.grid(1, 3, width=9.8, height=3.0)
     labels = {scale: rf"$\tau={scale:g}$" for scale in table["scale"].unique()}
     lines(left, table, "index", "measured", by="scale", labels=labels, theory="theory", points=True,
-          ylabel="eigenvalue", title="The whole Hessian in closed form (dashed)")  # fmt: skip
+          ylabel="eigenvalue", title="The whole Hessian; dashed: closed form")  # fmt: skip
     for line in left.lines:
         line.set(markersize=2.5, linewidth=0.8)
     left.legend(markerscale=2)
     lines(middle, rates, "scale", "measured", points=True, xlabel=r"scale $\tau$",
-          ylabel="contraction per gradient step", title="… so the speed is known")  # fmt: skip
+          ylabel="contraction per gradient step",
+          title="Speed of descent; dashed: predicted")  # fmt: skip
     middle.plot(curve["scale"], curve["predicted"], **THEORY)
     names = {False: "one step size", True: "features $n$ times as fast"}
     lines(right, blocks, "n", "iterations", by="block", labels=names, log="xy",
           xlabel="samples per class $n$", ylabel="steps to $f-f^*<10^{-10}$",
-          title="Block steps: $n$ drops out")  # fmt: skip
+          title="One step size, and block steps")  # fmt: skip
     scales(right, "", {"x": sorted(blocks["n"].unique()), "y": [20, 50, 100, 200, 500]})
     right.legend()
     return figure
@@ -138,7 +139,7 @@ def saddles(table, escapes, best, title):
     names = {size: f"start {size:g} away" for size in escapes["size"].unique()}
     lines(right, escapes, "iteration", "gradient_norm", by="size", labels=names, log="y",
           theory="predicted", xlabel="gradient step", ylabel="gradient norm",
-          title="Leaving total collapse as predicted")  # fmt: skip
+          title="Escape from collapse; dashed: predicted")  # fmt: skip
     for line in right.lines:
         line.set_marker("")
     right.legend(loc="lower right")
@@ -235,11 +236,11 @@ def dimensions(table):
     names = {K: f"$K={K}$" for K in table["K"].unique()}
     lines(left, table, "d", "gap", by="K", labels=names, log="y", floor=1e-16,
           guides=[K - 1 for K in names], xlabel="dimension $d$", ylabel="$f-f^*$",
-          title="$f^*$ is reached from $d = K-1$ (dotted) on")  # fmt: skip
+          title="Distance to $f^*$; dotted: $d = K-1$")  # fmt: skip
     left.set_xticks(sorted(table["d"].unique()))
     table, ratio = table.assign(ratio=table["d"] / (table["K"] - 1)), np.linspace(0.1, 1, 200)
     lines(right, table, "ratio", "nc2", by="K", labels=names, points=True, xlabel="$d/(K-1)$",
-          ylabel="NC2 of the classifier", title="Below it, NC2 is close to its floor")  # fmt: skip
+          ylabel="NC2 of the classifier", title="NC2 and its floor")  # fmt: skip
     right.plot([*ratio, 1.5], [*np.sqrt(2 - 2 * np.sqrt(ratio)), 0], label="floor", **THEORY)
     right.set(xlim=(0.2, 1.35))
     left.legend()

@@ -93,11 +93,13 @@ def sphere_metrics(features, labels, weight):
     )
     K = checks.integer("number of weight rows", len(weight), 2)
     labels, _ = checks.labels(labels, K, length=len(features))
+    nc1 = truncated_nc1(stored, labels, num_classes=K)
+    # The rest does not depend on the scale: no square may under- or overflow.
+    features, weight = geometry.scaled(features.double()), geometry.scaled(weight)
     means, counts = class_means(features, labels, K)
     present = counts > 0
-    nc1 = truncated_nc1(stored, labels, num_classes=K)
     head, means = weight[present], means[present]
-    centred = means - features.double().mean(0)
+    centred = means - features.mean(0)
     alignment = geometry.angles_between(head, means)
     within = within_class_angles(features, labels, num_classes=K)[present]
     weight_angle, means_angle = simplex_deviation(weight), simplex_deviation(centred)

@@ -15,7 +15,7 @@ Claims are rows of result 2's table, for example "2.L4".
 """
 
 from dataclasses import dataclass
-from math import comb, cos, exp, hypot, log, sin, sqrt
+from math import comb, cos, exp, hypot, log, log1p, sin, sqrt
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from nclib.ufm.model import UFM
 LOSS = losses.ExactCrossEntropy()
 BOTH = ("features", "weight")
 
+TINY = float(np.finfo(float).tiny)
 UNIT_TOLERANCE = 1e-5  # how far from 1 the norm of a row may be: float32 rounding, nothing more
 
 
@@ -76,7 +77,8 @@ def normalized(counts, scale, d, **options):
 
 def hybrid(counts, feature_decay, d):
     """Unit classifiers, free features with penalty ``feature_decay/2 · mean ‖h‖²`` (2.L10)."""
-    decay = checks.real("feature_decay", feature_decay, above=0) / sum(counts)
+    decay = checks.real("feature_decay", feature_decay, above=0)
+    decay /= len(normalized(counts, 1.0, d).targets)
     return UFM.classes(counts, LOSS, widths=d, decays=(decay, 0), sphere="weight")
 
 
@@ -253,8 +255,12 @@ def curvature_range(K, n, d, scale, *, block_steps=False):
 
 
 def condition_number(K, n, d, scale):
-    """Largest over smallest positive Hessian eigenvalue at the minimum (claim 2.L9)."""
-    low, high = curvature_range(K, n, d, scale)
+    """Largest over smallest positive Hessian eigenvalue at the minimum (claim 2.L9).
+
+    Also at scales at which both underflow.
+    """
+    K, n, d = _sizes(K, n, d, rank=checks.integer("K", K, 2) - 1, what="the minimum")
+    _, low, high = _extremes(K, n, d, _scale(scale))
     return high / low
 
 
@@ -346,8 +352,10 @@ def multipliers(features, weight, labels, scale):
 
     ``G (N, K)`` is the gradient with respect to the cosines ``features @ weight.T``; ``alpha (K,)``
     and ``beta (N,)`` are the inner products of the Euclidean gradients with the rows they belong
-    to, the Lagrange multipliers of the unit norms at a critical point (claim 2.L3).
+    to, the Lagrange multipliers of the unit norms at a critical point (claim 2.L3).  The arguments
+    are those of :func:`sphere_point`.
     """
+    features, weight, labels, scale = sphere_point(features, weight, labels, scale)
     problem = UFM(
         LOSS, labels, weight.shape[1], (0, 0), K=len(weight), scale=scale, sphere=BOTH
     )  # fmt: skip
@@ -365,7 +373,8 @@ def hessian_product(features, weight, labels, scale, along_features, along_weigh
     there.  Costs about two gradients: for iterative eigenvalue solvers.
     """
     features, weight, labels, scale = sphere_point(features, weight, labels, scale)
-    E, D = along_features, along_weight
+    E = _direction("along_features", along_features, features)
+    D = _direction("along_weight", along_weight, weight)
     *_, beta, alpha, G = multipliers(features, weight, labels, scale)
     P = (scale * features @ weight.T).softmax(1)
     moved = scale * (features @ D.T + E @ weight.T)
@@ -377,6 +386,11 @@ def hessian_product(features, weight, labels, scale, along_features, along_weigh
     )
 
 
+def _direction(name, value, rows):
+    N, d = rows.shape
+    return checks.matrix(name, value, rows=N, columns=d, dtype=torch.float64).to(rows.device)
+
+
 def tangent(rows, vectors):
     """``vectors`` without their parts along the unit ``rows``."""
     return vectors - (vectors * rows).sum(1, keepdim=True) * rows
@@ -384,7 +398,6 @@ def tangent(rows, vectors):
 
 def dual_matrix(features, weight, labels, scale):
     """``S = [[-diag α, Gᵀ], [G, -diag β]]``, ``(K+N, K+N)``, classes first (claim 2.L4)."""
-    features, weight, labels, scale = sphere_point(features, weight, labels, scale)
     *_, beta, alpha, G = multipliers(features, weight, labels, scale)
     return _dual_matrix(G, alpha, beta)
 
@@ -409,7 +422,6 @@ def certificate(features, weight, labels, scale, *, gtol=1e-6):
     ``gtol · max(‖G‖, 0.01)``, G the gradient with respect to the cosines; otherwise an
     :class:`~nclib.checks.InputError` says how large it is.  :func:`gap_bound` works at any point.
     """
-    features, weight, labels, scale = sphere_point(features, weight, labels, scale)
     grad_features, grad_weight, beta, alpha, G = multipliers(features, weight, labels, scale)
     norm = hypot(float(grad_features.norm()), float(grad_weight.norm()))
     allowed = checks.real("gtol", gtol, above=0) * max(float(G.norm()), 1e-2)
@@ -462,9 +474,10 @@ def _paired(name, weight, n, scale, value, A, B, *, rank):
     K, d = weight.shape
     curvature = None
     if d > rank:
-        # (scale/2K) [A(1+1/n) - root], with the difference of squares written out
-        root = sqrt((A * (1 - 1 / n)) ** 2 + 4 * B * B / n)
-        curvature = scale * 2 / (K * n) * (A * A - B * B) / (A * (1 + 1 / n) + root)
+        # (scale/2K) [A(1+1/n) - root], with the difference of squares written out: at a large scale
+        # A and B are tiny, and their squares underflow
+        root = hypot(A * (1 - 1 / n), 2 * B / sqrt(n))
+        curvature = scale * 2 / (K * n) * (A - B) * ((A + B) / (A * (1 + 1 / n) + root))
     labels = _balanced_labels(K, n)
     return CriticalPoint(name, weight[labels], weight, labels, scale, value, curvature)
 
@@ -514,10 +527,10 @@ def orthoplex_point(K, n, d, scale):
     if K % 2 or d < K // 2:
         raise checks.InputError(f"an orthoplex needs an even K and d >= K/2, got K={K}, d={d}")
     weight, scale = F.pad(frames.cross_polytope(K // 2), (0, d - K // 2)), _scale(scale)
-    Z = 1 + exp(-2 * scale) + (K - 2) * exp(-scale)
-    opposite, other = exp(-2 * scale) / Z, exp(-scale) / Z
+    others = exp(-2 * scale) + (K - 2) * exp(-scale)
+    opposite, other = exp(-2 * scale) / (1 + others), exp(-scale) / (1 + others)
     A, B = 2 * opposite + (K - 2) * other, K * other
-    return _paired("orthoplex", weight, n, scale, log(Z), A, B, rank=K // 2)
+    return _paired("orthoplex", weight, n, scale, log1p(others), A, B, rank=K // 2)
 
 
 def polygon_point(K, n, d, scale):
@@ -575,7 +588,7 @@ def flipped_features(K, n, d, scale, *, flips):
         alpha = -(n - flips) * right + flips * wrong
         a, b = -right * sqrt(n - flips), -wrong * sqrt(flips)
         reduced = np.array([[-alpha, a, b], [a, right, 0], [b, 0, -wrong]])
-        curvature = min(float(np.linalg.eigvalsh(reduced)[0]), -wrong, -alpha)
+        curvature = float(np.linalg.eigvalsh(reduced)[0])  # at most -alpha and -wrong
     features = signs.repeat(K)[:, None] * weight[labels]
     return CriticalPoint(
         f"{flips} of {n} features flipped", features, weight, labels, scale, value, curvature
@@ -719,10 +732,12 @@ def regularized_optimum(K, n, lambda_w, lambda_h):
     K, n = _sizes(K, n)
     lambda_w = checks.real("lambda_w", lambda_w, above=0)
     lambda_h = checks.real("lambda_h", lambda_h, above=0)
-    value, margin = scalar.cross_entropy(sqrt(n * lambda_w * lambda_h), K)
+    # Roots apart: no product or quotient of two extreme penalties over- or underflows.
+    root_w, root_h = sqrt(lambda_w), sqrt(n) * sqrt(lambda_h)
+    value, margin = scalar.cross_entropy(root_w * root_h, K)
     scale = margin * (K - 1) / K
-    ratio = sqrt(n * lambda_h / lambda_w)  # ‖w‖² / ‖h‖²
-    return PenalisedOptimum(value, scale, sqrt(scale * ratio), sqrt(scale / ratio))
+    ratio = sqrt(root_h) / sqrt(root_w)  # ‖w‖ / √scale
+    return PenalisedOptimum(value, scale, sqrt(scale) * ratio, sqrt(scale) / ratio)
 
 
 def hybrid_optimum(K, feature_decay):
@@ -736,7 +751,9 @@ def hybrid_optimum(K, feature_decay):
     def slope(b):
         return K * _wrong_probability(K, b * K / (K - 1)) - decay * b
 
-    norm = brentq(slope, 0.0, 1 / decay, xtol=1e-15, rtol=1e-14)
+    # K q(b) is at most 1, and at most K exp(-bK/(K-1))
+    high = min(2 / decay, max(1.0, (K - 1) / K * (log(K) - log(decay))))
+    norm = brentq(slope, 0.0, high, xtol=TINY, rtol=1e-15)
     value = _softplus(log(K - 1) - norm * K / (K - 1)) + decay * norm * norm / 2
     return PenalisedOptimum(value, norm, 1.0, norm)
 
@@ -754,10 +771,12 @@ def matched_penalties(K, n, scale):
     """The penalties whose minimiser has ``‖w‖‖h‖ = scale``, for a fair comparison (claim 2.L10).
 
     ``lambda_w = n·lambda_h = q`` (equal norms of w and h) and ``feature_decay = K q / scale``, q
-    the wrong-class probability of :func:`optimum`.
+    the wrong-class probability of :func:`optimum`.  Raises an :class:`~nclib.checks.InputError` for
+    scales at which it underflows (about 700): no penalty that small can be stated.
     """
     K, n = _sizes(K, n)
     q = optimum(K, scale).wrong_probability
+    checks.require(q / n >= TINY, f"scale = {scale} needs penalties that underflow; use less")
     return Matched(q, q / n, K * q / _scale(scale))
 
 
@@ -773,7 +792,7 @@ def matched_problems(K, n, scale, d):
 
 def matched_points(K, n, scale, d):
     """Their minima: the same simplex ETF, with the norms (1, 1), (scale, 1), (√scale, √scale)."""
-    point = minimum(K, n, d)
+    point, scale = minimum(K, n, d), _scale(scale)
     norms = {"normalized": (1, 1), "hybrid": (scale, 1), "regularized": (sqrt(scale),) * 2}
     return {
         name: {"features": h * point["features"], "weight": w * point["weight"]}

@@ -1,11 +1,14 @@
 """The tables of result 2: columns, and numbers that can be had another way."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize
 
 from nclib import frames
 from nclib.results.normalized import experiments as study
@@ -31,6 +34,8 @@ def test_solvers_end_at_the_closed_forms():
     assert (start == 1).all()  # the same start for both solvers
     newton = history.query("method == 'trust-region'").groupby("problem")["iteration"].max()
     assert newton.max() <= 40
+    at_rounding = history["gap"] < 1e-12
+    assert at_rounding.groupby([history["problem"], history["method"]]).sum().max() <= 1
 
 
 def test_trust_region_points_by_their_gradient():
@@ -59,6 +64,28 @@ def test_steps_until_counts_and_says_when_it_is_not_reached():
     assert math.isnan(study.steps_until(free, start, near, most=400, every=5, rate=1e6))
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_steps_until_does_not_go_past_the_last(every):
+    """Against a loop that takes every step by itself."""
+    problem, rate = theory.normalized([2] * 4, 2.0, 5), 3.0
+    start, goal = study.unit_start(problem, 0), theory.optimum(4, 2.0).value + 1e-9
+    point, first = problem.place(start), 0
+    while float(problem.value(point)) >= goal:
+        slopes = problem.gradient(point)
+        point = problem.place({name: x - rate * slopes[name] for name, x in point.items()})
+        first += 1
+    assert 20 < first < 200
+
+    def near(point):
+        return float(problem.value(point)) < goal
+
+    def steps(most):
+        return study.steps_until(problem, start, near, most=most, every=every, rate=rate)
+
+    assert [steps(first - 1), steps(first)] == [math.inf, first]
+    assert steps(500) == -(-first // every) * every
+
+
 def test_race_and_its_ratios():
     fast = study.race("normalized", 3.0, 0, K=10, n=5, d=20)["steps"]
     slow = study.race("hybrid", 3.0, 0, K=10, n=5, d=20)["steps"]
@@ -66,6 +93,9 @@ def test_race_and_its_ratios():
     table = pd.DataFrame({"name": ["normalized", "hybrid", "regularized"] * 2, "seed": 0})
     table = table.assign(scale=[1.0] * 3 + [2.0] * 3, steps=[30, 60, 40, 30, 300, 90])
     assert study.sphere_ratios(table, "steps") == {"hybrid": 0.5, "regularized": 0.75}
+    other = table.assign(seed=1, steps=[60, 60, 40, 30, 300, 90])
+    both = study.sphere_ratios(pd.concat([table, other]), "steps")
+    assert both == {"hybrid": 1.0, "regularized": 1.5}
     assert study.sphere_ratios(table.query("scale == 2"), "steps") == {
         "hybrid": 0.1,
         "regularized": 30 / 90,
@@ -82,6 +112,7 @@ def test_conditioning_of_matched_problems():
     low = table.set_index("name")["low"]
     assert low["regularized"] == pytest.approx(theory.matched_penalties(4, 2, 2.0).lambda_h)
     assert study.matched_logits(2.0, **setting) < 1e-6
+    assert 300 < study.conditioning("hybrid", 7.37, K=5, n=2, d=6)["kappa"] < 330
 
 
 def test_spectrum_rates_and_block_steps():
@@ -106,9 +137,40 @@ def test_best_scales_by_measured_hessians():
     assert study.best_scales((3, 2, 4))["off"] > 0.1
 
 
+def test_best_scales_hold_the_measured_against_the_closed_ones(monkeypatch):
+    monkeypatch.setattr(study, "measured_best_scales", lambda K, n, d: (2.0, 3.0))
+    curved, conditioned = theory.best_scale(4, 1, 3)
+    found = study.best_scales((4, 1, 3))
+    expected = {"curvature": 2 / curved, "conditioning": 3 / conditioned, "formula": 3 / 1.5}
+    assert found == pytest.approx(expected | {"off": conditioned / 1.5 - 1})
+
+
 def test_budget_is_best_in_the_middle():
     table = over(study.budget, scale=[0.1, 2.0, 12.0], K=6, n=3, d=8)
     assert table["nc2"].idxmin() == 1
+
+
+def test_budget_by_hand():
+    """Three hundred steps, features n times as fast."""
+    problem = theory.normalized([3] * 4, 0.5, 5)
+    rows = problem.place(study.unit_start(problem, 0))
+    for _ in range(300):
+        slopes = problem.gradient(rows)
+        rates = {"features": 6.0, "weight": 2.0}
+        rows = {n: F.normalize(x - rates[n] * slopes[n], dim=1) for n, x in rows.items()}
+    expected = study.collapse(problem, rows)
+    found = study.budget(0.5, K=4, n=3, d=5)
+    assert found["nc2"] == pytest.approx(expected["nc2"], rel=1e-6)
+    assert found["nc3"] == pytest.approx(expected["nc3"], rel=1e-6)
+
+
+def test_minima_tell_the_lowest_from_the_others():
+    """On the circle at scale 12 one start in ten is caught: in the largest, not in the lowest."""
+    caught = (study.minima(3, 1, 2, 12.0, seed=seed) for seed in range(40))
+    found = next(row for row in caught if row["starts"] > 0.05)
+    assert found["value"] < 1e-9
+    assert found["starts"] == pytest.approx(0.4569019405, abs=1e-6)
+    assert found["nc2"] > 0.3
 
 
 def test_minima_are_collapse():
@@ -134,6 +196,10 @@ def test_saddles():
     assert (others["low"] < -0.28).all()
     ways = study.saddle_curvatures(100.0, K=3, n=2, d=4)
     assert (ways["low"] < -0.05).all()
+    predicted = [point.min_eigenvalue / 100 for point in theory.zoo(3, 2, 4, 100.0)]
+    assert ways["low"].iloc[:-1].to_list() == pytest.approx(predicted)
+    counts = study.saddles(4, 3, 6, 2.0)["negative"]
+    assert counts.iloc[:3].to_list() == [15, 10, 4]
 
 
 def test_least_gradient_vanishes_at_critical_points_only():
@@ -153,7 +219,10 @@ def test_collapse_and_equal_classifiers():
     assert (table["measured"] - table["predicted"]).abs().max() < 1e-13
     row = study.equal_classifiers((3, 2, 4), 50.0)
     assert row["gradient"] < 1e-14
-    assert row["low"] < 0
+    generator = torch.Generator().manual_seed(0)
+    point = theory.equal_classifiers(3, 2, 4, 50.0, generator=generator)
+    where = point.features, point.weight, point.labels
+    assert row["low"] <= theory.certificate(*where, 50.0) / 50 + 1e-12 < 0
 
 
 def test_escapes_grow_at_the_predicted_rate():
@@ -172,6 +241,7 @@ def test_false_minimum_and_its_lift():
             break
     assert abs(false["value"] - 0.4569019405) < 1e-8
     assert abs(false["lifted"] - false["certificate"]) < 1e-9
+    assert abs(false["strict"] - 1.5528751e-3) < 1e-8
     labels, where = torch.arange(3), false["point"]
     lowest = landscape.spectrum(theory.normalized([1] * 3, 12.0, 2), where)[0]
     assert abs(float(lowest)) < 1e-9
@@ -181,6 +251,30 @@ def test_false_minimum_and_its_lift():
     assert space["value"].max() < 1e-7
     assert study.caught(space, 0.05) == 0
     assert study.false_minimum(space, points, K=3, scale=12.0, above=0.05) is None
+
+
+def test_caught_counts_critical_ends_only():
+    table = pd.DataFrame({"value": [0.4, 0.4, 0.0, 0.1], "gradient": [1e-9, 1e-3, 1e-9, 1e-9]})
+    assert study.caught(table, 0.05) == 0.5
+
+
+def test_worst_is_the_largest():
+    problem = theory.normalized([1] * 4, 1.0, 4)
+    eye = torch.eye(4, dtype=torch.float64)
+    found = study.collapse(problem, {"features": eye, "weight": eye})
+    assert found["nc1"] == 0
+    assert found["worst"] == max(found["nc2"], found["nc3"]) > 0.1
+
+
+def test_a_search_that_got_stuck_ends_above(monkeypatch):
+    rows = study.shaken(theory.minimum(3, 2, 4), 0.1, 0)
+    point = {name: F.normalize(x.abs(), dim=1) for name, x in rows.items()}
+    stuck = SimpleNamespace(value=1.0, point=point)
+    monkeypatch.setattr(study, "best", lambda *arguments, **options: stuck)
+    row = study.nonnegative_minimum(3, 2, 4, 2.0)
+    floor = math.log(1 + 2 * math.exp(-2 * math.sqrt(1.5)))
+    assert row["above"] == pytest.approx(1 - floor)
+    assert row["gap"] == pytest.approx(1 - floor)
 
 
 def test_antipodes():
@@ -214,12 +308,47 @@ def test_dimensions_and_codes():
     assert np.allclose(cosines, [-0.5, -0.5, 0, 0, 1])
 
 
+def test_features_leave_their_classifier_on_codes_without_symmetry():
+    """Tied to their classifier, nine classes in space end higher: plain L-BFGS over codes alone."""
+    scale = 3.0
+
+    def tied(x):
+        x = torch.tensor(x, requires_grad=True)
+        code = F.normalize(x.view(9, 3), dim=1)
+        value = F.cross_entropy(scale * code @ code.T, torch.arange(9))
+        return value.item(), torch.autograd.grad(value, x)[0].numpy()
+
+    starts = np.random.default_rng(0).normal(size=(12, 27))
+    options = {"method": "L-BFGS-B", "jac": True, "options": {"ftol": 0, "gtol": 1e-9}}
+    lowest = min(minimize(tied, start, **options).fun for start in starts)
+    free = study.dimension(9, 3, scale=scale)
+    assert free["alignment"] > 0.1
+    assert 1e-6 < lowest - theory.optimum(9, scale).value - free["gap"] < 1e-4
+    assert study.dimension(6, 3, scale=scale)["alignment"] < 1e-4
+    square, pyramid = study.codes(
+        [("square", frames.polygon(4), 2.0), ("pyramid", frames.bipyramid(5), 10.0)]
+    )["alignment"]
+    assert square < 1e-4 < pyramid
+
+
+@pytest.mark.parametrize(("K", "n", "d"), [(3, 1, 2), (4, 2, 4), (6, 1, 6)])
+def test_free_norms_never_condition_better(K, n, d):
+    """The sphere's Hessian over the scale is the penalised one's on tangent directions."""
+    size = {"K": K, "n": n, "d": d}
+    for scale in (0.2, 1.1, 1.75, 4.0):
+        sphere, free = (study.conditioning(m, scale, **size) for m in ("normalized", "regularized"))
+        assert free["kappa"] > sphere["kappa"] * (1 - 1e-9)
+        assert free["low"] < sphere["low"] / scale * (1 + 1e-9)
+
+
 def test_imbalance_and_nonnegative():
     table, grams = study.imbalance([([5, 3, 1], 5, 2.0)])
     assert abs(table["value"].iloc[0] - 0.0894508790) < 1e-9
     assert table["certificate"].iloc[0] > -1e-9
     assert table["etf"].iloc[0] > 1e-3
     assert abs(float(grams[0][0, 0]) - 1) < 1e-12
+    assert table["closer"].iloc[0] == pytest.approx(float(grams[0][1, 2]) + 0.5)
+    assert float(grams[0][1, 2]) > float(grams[0][0, 1])
     row = study.nonnegative_minimum(3, 2, 4, 2.0)
     assert abs(row["gap"]) < 1e-9
     assert abs(row["above"]) < 1e-9

@@ -93,7 +93,7 @@ class TestAngles:
             call()
 
 
-def brute_nc1(features, labels, K):
+def brute_nc1(features, labels, K, rank=None):
     """numpy, dense covariances, eigenvectors of the top min(d, K-1) directions."""
     X, y = features.double().numpy(), labels.numpy()
     N, d = X.shape
@@ -103,7 +103,7 @@ def brute_nc1(features, labels, K):
         within += np.outer(x - means[k], x - means[k]) / N
     centred = means - X.mean(0)
     values, vectors = np.linalg.eigh(sum(np.outer(c, c) for c in centred) / K)
-    r = min(d, K - 1)
+    r = rank or min(d, K - 1)
     inverse = (vectors[:, -r:] / values[-r:]) @ vectors[:, -r:].T
     return np.trace(within @ inverse) / K
 
@@ -141,6 +141,34 @@ class TestNC1:
         features, labels, _ = cloud([30, 30, 30], 10, noise=1e-3)
         exact = angles.truncated_nc1(features, labels)
         assert abs(angles.truncated_nc1(features.float(), labels) / exact - 1) < 1e-3
+
+    @pytest.mark.parametrize(
+        ("dtype", "apart", "rank"),
+        [
+            (torch.float64, 1e-3, 3),  # squared, 1e-6 of the largest eigenvalue
+            (torch.float32, 1e-3, 2),
+            (torch.float32, 1e-2, 3),
+            (torch.float64, 1e-6, 2),
+            (torch.float64, 1e-4, 3),
+        ],
+    )
+    def test_where_a_direction_is_cut(self, dtype, apart, rank):
+        """Two of four classes this far apart, in a direction of their own."""
+        means = F.pad(frames.simplex_etf(3, 2)[[0, 1, 2, 2]], (0, 1))
+        means[3, 2] = apart
+        labels = torch.arange(4).repeat_interleave(5)
+        noise = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).double()
+        noise -= torch.stack([noise[labels == k].mean(0) for k in range(4)])[labels]
+        features = means[labels] + 0.1 * noise
+        expected = brute_nc1(features, labels, 4, rank)
+        assert angles.truncated_nc1(features.to(dtype), labels) == pytest.approx(expected, rel=1e-2)
+
+    def test_bfloat16_is_known_by_its_dtype(self):
+        """The same numbers: rounding of what was stored in half, a signal where it was not."""
+        labels = torch.arange(4).repeat_interleave(6)
+        features = (frames.simplex_etf(4, 5)[labels] + 100).bfloat16()
+        assert math.isnan(angles.truncated_nc1(features, labels))
+        assert angles.truncated_nc1(features.float(), labels) == 0
 
     def test_equal_means_are_undefined(self):
         features = torch.tensor([[1.0, 0], [-1, 0], [1, 0], [-1, 0]]) + 7
@@ -194,6 +222,14 @@ class TestSphereMetrics:
             assert abs(found[name] - sum(pairs) / 6) < 1e-6
             assert abs(found[name + "_max"] - max(pairs)) < 1e-6
 
+    @pytest.mark.parametrize("size", [1e-200, 1e200])
+    def test_no_square_leaves_the_numbers(self, size):
+        features, labels, weight = cloud([4, 2, 3], 4, 0)
+        expected = angles.sphere_metrics(features, labels, weight)
+        found = angles.sphere_metrics(size * features, labels, size * weight)
+        for name in expected.keys() - {"nc1"}:
+            assert found[name] == pytest.approx(expected[name], rel=1e-9), name
+
     def test_agrees_with_the_library(self):
         features, labels, weight = cloud([6, 6, 6], 5)
         library = nc_metrics(features, labels, weight)
@@ -231,6 +267,9 @@ class TestSphereMetrics:
         assert found["nc1"] < 1e-30
         assert found["alignment_max"] < 1e-5
         assert not any(math.isnan(v) for v in found.values())
+        flat = frames.polygon(4)
+        floor = angles.sphere_metrics(flat[labels], labels, flat)["nc2_floor"]
+        assert abs(floor - math.sqrt(2 - 2 * math.sqrt(2 / 3))) < 1e-12
 
     def test_zero_classifier_is_nan(self):
         features, labels, _ = cloud([3, 3], 3)

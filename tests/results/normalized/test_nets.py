@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from nclib.checks import InputError
 from nclib.deep import collect, data, nets, train
 from nclib.results.normalized import nets as normalized
 from nclib.results.normalized import theory
+from nclib.results.normalized.metrics import sphere_metrics
 
 RECIPE = train.Recipe(epochs=30, lr=0.05, batch_size=32)
 
@@ -143,8 +145,8 @@ class TestTraining:
         ]
         path = lambda cell: tmp_path / f"{cells.index(cell)}.pt"
         arguments = cells, "mlp", train_data, test_data, RECIPE
-        study = normalized.train_nets(*arguments, every=10, checkpoint=path)
-        assert list(study.curves.query("cell == 0")["epoch"]) == [0, 10, 20, 30]
+        study = normalized.train_nets(*arguments, every=20, checkpoint=path)
+        assert list(study.curves.query("cell == 0")["epoch"]) == [0, 20, 30]
         assert list(study.final["epoch"]) == [30, 30, 30]
         sphere, free, random = (study.final.iloc[i] for i in range(3))
         floor = theory.optimum(4, 2.0).value
@@ -154,7 +156,7 @@ class TestTraining:
         assert sphere["test_accuracy"] > 85
         assert math.isnan(random["test_accuracy"])
         assert random["nc1"] > sphere["nc1"]
-        again = normalized.train_nets(*arguments, every=10, checkpoint=path)
+        again = normalized.train_nets(*arguments, every=20, checkpoint=path)
         assert again.final["nc1"].equals(study.final["nc1"])
 
     def test_same_seed_same_result_and_seeds_differ(self, digits):
@@ -168,12 +170,18 @@ class TestTraining:
 
     def test_measure_by_hand(self, digits):
         train_data, test_data = digits
-        net = build(normalized.Mode("hybrid", feature_decay=0.1), train_data).eval()
+        net = build(normalized.Mode("regularized", feature_decay=0.1), train_data).eval()
         found = normalized.measure(net, train_data, test_data)
         logits = collect.logits(net, train_data.inputs)
         assert abs(found["loss"] - float(F.cross_entropy(logits, train_data.labels))) < 1e-6
         features = collect.features(net, train_data.inputs)
-        assert abs(found["effective_scale"] - float(features.norm(dim=1).mean())) < 1e-5
+        scale = float(features.norm(dim=1).mean() * net.head.weight.detach().norm(dim=1).mean())
+        assert abs(found["effective_scale"] - scale) < 1e-5
+        tested = collect.features(net, test_data.inputs)
+        tested = sphere_metrics(tested, test_data.labels, net.head.weight.detach())
+        for name in ("nc1", "nc3"):
+            assert found["test_" + name] == pytest.approx(tested[name])
+            assert found["test_" + name] != pytest.approx(found[name])
         correct = (net(test_data.inputs).argmax(1) == test_data.labels).double().mean()
         assert abs(found["test_accuracy"] - 100 * float(correct)) < 1e-9
 
@@ -187,6 +195,11 @@ class TestTraining:
         assert base.bias is None
         net = normalized.SphereClassifier(base, normalized.Mode("normalized")).eval()
         assert net.features(train_data.inputs[:2]).shape == (2, dim)
+        layers = [
+            m.weight.shape[0] for m in base.modules() if isinstance(m, (nn.Linear, nn.Conv2d))
+        ]
+        if architecture in ("mlp", "cnn"):
+            assert layers == {"mlp": [16, 16, 8, 4], "cnn": [4, 8, 16, 8, 4]}[architecture]
 
     def test_relu_features_are_nonnegative(self, digits):
         train_data, _ = digits
@@ -205,6 +218,8 @@ class TestData:
         assert torch.equal(found.inputs, train_data.inputs)
         share = float((found.labels == train_data.labels).double().mean())
         assert share < 0.6
+        order = torch.randperm(len(train_data), generator=torch.Generator().manual_seed(0))
+        assert torch.equal(found.labels, train_data.labels[order])
 
     def test_first_classes(self, digits):
         train_data, _ = digits
@@ -250,8 +265,27 @@ def test_comparisons_take_the_worst_seed_at_the_end():
     assert normalized.best_scale(table[table["epoch"] == 9]) == 1.0
 
 
-def test_share_above_floor_by_hand():
-    share = normalized.share_above_floor(curves(), 4, nonnegative=False)
+def test_comparisons_are_not_means():
+    """One seed decides; a metric that is small does not hide the largest."""
+    table = curves()
+    table = table[table["epoch"] == 9]
+    uneven = table.assign(nc1=table["nc1"] * (1 + table["seed"] * (table["label"] == "b")))
+    assert normalized.ratios(uneven, "b", "a", ["nc1"]) == {"nc1": 4.0}
+    hidden = table.assign(nc1=table["scale"], nc2=3 - table["scale"], nc3=0.0)
+    hidden.loc[hidden["scale"] == 1, "nc3"] = 5.0
+    assert normalized.best_scale(hidden) == 2.0
+
+
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_share_above_floor_by_hand(nonnegative):
+    """The worst seed, normalized nets only."""
+    table = curves()
+    table["loss"] += 0.1 * (table["seed"] == 0) * (table["epoch"] == 9)
+    other = table.assign(name="hybrid", loss=9.0, scale=5.0)
+    table = pd.concat([table, other])
+    share = normalized.share_above_floor(table, 4, nonnegative=nonnegative)
+    assert share.keys() == {"1", "2"}
     for scale in (1.0, 2.0):
-        low = theory.optimum(4, scale).value
-        assert share[f"{scale:g}"] == pytest.approx((1.5 - low) / (math.log(4) - low))
+        margin = scale * (math.sqrt(4 / 3) if nonnegative else 4 / 3)
+        low = math.log(1 + 3 * math.exp(-margin))
+        assert share[f"{scale:g}"] == pytest.approx((1.6 - low) / (math.log(4) - low))

@@ -244,6 +244,15 @@ class TestSpectrum:
     def test_condition_numbers_of_the_spec(self, K, n, d, scale, kappa):
         assert abs(theory.condition_number(K, n, d, scale) / kappa - 1) < 5e-5
 
+    @pytest.mark.parametrize(("K", "n", "d"), [(4, 3, 4), (2, 3, 5), (7, 1, 9)])
+    def test_condition_number_where_both_curvatures_underflow(self, K, n, d):
+        """Without a wrong probability: c(1+t)(1+1/n), for K = 2 c(1+1/n), over c/n."""
+        scale = 2000.0
+        kappa = (n + 1) * (1 + scale / (K - 1) if K > 2 else 1)
+        assert theory.curvature_range(K, n, d, scale) == (0.0, 0.0)
+        assert theory.condition_number(K, n, d, scale) == pytest.approx(kappa)
+        assert theory.descent_rate(K, n, d, scale) == pytest.approx(1 - 1 / kappa)
+
     def test_curvatures_of_the_spec(self):
         low, high = theory.curvature_range(10, 5, 20, 1)
         assert abs(low - 0.00584677) < 5e-9
@@ -388,6 +397,25 @@ class TestDerivatives:
             b = b - (b * rows).sum(1, keepdim=True) * rows
             assert (a - b).abs().max() < 1e-13
 
+    def test_rows_and_directions_of_other_kinds(self):
+        """Single precision, lists and strides are read; other shapes are an error."""
+        weight, features, labels = random_rows(3, 4, 1), random_rows(6, 4, 2), [0, 0, 1, 1, 2, 2]
+        along = theory.tangent(features, random_rows(6, 4, 3)), theory.tangent(weight, weight + 1)
+        expected = theory.multipliers(features, weight, labels, 2.0)
+        for convert in (torch.Tensor.float, torch.Tensor.tolist, lambda x: x.T.contiguous().T):
+            found = theory.multipliers(convert(features), convert(weight), labels, 2.0)
+            for a, b in zip(found, expected, strict=True):
+                assert a.dtype == torch.float64
+                assert (a - b).abs().max() < 1e-6
+            point = convert(features), convert(weight), labels, 2.0
+            product = theory.hessian_product(*point, *map(convert, along))
+            plain = theory.hessian_product(features, weight, labels, 2.0, *along)
+            assert (product[0] - plain[0]).abs().max() < 1e-6
+        with pytest.raises(InputError, match="along_features must have 6 rows"):
+            theory.hessian_product(features, weight, labels, 2.0, weight, weight)
+        with pytest.raises(InputError, match="along_weight must have 4 columns"):
+            theory.hessian_product(features, weight, labels, 2.0, features, weight[:, :3])
+
     def test_keeps_its_digits_where_everything_is_classified(self):
         """Along a geodesic near an ETF at scale 40, where f is 1e-23: fifty digits of mpmath."""
         mp = pytest.importorskip("mpmath").mp
@@ -445,6 +473,20 @@ class TestZoo:
         assert names == [*expected, "2 of 3 features flipped"]
         assert theory.zoo(3, 1, 4, 1.0)[-1].name == "collinear"
 
+    def test_zoo_in_few_dimensions(self):
+        """Each member needs one more dimension than it spans."""
+        names = ["total collapse", "2 groups of 3", "3 groups of 2", "orthoplex", "regular polygon"]
+        assert [point.name for point in theory.zoo(6, 1, 4, 2.0)] == names
+        assert [point.name for point in theory.zoo(6, 1, 3, 2.0)] == [*names[:3], names[4]]
+        assert [point.name for point in theory.zoo(6, 1, 2, 2.0)] == names[:2]
+        assert [point.name for point in theory.zoo(5, 1, 3, 2.0)] == [*names[::4], "collinear"]
+
+    @pytest.mark.parametrize(
+        ("K", "d", "bound"), [(4, 6, 8.0), (2, 2, 0.0), (3, 5, 4.5), (5, 8, 10.0), (100, 102, 200)]
+    )
+    def test_temperature_bound(self, K, d, bound):
+        assert theory.temperature_bound(K, d) == pytest.approx(bound)
+
     @pytest.mark.parametrize(
         ("name", "value", "curvature", "negative"),
         [
@@ -479,6 +521,37 @@ class TestZoo:
         spectrum = assert_critical_with(point)
         assert abs(point.min_eigenvalue) < 1e-15
         assert float(spectrum[0]) > -1e-12
+
+    @pytest.mark.parametrize(("K", "n", "d"), [(4, 2, 5), (6, 1, 8)])
+    @pytest.mark.parametrize("scale", [0.5, 40.0, 380.0, 700.0])
+    def test_digits_where_everything_is_classified(self, K, n, d, scale):
+        """Values and curvatures down to e^-1400 from the certificate with forty digits."""
+        mp, labels = pytest.importorskip("mpmath").mp, balanced(K, n).tolist()
+        points = [
+            p for p in theory.zoo(K, n, d, scale) if torch.equal(p.features, p.weight[labels])
+        ]
+        assert len(points) >= 3
+        for point in points:
+            # cosines are 1, 0, -1 and ±1/2 here
+            cosines = ((2 * point.features @ point.weight.T).round() / 2).tolist()
+            with mp.workdps(40):
+                S, total = mp.zeros(K + K * n), mp.mpf(0)
+                for i, (row, y) in enumerate(zip(cosines, labels, strict=True)):
+                    terms = [
+                        mp.exp(scale * (c - mp.mpf(row[y]))) * (k != y) for k, c in enumerate(row)
+                    ]
+                    others = mp.fsum(terms)
+                    total += mp.log1p(others) / len(labels)
+                    terms[y] = -others
+                    for k, term in enumerate(terms):
+                        g = scale * term / (1 + others) / len(labels)
+                        S[K + i, k] = S[k, K + i] = g
+                        S[k, k] -= row[k] * g
+                        S[K + i, K + i] -= row[k] * g
+                low = min(mp.eigsy(S, eigvals_only=True))
+            assert point.value == pytest.approx(float(total), rel=1e-12, abs=0), point.name
+            assert point.min_eigenvalue == pytest.approx(float(low), rel=1e-11, abs=0), point.name
+            assert point.min_eigenvalue < 0
 
     def test_no_closed_form_without_a_free_direction(self):
         assert theory.polygon_point(5, 2, 2, 1.0).min_eigenvalue is None
@@ -634,6 +707,32 @@ class TestCertificate:
         features = F.normalize(weight[labels] + 1e-5 * random_rows(8, 5, 0))
         assert theory.gap_bound(features, weight, labels, 2.0) < 1e-3
 
+    def test_gap_bound_is_the_trace_bound(self):
+        """Sharp for total collapse with n = 1: S has rows of sum zero and the smallest eigenvalue
+        -scale/K, so that the bound is scale."""
+        point = theory.total_collapse(4, 1, 5, 1.7)
+        where = point.features, point.weight, point.labels
+        assert theory.gap_bound(*where, 1.7) == pytest.approx(1.7)
+
+    @pytest.mark.parametrize(("size", "critical"), [(1e-9, True), (3e-5, False)])
+    def test_what_counts_as_critical(self, size, critical):
+        """The gradient may be a millionth of G, or of 0.01 where G is smaller."""
+        weight, labels = frames.simplex_etf(4, 5), balanced(4, 2)
+        features = F.normalize(weight[labels] + size * random_rows(8, 5, 0))
+        if critical:
+            assert abs(theory.certificate(features, weight, labels, 2.0)) < 1e-8
+            return
+        with pytest.raises(InputError, match="not critical"):
+            theory.certificate(features, weight, labels, 2.0)
+
+    @pytest.mark.parametrize("off", [3e-5, -3e-5])
+    def test_one_row_off_the_sphere(self, off):
+        weight = frames.simplex_etf(4, 5)
+        rows = weight.clone()
+        rows[2] *= 1 + off
+        with pytest.raises(InputError, match="row 2 has norm .* 1 of 4 rows"):
+            theory.multipliers(rows, weight, torch.arange(4), 1.0)
+
     def test_rotation_and_order_do_not_matter(self):
         point = theory.zoo(4, 2, 5, 2.0)[2]
         turn = frames.random_rotation(5, generator=torch.Generator().manual_seed(1))
@@ -771,6 +870,10 @@ class TestProblems:
             (lambda: theory.hybrid([1, 1], -1.0, 3), "feature_decay must be greater than 0"),
             (lambda: theory.regularized([1, 1], 0.0, 1.0, 3), "lambda_w must be greater than 0"),
             (lambda: theory.regularized([1, 1], 1.0, 0.0, 3), "lambda_h must be greater than 0"),
+            (lambda: theory.hybrid([], 1.0, 3), "counts|classes|K"),
+            (lambda: theory.hybrid(3, 1.0, 3), "counts"),
+            (lambda: theory.matched_points(3, 2, -1.0, 3), "scale must be greater than 0"),
+            (lambda: theory.matched_problems(3, 2, 1000.0, 3), "penalties that underflow"),
         ],
     )
     def test_bad_input(self, call, message):
@@ -812,6 +915,35 @@ class TestPenalised:
         expected = theory.hybrid_optimum(4, decay)
         assert abs(value - expected.value) < 1e-12
         assert (h - expected.feature_norm).abs().max() < 1e-5
+
+    @pytest.mark.parametrize(
+        ("lambda_w", "lambda_h"), [(1e-200, 1e-180), (1e-300, 1e-10), (1e-290, 1e288)]
+    )
+    def test_regularized_with_extreme_penalties(self, lambda_w, lambda_h):
+        """The margin that balances cross-entropy and penalty, with forty digits; norms as roots."""
+        mp = pytest.importorskip("mpmath").mp
+        found = theory.regularized_optimum(3, 2, lambda_w, lambda_h)
+        with mp.workdps(400):
+            w, h = mp.mpf(lambda_w), mp.mpf(lambda_h)
+            scale = mp.mpf(2) / 3 * mp.log(1 / mp.sqrt(2 * w * h) - 2)
+            norms = [mp.sqrt(scale * mp.sqrt(2 * h / w)), mp.sqrt(scale * mp.sqrt(w / 2 / h))]
+            expected = [float(scale), *map(float, norms)]
+        got = [found.scale, found.weight_norm, found.feature_norm]
+        assert got == pytest.approx(expected, rel=1e-12, abs=0)
+
+    @pytest.mark.parametrize("lambdas", [(1e200, 1e200), (1e-300, 1e305), (1.0, 1e300)])
+    def test_huge_penalties_leave_zero(self, lambdas):
+        found = theory.regularized_optimum(3, 2, *lambdas)
+        assert (found.value, found.weight_norm, found.feature_norm) == (math.log(3), 0.0, 0.0)
+
+    @pytest.mark.parametrize("K", [2, 7])
+    @pytest.mark.parametrize("decay", [1e-300, 1e-60, 1e-12, 0.3, 1.0, 50.0, 1e16, 1e290])
+    def test_hybrid_norm_solves_its_equation(self, K, decay):
+        mp = pytest.importorskip("mpmath").mp
+        b = theory.hybrid_optimum(K, decay).feature_norm
+        with mp.workdps(60):
+            pull = K / (mp.exp(mp.mpf(b) * K / (K - 1)) + K - 1)
+            assert abs(float(pull / (mp.mpf(decay) * b)) - 1) < 1e-12
 
     def test_strong_penalty_collapses_to_zero(self):
         # the switch is at (K-1)√(n λ_w λ_h) = (K-1)/K, that is λ = 1/(K√n) for equal penalties

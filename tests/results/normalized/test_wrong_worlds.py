@@ -149,6 +149,7 @@ def l10():
         "logits": float((z[0] - z[1]).abs().max()),
         "optimal": study.gradient_norm(problems["regularized"], wrong["regularized"]),
         "condition": both,
+        "never": study.conditioning("normalized", 0.3, **case)["kappa"] / kappa["regularized"],
         "steps": {"regularized": slow / quick},
         "published": slow / quick,
     }
@@ -187,12 +188,14 @@ def l13():
 
 
 def l14():
-    """The bipyramid at scale 10 as the code that is best, and a scale at which it is."""
+    """The bipyramid at scale 10 as the code that is best, and a scale at which it is; a code of
+    four points, which is symmetric, and one of nine, which is not."""
     bad, good = study.codes([("b", frames.bipyramid(5), s) for s in (10.0, 3.0)])["gap"]
     metrics = sphere_metrics(*[frames.bipyramid(5)], torch.arange(5), frames.bipyramid(5))
-    full = study.dimension(4, 3, scale=2.0)["gap"]
+    full, nine = (study.dimension(K, 3, scale=3.0) for K in (4, 9))
     return {"polygons": abs(bad), "bipyramid": abs(bad), "changes": good,
-            "floor": metrics["nc2"] - metrics["nc2_floor"], "gap": full}  # fmt: skip
+            "floor": metrics["nc2"] - metrics["nc2_floor"], "gap": full["gap"],
+            "aligned": nine["alignment"], "apart": full["alignment"]}  # fmt: skip
 
 
 def l16():
