@@ -64,8 +64,8 @@ def cross_entropy(c, K, alpha=0.0):
     e = c + checks.real("alpha", alpha, at_least=0, below=1) / K  # smoothing acts like more decay
     if c >= (1 - alpha) / K:
         return math.log(K), 0.0
-    p = 1 - (K - 1) * e
-    return -p * math.log(p) - (K - 1) * e * math.log(e), math.log(p / e)
+    rest = (K - 1) * e  # probability of the other classes
+    return -(1 - rest) * math.log1p(-rest) - rest * math.log(e), math.log((1 - rest) / e)
 
 
 def _problem(s, beta, factors):

@@ -1,5 +1,6 @@
 import itertools
 import math
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -158,6 +159,17 @@ def test_cross_entropy_against_a_search_over_margins(K, c, alpha):
     assert value == pytest.approx(min(found.fun, penalised(0.0)), rel=1e-9)
     assert value == pytest.approx(penalised(margin), rel=1e-12)
     assert margin == pytest.approx(found.x, abs=1e-4)
+
+
+@pytest.mark.parametrize("c", [1e-20, 1e-12, 1e-5])
+def test_cross_entropy_keeps_its_digits_at_tiny_strength(c):
+    with localcontext(prec=60):
+        rest = 3 * Decimal(c)
+        exact = -(1 - rest) * (1 - rest).ln() - rest * Decimal(c).ln()
+        gap = ((1 - rest) / Decimal(c)).ln()
+    value, margin = cross_entropy(c, 4)
+    assert value == pytest.approx(float(exact), rel=1e-14)
+    assert margin == pytest.approx(float(gap), rel=1e-14)
 
 
 @pytest.mark.parametrize("arguments", [(0.0, 3), (0.1, 1), (0.1, 3, 1.0), (0.1, 3, -0.1)])
