@@ -139,3 +139,11 @@ def test_scores_do_not_depend_on_the_scale(scale):
     for s in (1e-160, 1e200):
         with pytest.raises(InputError, match="leave double precision"):
             neco(ClassStatistics(4, 7).update(s * F, y), outliers)
+
+
+def test_neco_ignores_the_unit_of_a_column_that_varies_little():
+    F, y, outliers, *_ = sample(4)
+    want = neco(ClassStatistics(4, 7).update(F, y), outliers)
+    unit, origin = np.array([1e-7, *[1.0] * 6]), np.array([1.0, *[0.0] * 6])
+    found = neco(ClassStatistics(4, 7).update(unit * F + origin, y), unit * outliers + origin)
+    np.testing.assert_allclose(found, want, rtol=1e-5)
