@@ -162,7 +162,7 @@ def figure(paths, samples=2000):
     import matplotlib.pyplot as plt
     import torch
 
-    from nclib.metrics import ClassStatistics
+    from nclib.metrics import ClassStatistics, geometry
 
     picture, axes = plt.subplots(
         len(paths), 2, figsize=(7.5, 3.2 * len(paths)), squeeze=False, layout="constrained"
@@ -174,8 +174,7 @@ def figure(paths, samples=2000):
         statistics = ClassStatistics(max(K, 2), features.shape[1], keep=0).update(features, labels)
         present = statistics.counts > 0
         means = (statistics.means - statistics.global_mean)[present]
-        rows = torch.nn.functional.normalize(means)
-        cosines = left.imshow(rows @ rows.T, vmin=-1, vmax=1, cmap="RdBu_r")
+        cosines = left.imshow(geometry.cosines(means), vmin=-1, vmax=1, cmap="RdBu_r")
         picture.colorbar(cosines, ax=left, label="cosine")
         left.set(title=f"class means (collapsed: {-1 / (len(means) - 1):.2g})", xlabel="class")
         plane = torch.linalg.svd(means, full_matrices=False).Vh[:2]

@@ -164,7 +164,8 @@ class Taps:
 
         def add(name, x, y):
             if name not in result:
-                K = len(self.head[1].weight) if num_classes is None else num_classes
+                # One logit tells two classes apart.
+                K = max(2, len(self.head[1].weight)) if num_classes is None else num_classes
                 device = "cpu" if x.device.type == "mps" else x.device  # no float64 there
                 result[name] = ClassStatistics(K, x.shape[1], device=device)
             result[name].update(x, y)

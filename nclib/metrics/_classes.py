@@ -5,7 +5,8 @@ import warnings
 
 import torch
 
-from nclib.metrics.geometry import etf_error, gram_distance
+from nclib.metrics._rows import squarable
+from nclib.metrics.geometry import etf_error, gram_distance, sample_mean
 
 TABLE = 2048  # classes up to which K×K products are at hand also for K > d + 1
 TILE = 2**23  # numbers held at a time
@@ -22,9 +23,10 @@ class Classes:
     """
 
     def __init__(self, means, counts, weight, bias):
-        self.counts, self.means = counts, means
-        self.centre = counts.double() @ means / counts.sum()
+        self.counts, self.means = counts, (means := squarable("features", means))
+        self.centre = sample_mean(means, counts)
         self.centred = means - self.centre
+        self.equal = not bool(self.centred.any())  # all class means
         self.weight = weight = None if weight is None else weight.to(means.device)
         K, d = means.shape
         self.small = d + 1 >= K  # then K×K products are not larger than d×d ones
@@ -77,6 +79,8 @@ class Classes:
     def metrics(self, spectrum, moments, trace_within, variances, storage):
         """The metrics from the spectrum of Σ_B and Σ_W's ``moments`` along its eigenvectors."""
         K = len(self.counts)
+        if not math.isfinite(trace_within):
+            squarable("features", self.means.new_tensor([trace_within]))
         kept = self.above_rounding(spectrum, storage, trace_within)
         if not kept.any():
             warnings.warn("all class means are equal: NC1 is undefined (NaN)", RuntimeWarning, 5)
@@ -101,12 +105,13 @@ class Classes:
 
     def by_class(self, variances):
         """``nc1_ratio`` and ``cdnv`` of each class."""
-        return {"nc1_ratio": self.ratio(variances), "cdnv": cdnv_by_class(self.means, variances)}
+        cdnv = cdnv_by_class(self.means, variances)
+        return {"nc1_ratio": self.ratio(variances), "cdnv": cdnv * math.nan if self.equal else cdnv}
 
     def ratio(self, traces):
         """Traces over the one of Σ_B; NaN if all class means are equal."""
         between = float(self.centred.square().sum()) / len(self.counts)
-        return traces / between if between > 0 else traces * math.nan
+        return traces * math.nan if self.equal else traces / between
 
     def _distance(self, name, what):
         """Distance of one of the K×K products to the ETF's, from d×d products if K is large."""
@@ -123,7 +128,7 @@ class Classes:
 
     def _cdnv(self, variances):
         K = len(variances)
-        if not float(self.centred.square().sum()) > 0:
+        if self.equal:
             return math.nan
         classes = None
         if K > _PAIRED:

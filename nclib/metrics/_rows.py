@@ -92,6 +92,17 @@ def batch(features, labels, K, d, ignore_index):
     return features, labels, storage
 
 
+def squarable(name, value):
+    """The tensor ``value``; :class:`~nclib.checks.InputError` if squares leave double precision."""
+    largest = float(value.abs().max()) if value.numel() else 0.0
+    if largest != 0 and not 1e-130 <= largest <= 1e140:
+        raise checks.InputError(
+            f"the squares of {name} leave double precision, the largest entry is {largest:.3g}: "
+            "divide by it, measures of collapse do not depend on the scale"
+        )
+    return value
+
+
 def classifier(weight, bias, K, d):
     """Checked ``weight (K, d)`` and ``bias (K,)`` in float64, or None."""
     if weight is None:
@@ -99,6 +110,7 @@ def classifier(weight, bias, K, d):
             raise checks.InputError("a bias was given without a weight")
         return None, None
     weight = checks.matrix("weight", weight, rows=K, columns=d, dtype=torch.float64).detach()
+    weight = squarable("weight", weight)
     if bias is not None:
         bias = checks.vector("bias", bias, K, dtype=torch.float64).detach()
     return weight, bias

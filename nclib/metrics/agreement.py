@@ -1,5 +1,7 @@
 """Nearest class mean against classifier and labels (NC4)."""
 
+import math
+
 import torch
 
 from nclib import checks
@@ -83,7 +85,8 @@ class Agreement:
     def metrics(self):
         """``ncc_disagreement``, the share of samples whose nearest class mean is not the predicted
         class; of the labelled ones, ``ncc_error``, the share whose nearest class mean is not that
-        of their class, and ``error``, the share not predicted as their class.
+        of their class, and ``error``, the share not predicted as their class.  The first two are
+        NaN if all class means are equal.
 
         The first and the last need a classifier.  Raises
         :class:`~nclib.checks.InputError` if there was no sample.
@@ -91,10 +94,11 @@ class Agreement:
         if not self.samples:
             raise checks.InputError("no sample came in the second pass: call update first")
         found, (labelled, far, wrong) = {}, self._counts.sum(1).tolist()
+        unknown = math.nan if self._rules.equal else 0.0  # all class means are equally near
         if self._rules.weight is not None:
-            found["ncc_disagreement"] = self.disagreements / self.samples
+            found["ncc_disagreement"] = self.disagreements / self.samples + unknown
         if labelled:
-            found["ncc_error"] = far / labelled
+            found["ncc_error"] = far / labelled + unknown
             if self._rules.weight is not None:
                 found["error"] = wrong / labelled
         return found
@@ -102,7 +106,7 @@ class Agreement:
     def by_class(self):
         """``ncc_error`` and ``error`` of each class, tensors ``(K,)``; NaN without samples."""
         labelled, far, wrong = self._counts.double()
-        found = {"ncc_error": far / labelled}
+        found = {"ncc_error": far / labelled * (math.nan if self._rules.equal else 1.0)}
         return found if self._rules.weight is None else found | {"error": wrong / labelled}
 
 
@@ -121,7 +125,7 @@ class Rules:
 
     def __init__(self, classes, shift, span, variances=None):
         dtype, K = shift.dtype, len(shift)
-        self.shift, self.disagreements = shift, 0
+        self.shift, self.disagreements, self.equal = shift, 0, classes.equal
         self.weight = None if classes.weight is None else classes.weight.to(dtype)
         self.directions = (2 * classes.centred).to(dtype)
         squares = classes.centred.square().sum(1)

@@ -85,8 +85,9 @@ def nc_metrics(
     Where a matrix to be normalised is zero (W = 0, all class means equal) the metric is NaN and a
     ``RuntimeWarning`` says which.  Source: result 1, claims 1.L16 and 1.L18.
 
-    Raises :class:`~nclib.checks.InputError` for NaN features, labels out of range, an empty class,
-    fewer than two classes, or shapes that do not fit.
+    Raises :class:`~nclib.checks.InputError` for NaN features, entries whose squares leave double
+    precision, labels out of range, an empty class, fewer than two classes, or shapes that do not
+    fit.
     """
     rows, counts, present, storage, _ = _whole(
         features, labels, weight, num_classes, precision, missing
@@ -146,7 +147,9 @@ class _Pass:
         self.place = None
         if len(present) < len(counts):
             self.place = _rows.places(present, len(counts))
-        means = _rows.class_sums(self.blocks(), len(present), rows.dim) / self.counts[:, None]
+        means = self.means(0.0)
+        if rows.dtype == torch.float64:  # sums of doubles round: once more, about the means
+            means = means + self.means(means)
         weight, bias = (_rows.pick(value, present) for value in (weight, bias))
         self.classes = Classes(means, self.counts, weight, bias)
         self.spectrum, self.basis = self.classes.between_basis(torch.finfo(rows.dtype).eps)
@@ -155,6 +158,12 @@ class _Pass:
         self.shift = means.to(self.wide)
         self.rounding = means - self.shift.double()
         self.dtype = _rows.product_dtype(rows.dim, self.wide)
+
+    def means(self, about):
+        """Class means ``(K, d)`` of the features minus ``about``, 0 or a row for each class."""
+        K, d, zero = len(self.counts), self.rows.dim, isinstance(about, float)
+        blocks = ((x if zero else x - about[y], y) for x, y in self.blocks())
+        return _rows.class_sums(blocks, K, d) / self.counts[:, None]
 
     def blocks(self):
         """``(features, place of the class)``."""
@@ -201,7 +210,9 @@ def measure(rows, counts, present, weight, bias, storage):
     squares -= scaled.square().sum(1)
     variances, trace = squares.clamp(min=0) / counts, float(squares.sum()) / N
     found = classes.metrics(this.spectrum, moments / N, trace, variances, storage)
-    return found if rules is None else found | {"ncc_disagreement": rules.disagreements / N}
+    if rules is not None:
+        found["ncc_disagreement"] = math.nan if rules.equal else rules.disagreements / N
+    return found
 
 
 def table(rows, counts, present, weight, bias, storage, names):

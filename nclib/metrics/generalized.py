@@ -14,7 +14,7 @@ bounds GNC2 with a float32 subgradient descent from a random start, which may be
 
 import warnings
 from functools import lru_cache
-from math import nan
+from math import inf, isnan, nan
 
 import numpy as np
 import torch
@@ -22,13 +22,15 @@ import torch
 from nclib import checks, frames
 from nclib.metrics import _rows, margins
 from nclib.metrics._classes import cdnv_by_class, squared_distances
-from nclib.metrics.geometry import class_means, etf_error, nc1
+from nclib.metrics.geometry import class_means, etf_error, nc1, sample_mean
 from nclib.metrics.known_margins import best_known
 from nclib.metrics.precision import Storage, exact
 
 EXACT_CLASSES = 2048  # above this, per-class quantities are averaged over a sample of classes
 SAMPLED_CLASSES = 256  # so many
 _TILE = 2**20  # numbers held at a time, about a cache
+# What only class means that differ define.
+_BETWEEN = ("gnc3_centered", "ncc_accuracy", "agreement", "uniform_duality")
 
 
 @exact
@@ -61,7 +63,8 @@ def generalized_nc(
             :func:`~nclib.metrics.nc_metrics`.
 
     Classes without samples are dropped, from the hulls and from K, and listed in
-    ``dropped_classes``.  Duplicate rows of the classifier are named in ``notes`` and in a warning.
+    ``dropped_classes``.  What needs class means that differ is NaN where all are equal.  Duplicate
+    rows of the classifier are named in ``notes`` and in a warning.
     Returns a dict; smaller is more collapsed unless said otherwise:
 
     ======================  =====================================================================
@@ -109,18 +112,18 @@ def generalized_nc(
     W, H = margins.unit_rows("weight", raw_weight), margins.unit_rows("features", raw)
 
     means, counts = class_means(H, labels, K)
-    g, squares = H.mean(0), (H - means[labels]).square().sum(1)
+    g, squares = sample_mean(means, counts), (H - means[labels]).square().sum(1)
     variances = torch.zeros_like(means[:, 0]).index_add_(0, labels, squares) / counts
     centred = torch.nn.functional.normalize(means - g, dim=1)
     within = float(squares.mean())
-    between = float((means - g).square().sum() / K)
+    between = float((means - g).square().sum() / K) or nan
     nearest = nearest_mean(H, means)
     predicted = _argmax(raw.double(), raw_weight, bias)
     cut = max(K, d) * torch.finfo(torch.float64).eps
     result = {
         "gnc1": nc1(H, labels, cut=cut, K=K, precision=Storage(storage.eps, 0.0)),
         "gnc1_raw": nc1(raw, labels, cut=cut, K=K, precision=storage),
-        "gnc1_ratio": within / between if between > 0 else nan,
+        "gnc1_ratio": within / between,
         "cdnv": float(cdnv_by_class(means, variances).mean()),
         **_margins(W, means, kept, notes, exact_classes=exact_classes, tol=tol),
         "gnc3": _mean_gap(means, W),
@@ -133,6 +136,8 @@ def generalized_nc(
         **log_kernel(centred),
         "uniform_duality": float((centred * W).sum(1).var(correction=0)),
     }
+    if isnan(between):  # all class means are equal
+        result |= dict.fromkeys(_BETWEEN, nan) | {"cdnv": inf * within}
     result |= _calibrate(result["gnc2"], K, d, reference, random_draws, notes)
     return result | {"num_classes": K, "dropped_classes": dropped, "notes": notes}
 

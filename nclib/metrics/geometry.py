@@ -24,8 +24,18 @@ def class_means(features, labels, K=None):
     labels, K = checks.labels(labels, K, length=len(features))
     labels = labels.to(features.device)
     counts = torch.bincount(labels, minlength=K)
-    sums = features.new_zeros(K, features.shape[1]).index_add_(0, labels, features)
-    return sums / counts[:, None], counts
+    means = features.new_zeros(K, features.shape[1])
+    for _ in range(2):  # once more about the means: equal features get exactly equal ones
+        residual = features - means[labels]
+        means = means + torch.zeros_like(means).index_add_(0, labels, residual) / counts[:, None]
+    return means, counts
+
+
+def sample_mean(means, counts):
+    """Mean over samples ``(d,)`` from class ``means (K, d)`` and ``counts (K,)``; exactly the
+    class mean where all classes with samples have the same."""
+    one = means[counts.argmax()]
+    return one + counts.to(means) @ (means - one) / counts.sum()
 
 
 def centred(rows):
@@ -39,10 +49,16 @@ def scaled(rows):
     return rows / rows.abs().max().clamp(min=torch.finfo(rows.dtype).tiny)
 
 
+def unit(rows):
+    """``rows (…, d)`` over their norms, at any scale of each; NaN for a zero row."""
+    rows = rows / rows.abs().amax(-1, keepdim=True)
+    return rows / rows.norm(dim=-1, keepdim=True)
+
+
 def cosines(rows):
     """Cosines ``(K, K)`` between ``rows (K, d)``; 0 with a zero row."""
-    unit = torch.nn.functional.normalize(scaled(rows), dim=1)
-    return unit @ unit.mT
+    directions = torch.where(rows.any(1, keepdim=True), unit(rows), 0.0)
+    return directions @ directions.mT
 
 
 def gram_distance(gram, target=None):
@@ -63,9 +79,9 @@ def etf_error(left, right=None):
     to the simplex ETF, through d×d products where K is larger; NaN for G = 0.
     """
     right, K = left if right is None else right, len(left)
+    left, right = scaled(left), scaled(right)
     if left.shape[1] + 1 >= K:
         return gram_distance(left @ right.T)
-    left, right = scaled(left), scaled(right)
     # √(2 - 2⟨G/‖G‖, T⟩) keeps its digits: with K > d + 1 it is at least about 1/√K.
     ours = left.T @ left
     norm = (ours * (right.T @ right)).sum().clamp(min=0).sqrt()
@@ -105,7 +121,7 @@ def trace_ratio(features, labels):
     means.  NaN if all class means coincide; raises :class:`~nclib.checks.InputError` for an empty
     class.  Claim 5.E10 (NC1~ of Tirer, Huang & Niles-Weed 2023).
     """
-    features = _rows("features", features, 1)
+    features = _in_range(_rows("features", features, 1))
     labels, K = checks.labels(labels, length=len(features))
     checks.class_counts(labels, K)
     means, _ = class_means(features, labels, K)
@@ -124,7 +140,7 @@ def nc1(features, labels, *, cut, K=None, precision=None):
     :class:`~nclib.checks.InputError` for fewer than two classes.
     """
     storage = Storage.of(features, precision)
-    features = _rows("features", features, 1)
+    features = _in_range(_rows("features", features, 1))
     labels, K = checks.labels(labels, K, length=len(features))
     means, counts = class_means(features, labels, K)
     if (counts > 0).sum() < 2:
@@ -163,7 +179,7 @@ def angles_between(u, v):
     of a cosine loses half its digits.
     """
     u, v = (torch.as_tensor(x).double() for x in (u, v))
-    u, v = (x / x.norm(dim=-1, keepdim=True) for x in (u, v))
+    u, v = unit(u), unit(v)
     return torch.rad2deg(2 * torch.atan2((u - v).norm(dim=-1), (u + v).norm(dim=-1)))
 
 
@@ -173,6 +189,11 @@ def rank(matrix, *, cut, relative=True):
     ``cut``); 0 for a zero matrix."""
     values = torch.linalg.svdvals(_rows("matrix", matrix, 1))
     return int((values > cut * (float(values[0]) if relative else 1.0)).sum())
+
+
+def _in_range(rows):
+    """``rows``, scaled if their squares leave double precision."""
+    return rows if 1e-100 < float(rows.abs().max()) < 1e100 else scaled(rows)
 
 
 def _rows(name, value, minimum):

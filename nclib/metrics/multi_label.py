@@ -8,7 +8,7 @@ T = (I - 11ᵀ/K)/√(K-1).  All work is float64.
 
 import warnings
 from dataclasses import dataclass
-from math import comb
+from math import comb, frexp
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,8 @@ import torch
 
 from nclib import checks
 from nclib.metrics import geometry
-from nclib.metrics.geometry import gram_distance
+from nclib.metrics._rows import squarable
+from nclib.metrics.geometry import etf_error
 from nclib.metrics.precision import Storage, exact
 
 CONVENTIONS = ("clean", "official")
@@ -80,7 +81,7 @@ class LabelSetStatistics:
         nothing cancels when features have collapsed.
         """
         storage = Storage.of(features, precision)
-        features = checks.matrix("features", features).double()
+        features = squarable("features", checks.matrix("features", features).double())
         targets = checks.label_sets(targets)
         if len(targets) != len(features):
             raise checks.InputError(
@@ -192,12 +193,12 @@ def statistics_metrics(statistics, weight, *, convention="clean", reference="mea
     checks.choice("reference", reference, ("means", "weight"))
     K, d = statistics.K, statistics.means.shape[1]
     weight = checks.matrix("weight", weight, rows=K, columns=d).to(statistics.means)
+    weight = squarable("weight", weight)
     if convention == "official":
         return _official(statistics, weight)
 
-    found = {"nc2": gram_distance(weight @ weight.T)}
     centred_weight = weight - weight.mean(0)
-    found["nc2_centered"] = gram_distance(centred_weight @ centred_weight.T)
+    found = {"nc2": etf_error(weight), "nc2_centered": etf_error(centred_weight)}
     single = ("nc1", "nc2_means", "nc3", "nc3_centered")
     directions = centred_weight
     if reference == "means" or not statistics.classes_without_singles:
@@ -205,9 +206,9 @@ def statistics_metrics(statistics, weight, *, convention="clean", reference="mea
         centred = _centred(means)
         found |= {
             "nc1": _nc1(statistics, centred),
-            "nc2_means": gram_distance(centred @ centred.T),
-            "nc3": gram_distance(weight @ centred.T),
-            "nc3_centered": gram_distance(centred_weight @ centred.T),
+            "nc2_means": etf_error(centred),
+            "nc3": etf_error(weight, centred),
+            "nc3_centered": etf_error(centred_weight, centred),
         }
         directions = centred if reference == "means" else centred_weight
     else:
@@ -337,13 +338,14 @@ def _official(statistics, weight):
     means, counts = statistics.class_means, statistics.counts[rows]
     wrong_mean = (counts[:, None] * means).sum(0) / statistics.counts.sum()
     shifted = means - wrong_mean
-    between = (shifted.T @ shifted / K).float().cpu().numpy()
-    within = (statistics.within / counts.sum()).float().cpu().numpy()
+    between, within = shifted.T @ shifted / K, statistics.within / counts.sum()
+    unit = 2.0 ** frexp(float(between.abs().max()))[1]  # for the range of single precision
+    between, within = ((x / unit).float().cpu().numpy() for x in (between, within))
     found = {
         "nc1": float(np.trace(within @ pinv(between)) / K),
-        "nc2": gram_distance(weight @ weight.T),
-        "nc2_means": gram_distance(means @ means.T),
-        "nc3": gram_distance(weight @ shifted.T),
+        "nc2": etf_error(weight),
+        "nc2_means": etf_error(means),
+        "nc3": etf_error(weight, shifted),
         "angle": {},
     }
     if 2 in statistics.multiplicities:

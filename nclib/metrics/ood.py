@@ -7,7 +7,8 @@ features; scores are larger the more a sample looks like the training data.
 import torch
 
 from nclib import checks
-from nclib.metrics._rows import classifier, nonempty
+from nclib.metrics._rows import classifier, nonempty, squarable
+from nclib.metrics.geometry import scaled, unit
 from nclib.metrics.precision import exact
 
 
@@ -25,8 +26,7 @@ def nc5(statistics, outliers):
     outliers = _features("outliers", outliers, statistics)
     if not len(outliers):
         raise checks.InputError("outliers holds no sample")
-    means, outlier = statistics.means, outliers.mean(0)
-    return float((means @ outlier / (means.norm(dim=1) * outlier.norm())).abs().mean())
+    return float((unit(statistics.means) @ unit(scaled(outliers).mean(0))).abs().mean())
 
 
 @exact
@@ -51,12 +51,15 @@ def neco(statistics, features, *, components=None, standardize=True, logits=None
     if components > d:
         raise checks.InputError(f"components must be at most d={d}, got {components}")
     share = statistics.counts.double() / statistics.counts.sum()
-    centred = statistics.means - statistics.global_mean
+    squarable("features", statistics.within_covariance.diagonal().clamp(min=0).sqrt())
+    centred = squarable("features", statistics.means) - statistics.global_mean
     covariance = statistics.within_covariance + centred.T @ (share[:, None] * centred)
     z = features - statistics.global_mean
     if standardize:
         scale = covariance.diagonal().clamp(min=0).sqrt()
-        scale = torch.where(scale > 0, scale, 1.0)  # constant columns say nothing
+        # Constant columns keep their scale, as with scikit-learn's StandardScaler.
+        rounding = 1e-14 * statistics.global_mean.abs()
+        scale = torch.where(scale > rounding, scale, 1.0)
         covariance, z = covariance / scale / scale[:, None], z / scale
     _, axes = torch.linalg.eigh(covariance)
     score = (z @ axes[:, d - components :]).norm(dim=1) / z.norm(dim=1)
@@ -84,7 +87,7 @@ def nci(statistics, features, weight, bias=None, *, alpha=0.0):
     logits = features @ weight.T + (0.0 if bias is None else bias.to(features.device))
     z = features - statistics.global_mean
     own = weight[logits.argmax(1)]
-    return (z * own).sum(1) / z.norm(dim=1) + alpha * features.abs().sum(1)
+    return (unit(z) * own).sum(1) + alpha * features.abs().sum(1)
 
 
 def _features(name, value, statistics):

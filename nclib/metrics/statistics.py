@@ -12,6 +12,7 @@ from nclib.metrics._classes import Classes
 from nclib.metrics._rows import Rows
 from nclib.metrics.agreement import Agreement, Rules
 from nclib.metrics.collapse import frame, measure, table
+from nclib.metrics.geometry import sample_mean
 from nclib.metrics.precision import Storage, exact
 
 _EXACT_ROWS = 2048  # rows whose products are summed in the dtype of the features, before float64
@@ -303,7 +304,7 @@ class ClassStatistics:
     @exact
     def global_mean(self):
         """Mean over samples ``(d,)``."""
-        return self.counts.double() @ self.means / self.counts.sum()
+        return sample_mean(self.means, self.counts)
 
     @property
     @exact
@@ -363,6 +364,7 @@ class ClassStatistics:
         weight, bias = _rows.classifier(weight, bias, self.num_classes, self.dim)
         classes = self._classes(present, weight, bias)  # first: it may change the sums' dtype
         dtype = torch.float32 if self._near is None else self._near.dtype
+        dtype = _rows.product_dtype(self.dim, dtype)
         rules = Rules(classes, classes.means.to(dtype), None, self.variances[present])
         return Agreement(rules, present, self.num_classes, self.names)
 

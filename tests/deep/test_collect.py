@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nclib import checks
 from nclib.deep import collect, nets
+from nclib.metrics import nc_metrics
 
 K, N = 3, 24
 
@@ -377,6 +378,17 @@ def test_ignored_samples_of_a_classifier_do_not_count():
     y = y.clone()
     y[:7] = -100  # the whole first batch
     check(collect.statistics(model, batches(x, y)), model.features(x[7:]).detach(), y[7:])
+
+
+def test_one_logit_tells_two_classes_apart():
+    x, labels = vectors()
+    labels = labels % 2
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1))
+    (found,) = collect.measure(model, batches(x, labels)).values()
+    entered = model[:2](x).detach()
+    assert found == pytest.approx(nc_metrics(entered, labels), rel=1e-6)  # no rows of W to compare
+    with pytest.raises(checks.InputError, match="0..1, found 2"):
+        collect.statistics(model, batches(x, labels * 2))
 
 
 def test_several_layers_in_one_pass():

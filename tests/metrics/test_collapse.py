@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from nclib import frames
-from nclib.metrics import REFERENCE, ClassStatistics, nc_metrics
+from nclib import checks, frames
+from nclib.metrics import REFERENCE, ClassStatistics, by_class, nc_metrics
 
 
 def oracle(F, y, W, b):
@@ -358,6 +358,47 @@ def test_undefined_metrics_are_nan():
     got = nc_metrics(F, y, np.zeros((2, 3)))
     assert all(math.isnan(got[n]) for n in ("nc1", "nc1_ratio", "nc2", "nc2_means", "nc3"))
     assert got["residual"] == 0
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(3, 5, 7), (20, 2, 1000)])
+def test_features_that_are_all_equal(dtype, sizes):
+    """Nothing tells class means apart: no ratio of rounding errors, no nearest class mean."""
+    F = torch.tensor([[0.1, 0.2, 0.7]], dtype=torch.float64).to(dtype).repeat(sum(sizes), 1)
+    y, W = np.repeat(np.arange(3), sizes), np.eye(3)
+    stream = ClassStatistics(3, 3, keep=0)
+    for part in np.array_split(np.arange(len(y)), 4):
+        stream.update(F[part], y[part])
+    second = stream.agreement(W).update(F, y)
+    defined = {"nc2", "nc2_centered", "residual", "residual_centered"}
+    for found in (nc_metrics(F, y, W), stream.metrics(W, agreement=second)):
+        assert {name for name, value in found.items() if not math.isnan(value)} == defined
+    assert math.isnan(second.metrics()["ncc_error"])
+    assert second.metrics()["error"] == pytest.approx(1 - sizes[2] / sum(sizes))
+    for found in (by_class(F, y, W), stream.by_class(second)):
+        assert set(found.columns[found.notna().any()]) == {"count", "error"}
+
+
+@pytest.mark.parametrize("keep", [0, 2**29])
+@pytest.mark.parametrize("scale", [1e-150, 1e-160, 1e160, 1e300])
+def test_squares_that_leave_double_precision_are_refused(scale, keep):
+    F, y, W, b = spec_input(100, 4, 6, 5, 0.3)
+    calls = (
+        lambda: nc_metrics(scale * F, y, W, b),
+        lambda: nc_metrics(F, y, scale * W, b),
+        lambda: by_class(scale * F, y),
+        lambda: ClassStatistics(4, 6, keep=keep).update(scale * F, y).metrics(W, b),
+        lambda: ClassStatistics(4, 6, keep=keep).update(scale * F, y).by_class(),
+    )
+    for call in calls:
+        with pytest.raises(checks.InputError, match="leave double precision"):
+            call()
+    if scale > 1:  # class means are zero, samples are not
+        pairs = np.concatenate([F, -F]) * scale
+        pairs[y.tolist().index(1)] = 1.0
+        with pytest.raises(checks.InputError, match="leave double precision"):
+            ClassStatistics(4, 6, keep=keep).update(pairs, np.tile(y, 2)).metrics()
 
 
 def test_undefined_metrics_warn():

@@ -268,6 +268,12 @@ def test_coinciding_means():
     found = generalized_nc(features, labels, np.eye(2))
     assert math.isnan(found["gnc1"]) and math.isnan(found["gnc1_ratio"])
     assert found["cdnv"] == math.inf and found["log_kernel_mean"] == math.inf
+    undefined = ("gnc3_centered", "ncc_accuracy", "agreement", "uniform_duality")
+    assert all(math.isnan(found[name]) for name in undefined)
+    point = generalized_nc(
+        np.full((9, 2), [0.1, 0.7]), [0] * 2 + [1] * 3 + [2] * 4, np.eye(3)[:, :2] + 1
+    )
+    assert all(math.isnan(point[name]) for name in (*undefined, "gnc1_ratio", "cdnv"))
     zero_mean = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     found = generalized_nc(zero_mean, [0, 0, 1, 1], np.eye(2))
     assert found["gnc3"] == pytest.approx(0.5)  # cosine 0 for class 0, 1 for class 1

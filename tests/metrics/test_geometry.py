@@ -217,3 +217,39 @@ def test_cosines_at_any_scale(scale):
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=0)
     assert float(geometry.scaled(scale * rows).abs().max()) == 1.0
     assert not geometry.scaled(0 * rows).any()
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 1e300])
+def test_the_scale_of_features_does_not_matter(scale):
+    """Where squares of doubles vanish, overflow or lose digits, too."""
+    rng = np.random.default_rng(1)
+    labels = np.arange(40) % 4
+    features = rng.standard_normal((4, 5))[labels] + 0.3 * rng.standard_normal((40, 5)) + 1
+    for metric in (
+        lambda h: trace_ratio(h, labels),
+        lambda h: nc1(h, labels, cut=1e-8),
+        lambda h: etf_error(torch.tensor(h[:4])),
+        lambda h: float(angles_between(h[0], h[1])),
+        lambda h: float(angles_between(scale * features[0], features[1])),
+    ):
+        assert metric(scale * features) == pytest.approx(metric(features), rel=1e-9)
+
+
+def test_rows_of_very_different_lengths():
+    rows = torch.tensor([[1.0, 0.0], [3e-20, 3e-20], [0.0, 2e20]], dtype=torch.float64)
+    half = math.sqrt(0.5)
+    expected = torch.tensor([[1, half, 0], [half, 1, half], [0, half, 1]], dtype=torch.float64)
+    torch.testing.assert_close(geometry.cosines(rows), expected)
+    assert angles_between(rows[:2], rows[1:]).tolist() == pytest.approx([45, 45])
+    assert torch.isnan(angles_between(torch.zeros(2), torch.ones(2)))
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, 123.456])
+def test_equal_features_have_exactly_equal_means(value):
+    """A sum of many doubles rounds: 0.1 added 1000 times over 1000 is not 0.1."""
+    labels = torch.arange(1000) ** 2 % 7 % 4  # 0, 1, 2: unequal classes
+    means, counts = class_means(torch.full((1000, 3), value, dtype=torch.float64), labels)
+    assert counts.tolist() == [429, 285, 286] and bool((means == value).all())
+    empty = torch.tensor([0, *counts.tolist()])
+    mean = geometry.sample_mean(torch.cat([torch.zeros(1, 3).double(), means]), empty)
+    assert bool((mean == value).all())

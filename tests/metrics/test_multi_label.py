@@ -276,6 +276,24 @@ def test_official_convention():
     assert found["nc2_means"] != pytest.approx(clean["nc2_means"], rel=1e-2)
 
 
+@pytest.mark.parametrize("convention", ["clean", "official"])
+def test_the_scale_does_not_matter_or_is_refused(convention):
+    features, targets, weight = sample(8)
+
+    def found(scale, other):
+        got = multi_label_metrics(scale * features, targets, other * weight, convention=convention)
+        for name in ("soft_iou", "scale"):
+            got.pop(name, None)
+        return flat(got)
+
+    want = found(1.0, 1.0)
+    for scale in (1e-100, 1e-30, 1e30, 1e100):
+        assert found(scale, 1 / scale) == pytest.approx(want, rel=1e-5)  # official: float32
+    for scales in ((1e-160, 1.0), (1e160, 1.0), (1.0, 1e-160), (1.0, 1e160)):
+        with pytest.raises(InputError, match="leave double precision"):
+            found(*scales)
+
+
 def test_orthogonal_frame_is_0_3204_in_the_official_nc2_and_0_in_ours():
     features, targets = np.eye(10), np.eye(10)
     official = multi_label_metrics(features, targets, np.eye(10), convention="official")

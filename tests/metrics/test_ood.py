@@ -11,6 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from nclib import frames
+from nclib.checks import InputError
 from nclib.metrics import ClassStatistics, nc5, nci, neco
 
 
@@ -104,3 +105,45 @@ def test_bad_input():
         nc5(ClassStatistics(4, 7).update(F[y < 3], y[y < 3]), outliers)
     with pytest.raises(ValueError, match="no sample"):
         nc5(statistics, outliers[:0])
+
+
+@pytest.mark.parametrize("value", [0.1, 1.1, 123.456])
+@pytest.mark.parametrize("batch", [7, 60])
+def test_a_constant_column_is_not_divided_by_its_rounding(value, batch):
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    F = rng.standard_normal((3, 4))[y] + 0.2 * rng.standard_normal((60, 4))
+    F[:, 2], outliers = value, rng.standard_normal((5, 4))
+    statistics = ClassStatistics(3, 4, keep=0)
+    for part in np.split(np.arange(60), range(batch, 60, batch)):
+        statistics.update(F[part], y[part])
+    deviation = F.std(0)
+    deviation[2] = 1.0
+    Z, z = ((x - F.mean(0)) / deviation for x in (F, outliers))
+    Z[:, 2] = 0
+    axes = np.linalg.svd(Z, full_matrices=False)[2][:2]
+    want = np.linalg.norm(z @ axes.T, axis=1) / np.linalg.norm(z, axis=1)
+    np.testing.assert_allclose(neco(statistics, outliers), want, rtol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-140, 1e-100, 1e100, 1e139])
+def test_scores_do_not_depend_on_the_scale(scale):
+    F, y, outliers, W, b = sample(3)
+    scores = []
+    for s in (1.0, scale):
+        statistics = ClassStatistics(4, 7).update(s * F, y)
+        scores.append([nc5(statistics, s * outliers), *nci(statistics, s * outliers, W, s * b)])
+        if 1e-130 < s < 1e130:
+            scores[-1] += neco(statistics, s * outliers).tolist()
+    np.testing.assert_allclose(scores[1], scores[0][: len(scores[1])], rtol=1e-9)
+    for s in (1e-160, 1e200):
+        with pytest.raises(InputError, match="leave double precision"):
+            neco(ClassStatistics(4, 7).update(s * F, y), outliers)
+
+
+def test_neco_ignores_the_unit_of_a_column_that_varies_little():
+    F, y, outliers, *_ = sample(4)
+    want = neco(ClassStatistics(4, 7).update(F, y), outliers)
+    unit, origin = np.array([1e-7, *[1.0] * 6]), np.array([1.0, *[0.0] * 6])
+    found = neco(ClassStatistics(4, 7).update(unit * F + origin, y), unit * outliers + origin)
+    np.testing.assert_allclose(found, want, rtol=1e-5)

@@ -122,6 +122,22 @@ def test_metrics_of_each_class(seed, K, d):
         np.testing.assert_allclose(kept[name], want[name], rtol=1e-8, atol=1e-10)
 
 
+def test_second_pass_with_two_nearly_equal_means():
+    """Few dimensions are computed in double precision, as with kept features."""
+    rng = np.random.default_rng(0)
+    mean = rng.standard_normal((9, 2))
+    mean[1] = mean[0] + 1e-6
+    y = np.repeat(np.arange(9), 200)
+    F = (mean[y] + 1e-5 * rng.standard_normal((len(y), 2))).astype(np.float32)
+    wide = F.astype(np.longdouble)
+    means = np.stack([wide[y == k].mean(0) for k in range(9)])
+    nearest = ((wide[:, None] - means) ** 2).sum(2).argmin(1)
+    statistics = ClassStatistics(9, 2, keep=0).update(F, y)
+    found = statistics.agreement().update(F, y)
+    same(found.metrics(), {"ncc_error": np.mean(nearest != y)})
+    assert 0.01 < found.metrics()["ncc_error"] < 0.2
+
+
 def test_classes_keep_their_names():
     F, y, _, _ = sample(0, K=3)
     names = ["cat", "dog", "emu"]
