@@ -105,8 +105,8 @@ def splits(K, d):
 def best_tilt(singles, temperature):
     """The :func:`codes.tilted_cross_polytope` of lowest energy, found from a small tilt.
 
-    Where it is the lowest code for K = d + 2, the minimum of the model itself has the same energy up
-    to 1e-8 in T log CE (claim 4.G12); above, it is only the best of its family.
+    Where it is the lowest code for K = d + 2, the minimum of the model itself has the same energy
+    up to 1e-8 in T log CE (claim 4.G12); above, it is only the best of its family.
     """
     q = checks.integer("singles", singles)
 
