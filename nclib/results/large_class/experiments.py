@@ -192,10 +192,15 @@ def random_classifier(K, d, *, seed=0):
 
 @lru_cache(maxsize=32)
 def reference(K, d, *, seed=0):
-    """The best margin known for (K, d), or else the certified margin of a short search."""
+    """The best margin known for (K, d), or else the certified margin of a short search.
+
+    Of sizes above :data:`search.CONSTRUCT_SIZE` the Gold codes' bound is taken as it is.
+    """
     known = known_margins.best_known(K, d)
     if known is not None and (
-        known.status != "lower bound" or (K, d) in known_margins.LOWER_BOUNDS
+        known.status != "lower bound"
+        or (K, d) in known_margins.LOWER_BOUNDS
+        or K * d > search.CONSTRUCT_SIZE
     ):
         return known.value
     return margins.margin(search.solve(K, d, seed=seed, starts=2), tol=1e-6).lower
@@ -330,10 +335,11 @@ def in_order(sides):
 
 
 def against(code, temperature, *, starts=6, seed=0):
-    """The lowest minimum from random starts against a code: relative ``error`` of the value."""
+    """The lowest minimum from random starts against a code: how far ``above`` it is relative to the
+    value, the absolute ``error``."""
     found = minimum(*code.shape, temperature, starts=starts, seed=seed)
-    error = abs(np.expm1(found["log_ce"] - theory.log_energy(code, temperature)))
-    return {"error": error, "duality_gap": found["duality_gap"]}
+    above = np.expm1(found["log_ce"] - theory.log_energy(code, temperature))
+    return {"above": above, "error": abs(above), "duality_gap": found["duality_gap"]}
 
 
 def spread(case, *, seed=0):
@@ -388,6 +394,16 @@ def load(name, *, per_class=None, seed=0, folder=None):
     if name == "folder":
         return data.image_folder(folder, size=50, test_share=0.1, seed=seed)
     return images.load(name, train_per_class=per_class, seed=seed)
+
+
+def require_sizes(sizes, large):
+    """Say now that a margin is known for each (K, d), and that ``sizes`` can be polished."""
+    for K, d in [*sizes, *large]:
+        text = f"parameters sizes, large_sizes: no margin to compare with is known for ({K}, {d})"
+        checks.require(known_margins.best_known(K, d), text)
+    for K, d in sizes:
+        text = f"parameter sizes: K d of ({K}, {d}) is above {search.POLISH_SIZE}, use large_sizes"
+        checks.require(K * d <= search.POLISH_SIZE, text)
 
 
 def require(name, images_taken, *, folder="", architecture="mlp"):

@@ -121,6 +121,25 @@ def test_lone_rows_leave_twins_out():
     assert found["margin"] == pytest.approx(expected, abs=1e-3)
 
 
+def test_require_sizes():
+    experiments.require_sizes([[7, 3]], [[100, 10], [56, 7]])
+    for sizes, message in (([[37, 6]], r"no margin .* \(37, 6\)"), ([[27, 6]], "use large_sizes")):
+        with pytest.raises(checks.InputError, match=message):
+            experiments.require_sizes(sizes, [])
+
+
+def test_reference_of_a_huge_size_needs_no_search(monkeypatch):
+    monkeypatch.setattr(experiments.search, "solve", None)
+    assert experiments.reference(10_000, 512) == pytest.approx(1 - 31 / 511)
+
+
+def test_against_says_on_which_side_the_minimum_is():
+    code = frames.polygon(7)
+    assert experiments.against(code, 0.5, starts=4)["error"] < 1e-11
+    worse = experiments.against(code[[0, 1, 2, 3, 4, 5, 5]], 0.5, starts=4)
+    assert worse["above"] < -0.01 and worse["error"] == -worse["above"]
+
+
 def test_reference():
     assert experiments.reference(12, 3) == known_margins.known_margin(12, 3)
     assert experiments.reference(100, 10) == known_margins.LOWER_BOUNDS[100, 10]
