@@ -174,6 +174,15 @@ def test_sandwich_evaluated_directly():
     )
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.2, 0.1, 0.07])
+def test_floor_of_the_hard_margin_evaluated_directly(temperature):
+    """In between, where neither exp(x) - 1 = x nor exp(x) - 1 = exp(x)."""
+    x = 7 * math.log1p(6 * math.exp(-0.79 / temperature))
+    expected = -temperature * math.log(math.expm1(x))
+    found = theory.hard_margin_floor(7, 7, 0.79, temperature)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
 @pytest.mark.parametrize("temperature", [2.0, 0.3, 0.1])
 def test_model_is_the_log_of_the_cross_entropy_of_cosines(temperature):
     generator = torch.Generator().manual_seed(0)
