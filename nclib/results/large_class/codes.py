@@ -26,6 +26,7 @@ def orthogonal_simplices(sizes):
     such code has margin 1 exactly (claim 4.G3).
     """
     sizes = [checks.integer("a simplex size", m, 2) for m in sizes]
+    checks.require(sizes, "sizes must name at least one simplex")
     blocks = [frames.simplex_etf(m).numpy() for m in sizes]
     return _rows(block_diag(*blocks))
 

@@ -30,12 +30,13 @@ LOOSE = 1e-8  # a class whose distance exceeds the margin by more is a rattler
 
 
 def two_distances(code):
-    """Both distances of each class: to the hull of all others, and to the nearest other class.
+    """Both distances of each class ``(K, 2)``: to the hull of all others, to the nearest class.
 
     One row per class: ``x, y`` its place, ``one_vs_rest`` with the nearest point ``hull_x, hull_y``
     of the hull, ``one_vs_one`` (Tammes) with the nearest class ``near_x, near_y``.
     """
     code = margins.unit_rows("code", code)
+    checks.matrix("code", code, columns=2)
     found = margins.hull_projections(code)
     away = pairwise(code).fill_diagonal_(torch.inf)
     near = code[away.argmin(1)]
@@ -47,6 +48,8 @@ def two_distances(code):
 
 def vertices(code):
     """One row per class of a code, d <= 3: ``x, y, z, distance, rattler, dimension``."""
+    code = margins.unit_rows("code", code)
+    checks.require(code.shape[1] <= 3, f"a code in d={code.shape[1]} > 3 dimensions has no picture")
     distance = margins.hull_projections(code).distance
     places = torch.nn.functional.pad(code, (0, 3 - code.shape[1])).numpy()
     table = pd.DataFrame(places, columns=list("xyz")).assign(distance=distance.numpy())
@@ -76,7 +79,9 @@ def found_code(K, d, *, seed=0, starts=None):
 def searched(K, d, *, seed=0, starts=None):
     """The search against the table: margin, Tammes gap, self-duality and rattlers.
 
-    ``angle_margin`` is ``1 - cos theta`` after a polish of the angle alone (small codes only).
+    ``angle_margin`` is ``1 - cos theta`` after a polish of the angle alone.  Codes above
+    :data:`search.POLISH_SIZE` are not polished: their margins all differ, their ``rattlers`` are
+    NaN.  ``reference`` is NaN where no margin is known.
     """
     code = found_code(K, d, seed=seed, starts=starts)
     found = margins.hull_projections(code)
@@ -90,12 +95,12 @@ def searched(K, d, *, seed=0, starts=None):
         "K": K,
         "d": d,
         "margin": margin,
-        "reference": reference.value,
-        "status": reference.status,
+        "reference": reference.value if reference else np.nan,
+        "status": reference.status if reference else "unknown",
         "width": float((found.upper - found.lower).max()),
         "angle_margin": 1 - margins.max_cosine(angled),
         "duality_gap": float(gap),
-        "rattlers": int((~tight).sum()),
+        "rattlers": int((~tight).sum()) if small else np.nan,
         "hard_margin": margins.hard_margin(code, found.direction),
     }
 
@@ -111,6 +116,7 @@ def moved_features(code, *, seed=0):
     Of 200 random directions, the largest loss for a rattler, the smallest *average* loss for a
     tight class: ``{"rattler": ..., "tight": ...}``.
     """
+    code = margins.unit_rows("code", code)
     found = margins.hull_projections(code)
     margin = float(found.distance.min())
     generator, losses = torch.Generator().manual_seed(seed), []
@@ -186,10 +192,15 @@ def random_classifier(K, d, *, seed=0):
 
 @lru_cache(maxsize=32)
 def reference(K, d, *, seed=0):
-    """The best margin known for (K, d), or else the certified margin of a short search."""
+    """The best margin known for (K, d), or else the certified margin of a short search.
+
+    Of sizes above :data:`search.CONSTRUCT_SIZE` the Gold codes' bound is taken as it is.
+    """
     known = known_margins.best_known(K, d)
     if known is not None and (
-        known.status != "lower bound" or (K, d) in known_margins.LOWER_BOUNDS
+        known.status != "lower bound"
+        or (K, d) in known_margins.LOWER_BOUNDS
+        or K * d > search.CONSTRUCT_SIZE
     ):
         return known.value
     return margins.margin(search.solve(K, d, seed=seed, starts=2), tol=1e-6).lower
@@ -247,6 +258,7 @@ def cold_limit(code, temperature):
     """
     (K, d), T = code.shape, temperature
     rho = known_margins.known_margin(K, d)
+    checks.require(rho, f"no best margin is known for (K, d) = ({K}, {d})")
     found = minimum(K, d, T, start=code)
     low, high = theory.log_ce_range(K, K, rho, T)
     slack_limit, value_limit = _rates(code)
@@ -323,10 +335,11 @@ def in_order(sides):
 
 
 def against(code, temperature, *, starts=6, seed=0):
-    """The lowest minimum from random starts against a code: relative ``error`` of the value."""
+    """The lowest minimum from random starts against a code: how far ``above`` it is relative to the
+    value, the absolute ``error``."""
     found = minimum(*code.shape, temperature, starts=starts, seed=seed)
-    error = abs(np.expm1(found["log_ce"] - theory.log_energy(code, temperature)))
-    return {"error": error, "duality_gap": found["duality_gap"]}
+    above = np.expm1(found["log_ce"] - theory.log_energy(code, temperature))
+    return {"above": above, "error": abs(above), "duality_gap": found["duality_gap"]}
 
 
 def spread(case, *, seed=0):
@@ -381,6 +394,16 @@ def load(name, *, per_class=None, seed=0, folder=None):
     if name == "folder":
         return data.image_folder(folder, size=50, test_share=0.1, seed=seed)
     return images.load(name, train_per_class=per_class, seed=seed)
+
+
+def require_sizes(sizes, large):
+    """Say now that a margin is known for each (K, d), and that ``sizes`` can be polished."""
+    for K, d in [*sizes, *large]:
+        text = f"parameters sizes, large_sizes: no margin to compare with is known for ({K}, {d})"
+        checks.require(known_margins.best_known(K, d), text)
+    for K, d in sizes:
+        text = f"parameter sizes: K d of ({K}, {d}) is above {search.POLISH_SIZE}, use large_sizes"
+        checks.require(K * d <= search.POLISH_SIZE, text)
 
 
 def require(name, images_taken, *, folder="", architecture="mlp"):

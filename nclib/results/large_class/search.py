@@ -68,8 +68,7 @@ def construction(K, d):
     """A code whose margin is proven optimal or tabulated, built without search; else None."""
     if d >= K - 1:
         return frames.simplex_etf(K, d)
-    if d == 1:
-        raise checks.InputError(f"K={K} distinct classes do not fit on a line (d=1); use d >= 2")
+    _require_room(K, d)
     if d == 2:
         return frames.polygon(K)
     if 2 * d >= K:
@@ -79,12 +78,18 @@ def construction(K, d):
     return frames.icosahedron()[:K] if (K, d) == (11, 3) else codes.sharp_code(K, d)
 
 
+def _require_room(K, d):
+    text = f"K={K} distinct classes do not fit on a line (d=1); use d >= 2"
+    checks.require(d > 1 or K == 2, text)
+
+
 def search(K, d, *, seed=0, starts=None, steps=None, energies=ENERGIES, keep=6):
     """The ``keep`` best distinct codes of all streams, best first: a list of unit rows ``(K, d)``.
 
     All starts of a stream are one tensor ``(starts, K, d)``.  Not polished.
     """
     K, d = checks.integer("K", K, 2), checks.integer("d", d)
+    _require_room(K, d)
     starts = _default(starts, "starts", 2e5 / K**2 if K > 50 else 64, 1, 64)
     steps = _default(steps, "steps", 1e12 / (starts * K**2 * (d + 20)), 300, 1000)
     if K * K > LOGITS:  # only the pair energy works in tiles, one start at a time

@@ -105,12 +105,13 @@ def splits(K, d):
 def best_tilt(singles, temperature):
     """The :func:`codes.tilted_cross_polytope` of lowest energy, found from a small tilt.
 
-    For K = d + 2 the minimum of the model itself differs from it by less than 1e-8 (claim 4.G12).
+    Where it is the lowest code for K = d + 2, the minimum of the model itself has the same energy
+    up to 1e-8 in T log CE (claim 4.G12); above, it is only the best of its family.
     """
     q = checks.integer("singles", singles)
 
     def code(x):
-        height = cos(x[1]) if q > 1 else None
+        height = abs(cos(x[1])) if q > 1 else None
         return codes.tilted_cross_polytope(q, abs(np.sin(x[0])), height)
 
     start = np.array([0.1] + [np.arccos(q**-0.5) + 0.03] * (q > 1))
@@ -147,25 +148,32 @@ def segment_phase(d):
     (for d = 3 the first two are the same code, and only ``low`` is meant: high is infinite).
     """
     segment, half = codes.orthogonal_simplices([2, checks.integer("d", d, 3)]), (d + 2) // 2
-    low = exchange_temperature(lambda T: best_tilt(d - 2, T), segment, 0.03, 0.3)
+    low = exchange_temperature(lambda T: best_tilt(d - 2, T), segment, 0.1 / d, 0.6 / d)
     balanced = codes.orthogonal_simplices([half, d + 2 - half])
     return low, exchange_temperature(segment, balanced, 0.3, 1.0) if d > 3 else np.inf
 
 
 def lowest_curvature(code, temperature):
-    """Smallest Hessian eigenvalue of the model at a self-dual critical code, rotations left out."""
+    """Smallest Hessian eigenvalue of the model at a self-dual critical code, rotations left out.
+
+    For d >= 2: on the line nothing moves.
+    """
     K, d = code.shape
+    checks.integer("d", d, 2)
     values = landscape.spectrum(model(K, d, temperature), self_dual(code))
-    zero = values.abs().argsort()[: landscape.orbit(d, d)]
+    zero = values.abs().argsort()[: landscape.orbit(d, int(torch.linalg.matrix_rank(code)))]
     return float(values[torch.isin(torch.arange(len(values)), zero, invert=True)].min())
 
 
 def stable_phase(code, cold, warm):
     """``(low, high)``: the temperatures at which ``code`` turns from a saddle into a minimum and
-    back, by the sign of :func:`lowest_curvature`, near the guesses ``cold`` and ``warm``."""
+    back, by the sign of :func:`lowest_curvature`, within 2 % of the guesses ``cold`` and ``warm``;
+    :class:`~nclib.checks.InputError` where there is no change of sign."""
 
     def edge(T):
         ends = 0.98 * T, 1.02 * T
+        signs = {lowest_curvature(code, end) > 0 for end in ends}
+        checks.require(len(signs) == 2, f"no curvature changes its sign within 2 % of T={T:g}")
         return brentq(lambda t: lowest_curvature(code, t), *ends, xtol=1e-7)
 
     return edge(cold), edge(warm)

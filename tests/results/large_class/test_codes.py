@@ -130,4 +130,6 @@ def test_bad_input():
         frames.cross_polytope(4, 9)
     with pytest.raises(checks.InputError, match="no word"):
         codes.derived(frames.icosahedron(), 0.3)
+    with pytest.raises(checks.InputError, match="at least one simplex"):
+        codes.orthogonal_simplices([])
     assert codes.sharp_code(11, 5) is None

@@ -28,6 +28,28 @@ def test_vertices_mark_rattlers():
     assert lopsided["rattler"].tolist() == [True, False, True, True]
 
 
+def test_codes_are_read_as_directions():
+    """Rows of any length; pictures only where there are that many dimensions."""
+    lopsided = frames.polygon(8)[[0, 1, 2, 5]]
+    longer = lopsided * torch.tensor([[5.0], [0.1], [1.0], [3.0]])
+    pd.testing.assert_frame_equal(experiments.vertices(longer), experiments.vertices(lopsided))
+    assert experiments.moved_features(longer) == pytest.approx(experiments.moved_features(lopsided))
+    with pytest.raises(checks.InputError, match="d=4 > 3 dimensions"):
+        experiments.vertices(frames.cross_polytope(4))
+    with pytest.raises(checks.InputError, match="2 columns"):
+        experiments.two_distances(frames.cross_polytope(3))
+
+
+def test_searched_where_nothing_is_known_or_polished():
+    row = experiments.searched(30, 6, starts=1)
+    assert np.isnan(row["reference"]) and np.isnan(row["rattlers"])
+    assert row["status"] == "unknown" and 0.5 < row["margin"] < 1
+    with pytest.raises(checks.InputError, match="line"):
+        experiments.searched(3, 1)
+    with pytest.raises(checks.InputError, match=r"no best margin is known for .* \(30, 6\)"):
+        experiments.cold_limit(experiments.random_classifier(30, 6), 0.1)
+
+
 def test_search_finds_the_icosahedron_from_random_starts():
     row = experiments.searched(12, 3, starts=8)
     assert row["margin"] == pytest.approx(1 - 5**-0.5, abs=1e-9)
@@ -97,6 +119,25 @@ def test_lone_rows_leave_twins_out():
     assert found["twins"] == 4  # two pairs
     expected = margins.margin(frames.icosahedron()[2:]).value
     assert found["margin"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_require_sizes():
+    experiments.require_sizes([[7, 3]], [[100, 10], [56, 7]])
+    for sizes, message in (([[37, 6]], r"no margin .* \(37, 6\)"), ([[27, 6]], "use large_sizes")):
+        with pytest.raises(checks.InputError, match=message):
+            experiments.require_sizes(sizes, [])
+
+
+def test_reference_of_a_huge_size_needs_no_search(monkeypatch):
+    monkeypatch.setattr(experiments.search, "solve", None)
+    assert experiments.reference(10_000, 512) == pytest.approx(1 - 31 / 511)
+
+
+def test_against_says_on_which_side_the_minimum_is():
+    code = frames.polygon(7)
+    assert experiments.against(code, 0.5, starts=4)["error"] < 1e-11
+    worse = experiments.against(code[[0, 1, 2, 3, 4, 5, 5]], 0.5, starts=4)
+    assert worse["above"] < -0.01 and worse["error"] == -worse["above"]
 
 
 def test_reference():

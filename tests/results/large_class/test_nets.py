@@ -29,6 +29,34 @@ def test_cosine_head_returns_cosines_and_ignores_norms():
     assert head.bias is None
 
 
+@pytest.mark.parametrize("momentum", [None, 0.5])
+def test_cosines_are_not_rounded_under_autocast(momentum):
+    head, features = nets.cosine_head(3, 5, momentum=momentum), normal(7, 3).bfloat16().float()
+    expected = head(features)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = head(features.bfloat16())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_running_means_of_half_precision_features():
+    exact, rounded = (nets.ClassMeanHead(3, 2) for _ in range(2))
+    features = normal(6, 3).bfloat16()
+    labels = torch.tensor([0, 1, 0, 1, 1, 1])
+    exact.update(features.float(), labels)
+    rounded.update(features, labels)
+    torch.testing.assert_close(rounded.weight, exact.weight, atol=1e-6, rtol=0)
+
+
+def test_losses_refuse_what_they_would_not_train():
+    for margin, kind in ((1.6, "arcface"), (-0.1, "cosface")):
+        with pytest.raises(checks.InputError, match="margin"):
+            nets.NormalizedSoftmax(1.0, margin=margin, margin_type=kind)
+    for order in ((0, 0, 1), (1, 2, 3)):
+        with pytest.raises(checks.InputError, match="each row"):
+            nets.NormalizedSoftmax(1.0, order=order)
+
+
 def test_fixed_code_is_not_trained():
     code = frames.icosahedron()
     head = nets.CosineHead(3, 12, code)

@@ -174,6 +174,15 @@ def test_sandwich_evaluated_directly():
     )
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.2, 0.1, 0.07])
+def test_floor_of_the_hard_margin_evaluated_directly(temperature):
+    """In between, where neither exp(x) - 1 = x nor exp(x) - 1 = exp(x)."""
+    x = 7 * math.log1p(6 * math.exp(-0.79 / temperature))
+    expected = -temperature * math.log(math.expm1(x))
+    found = theory.hard_margin_floor(7, 7, 0.79, temperature)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
 @pytest.mark.parametrize("temperature", [2.0, 0.3, 0.1])
 def test_model_is_the_log_of_the_cross_entropy_of_cosines(temperature):
     generator = torch.Generator().manual_seed(0)
@@ -245,6 +254,30 @@ def test_tilt_by_brute_force():
         assert -float(theory.best_tilt(1, T)[0, 2]) == pytest.approx(brute, abs=5e-4)
 
 
+@pytest.mark.parametrize(("q", "temperature"), [(9, 0.03), (12, 0.02), (12, 0.3)])
+def test_tilt_of_many_vertices_by_brute_force(q, temperature):
+    """Their height is small: the search begins next to the equator."""
+    energy = lambda code: direct_ce(code, code, range(len(code)), temperature)
+    grid = [
+        energy(codes.tilted_cross_polytope(q, tilt, height))
+        for tilt in np.linspace(0, 0.5, 26)
+        for height in np.linspace(0.02, q**-0.5, 14)
+    ]
+    found = theory.best_tilt(q, temperature)
+    assert math.log(energy(found)) == pytest.approx(math.log(min(grid)), abs=0.01)
+    assert energy(found) <= min(grid)
+
+
+def test_segment_phase_of_many_classes():
+    low, high = theory.segment_phase(14)
+    cold, segment = theory.best_tilt(12, low), codes.orthogonal_simplices([2, 14])
+    hot = codes.orthogonal_simplices([8, 8])
+    energy = lambda code, T: math.log(direct_ce(code, code, range(16), T))
+    assert energy(cold, low) == pytest.approx(energy(segment, low), abs=1e-6)
+    assert energy(hot, high) == pytest.approx(energy(segment, high), abs=1e-6)
+    assert 0.02 < low < 0.03 < 0.4 < high < 0.5
+
+
 def test_no_exchange_gives_none():
     pair = codes.orthogonal_simplices([2, 4]), codes.orthogonal_simplices([3, 3])
     assert theory.exchange_temperature(*pair, 0.6, 1.0) is None
@@ -259,6 +292,28 @@ def test_curvature_of_the_bipyramid_against_finite_differences():
         moved = code + 1e-3 * torch.randn(7, 3, generator=generator, dtype=torch.float64)
         moved = torch.nn.functional.normalize(moved, dim=1)
         assert theory.log_energy(moved, 0.4) >= theory.log_energy(code, 0.4)
+
+
+def test_curvature_where_the_code_leaves_dimensions_free():
+    """A square in five dimensions falls when opposite vertices leave the plane together."""
+    square = torch.nn.functional.pad(frames.polygon(4), (0, 3))
+    out = torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None] * torch.eye(5, dtype=torch.float64)[4]
+
+    def energy(t):
+        moved = math.cos(t) * square + math.sin(t) * out
+        return math.log(direct_ce(moved, moved, range(4), 0.5))
+
+    t = 1e-3
+    second = (energy(t) - 2 * energy(0) + energy(-t)) / t**2 / 8  # eight rows move
+    assert second < -0.3
+    assert theory.lowest_curvature(square, 0.5) == pytest.approx(second, abs=1e-4)
+    # A pair of opposite points only gets more copies of its curvatures.
+    plane = theory.lowest_curvature(frames.simplex_etf(2, 2), 0.5)
+    assert theory.lowest_curvature(frames.simplex_etf(2, 6), 0.5) == pytest.approx(plane, abs=1e-9)
+    with pytest.raises(checks.InputError, match="d must be at least 2"):
+        theory.lowest_curvature(frames.simplex_etf(2, 1), 0.5)
+    with pytest.raises(checks.InputError, match="sign within 2 % of T=0.1"):
+        theory.stable_phase(frames.bipyramid(7), 0.1, 0.947)
 
 
 @pytest.mark.parametrize("size", [(7, 3), (8, 3), (12, 3), (10, 4)])

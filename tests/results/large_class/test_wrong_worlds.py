@@ -150,6 +150,7 @@ def g12():
         "bipyramid": warm,
         "beyond": experiments.warm_minimum(0.4, starts=6)["excess"],
         "stable": {"low": low, "high": high},
+        "again": 0.0,
     }
 
 
@@ -187,6 +188,7 @@ def networks(row, net):
             "warm": 0.0,
             "cold": 0.0,
             "accuracy": 0.0,
+            "below": 0.1,
         },
         "G16": {
             "growth": 0.0,
