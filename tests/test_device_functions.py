@@ -127,6 +127,8 @@ CASES = {
     "geometry.trace_ratio": lambda t: geometry.trace_ratio(t.features, t.labels),
     "geometry.scaled": lambda t: geometry.scaled(t.features),
     "geometry.cosines": lambda t: geometry.cosines(t.features),
+    "geometry.unit": lambda t: geometry.unit(t.features),
+    "geometry.sample_mean": lambda t: geometry.sample_mean(t.weight, t.targets.sum(0)),
     "geometry.class_means": lambda t: geometry.class_means(t.features, t.labels),
     "generalized.generalized_nc": lambda t: [
         generalized.generalized_nc(t.features, t.labels, t.weight, t.bias),
