@@ -69,7 +69,7 @@ def convergence(history, race, title):
           labels={name: name for name in MODE_LOOKS}, log="y", title=title,
           xlabel=r"effective scale $\|w\|\|h\|$", ylabel="steps to NC1–3 < 0.01")  # fmt: skip
     scales(axes[3], "", {"y": [30, 100, 300, 1000]})
-    axes[3].legend()
+    figure.legend(*axes[3].get_legend_handles_labels(), loc="outside lower right", ncols=3)
     return figure
 
 
