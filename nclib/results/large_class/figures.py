@@ -259,8 +259,8 @@ def choices(final, by_dimension, *, model, floor, title=""):
         _temperatures(ax, sorted(final["temperature"].unique()))
         ax.set_xlabel(r"training temperature $\tau$")
     axes[0].plot(model["temperature"], model["margin"], "D-", ms=3, color=PALETTE[1])
-    axes[0].annotate("the model's minimum", (0.5, 0.8), xycoords="axes fraction", fontsize=7.5,
-                     color=PALETTE[1], ha="center")  # fmt: skip
+    axes[0].annotate("model", (0.98, 0.72), xycoords="axes fraction", fontsize=7.5,
+                     color=PALETTE[1], ha="right")  # fmt: skip
     line(axes[0], reference, r"best known $\rho^*$", THEORY)
     line(axes[0], random, "random $W$", RANDOM, va="top")
     axes[0].set(ylim=(0, 1.12 * reference), title=r"GNC2 $\;\rho(W)$")

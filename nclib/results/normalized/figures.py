@@ -139,7 +139,7 @@ def saddles(table, escapes, best, title):
     names = {size: f"start {size:g} away" for size in escapes["size"].unique()}
     lines(right, escapes, "iteration", "gradient_norm", by="size", labels=names, log="y",
           theory="predicted", xlabel="gradient step", ylabel="gradient norm",
-          title="Escape from collapse; dashed: predicted")  # fmt: skip
+          title="Escape; dashed: predicted")  # fmt: skip
     for line in right.lines:
         line.set_marker("")
     right.legend(loc="lower right")
