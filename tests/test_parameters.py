@@ -409,7 +409,7 @@ COMBINATIONS = [
     ("03", {"held_out": 0.0}, "parameter held_out must be at least 0.02, got 0.0"),
     ("04", {"sizes": [[7, 3], [7, 3]]}, "the entries of parameter sizes must be distinct"),
     ("04", {"sizes": [[7, 3, 1]]}, "parameter sizes needs (K, d), got [7, 3, 1]"),
-    ("04", {"sizes": [[33, 6]]}, "no margin to compare with is known for (K, d) = [33, 6]"),
+    ("04", {"sizes": [[33, 6]]}, "no margin to compare with is known for (33, 6)"),
     ("04", {"large_sizes": [[10, 10]]}, "K in parameter large_sizes must be greater than d = 10"),
     ("04", {"best_temperature": 0.3}, "parameter best_temperature must be one of net_temperatures"),
     ("04", {"many_per_class": 131}, "parameter many_per_class must be a number, at most 130"),
