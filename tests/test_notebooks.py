@@ -1,5 +1,6 @@
 """What every committed notebook must look like; nbval then checks that it still says the same."""
 
+import configparser
 import json
 import re
 
@@ -124,3 +125,18 @@ def test_results_table_of_the_readme_is_that_of_the_stored_claims():
     # Seconds differ from run to run; commands and verdicts must not.
     strip = lambda table: [re.sub(r"\d+ s \|.*", "", line) for line in table.splitlines()]
     assert strip(stored) == strip(report.results_table()), "paste `nclib list --markdown`"
+
+
+def test_nbval_reads_over_what_differs_at_every_execution():
+    """What `nclib store` writes in place of an address or of a table's name is read over, too."""
+    config = configparser.ConfigParser()
+    config.read(paths.NOTEBOOKS / "nbval.cfg")
+
+    def sanitised(text):
+        for section in config.sections():
+            text = re.sub(config[section]["regex"], config[section]["replace"], text)
+        return text
+
+    for stored, fresh in (("<Axes 0x0>", "<Axes 0x7f0de7bf4680>"), ("T_0_row1", "T_1d016_row1")):
+        assert sanitised(stored) == sanitised(fresh) != stored
+    assert sanitised("0.123") != sanitised("0.124")
