@@ -222,7 +222,7 @@ def claims(which, name, out, everything):
             fails += verdict == "fails"
             note = next(claim.note for claim in own if claim.verdict == verdict)
             reason = f"  [{note}]" if verdict == "not run" and note else ""
-            if where := ledger.place(rows[ledger.row_of(row.partition(".")[2])], verdict):
+            if where := ledger.place(rows[row.partition(".")[2]], verdict):
                 reason = f"  [{where.strip()}]"
             click.echo(f"  {row:8} {_mark(f'{verdict:14}')} {own[0].statement}{reason}")
             if everything and found:

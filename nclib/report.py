@@ -25,7 +25,7 @@ from nclib import (
     places,
     reproduction,
     runs,
-)  # fmt: skip
+)
 
 TEMPLATE = Path(__file__).with_name("report.html")
 

@@ -239,3 +239,10 @@ def test_loading():
         experiments.load("nothing")
     with pytest.raises(checks.InputError, match="architecture"):
         experiments.builder("vgg", digits, 3)
+
+
+def test_a_code_is_settled_where_its_margin_is_the_known_one():
+    best = frames.cross_polytope(3)
+    assert experiments.settled(best)
+    tilted = best + 1e-3 * torch.eye(6, 3, dtype=torch.float64).roll(1, 1)
+    assert not experiments.settled(torch.nn.functional.normalize(tilted, dim=1))
