@@ -917,6 +917,20 @@ def train_net(
     return train.fit(net, data, objective, recipe, **options, checkpoint=checkpoint)
 
 
+def train_seeds(seeds, shape, data, recipe, weight_decay, *, checkpoint, **watch):
+    """:func:`train_net` for each seed, of nets of this ``shape`` (keywords of :func:`nets.build`).
+
+    ``checkpoint(seed=...)`` gives each one's file; ``watch``: further keywords of
+    :func:`train_net`.  Returns the histories, with a column seed, and ``{seed: net}``.
+    """
+    made = {seed: build(data=data, **shape, seed=seed) for seed in seeds}
+    histories = []
+    for seed, net in made.items():
+        options = dict(seed=seed, checkpoint=checkpoint(seed=seed), **watch)
+        histories.append(train_net(net, data, recipe, weight_decay, **options).assign(seed=seed))
+    return pd.concat(histories, ignore_index=True), made
+
+
 def batch_norm_depth(depth, seed, *, data, test, weight_decay, epochs, width):
     """Training of an MLP with batch norm in each of its ``depth`` - 1 hidden layers (6.C14, 6.C15):
     its history, and ``excess``, the objective over the closed form, relative."""

@@ -269,7 +269,8 @@ def depths(trace, x, panels, reference=None):
 def minority(curves, trained, network):
     """Outputs of classes of different size against beta; right: a trained BN network.
 
-    ``curves``, ``trained``: beta, label, count, output; ``network``: label, count, output, theory.
+    ``curves``, ``trained``: beta, label, count, output; ``network``: label, count, output, theory,
+    one row per label and seed.
     """
     figure, (left, right) = style.grid(1, 2, height=3.4)
     counts = sorted(curves["count"].unique())
@@ -285,14 +286,16 @@ def minority(curves, trained, network):
     left.legend()
     for color, (count, part) in zip(PALETTE, network.groupby("count", sort=False), strict=False):
         look = {"color": color, "width": 0.7, "label": f"{count} samples"}
-        right.bar(part["label"], part["output"], **look)
-    for row in network.itertuples():
+        mean = part.groupby("label")["output"].mean()
+        right.bar(mean.index, mean, **look)
+        right.plot(part["label"], part["output"], "o", color="0.2", ms=2.5)  # one dot a seed
+    for row in network.drop_duplicates("label").itertuples():
         right.hlines(row.theory, row.label - 0.45, row.label + 0.45, **THEORY)
     zero = network[network["theory"] == 0]
     if len(zero):
         where = {"xycoords": ("data", "axes fraction"), "ha": "center", "color": "0.35"}
         right.annotate("closed form:\noutput 0", (zero["label"].mean(), 0.03), **where)
-    right.set(xlabel="class", ylabel="output for the own class", xticks=network["label"])
+    right.set(xlabel="class", ylabel="output for the own class", xticks=network["label"].unique())
     right.set_title("BN network on images, large and small classes")
     right.legend(title="dashed: closed form")
     return figure
@@ -301,27 +304,31 @@ def minority(curves, trained, network):
 def sandwich(history, ratio):
     """Objective, closed-form optimum and dual bound against epoch; collapse; gamma/alpha.
 
-    ``ratio``: theory of gamma/alpha, sqrt(K-1), for balanced classes.
+    ``history``: of one seed or several.  ``ratio``: theory of gamma/alpha, sqrt(K-1), for balanced
+    classes.
     """
     figure, (left, middle, right) = style.grid(1, 3, width=11.5, height=3.3)
     part = history[history["epoch"] > 0]
-    left.fill_between(part["epoch"], part["dual"], part["objective"], color="0.9", lw=0)
-    left.plot(part["epoch"], part["objective"], color=PALETTE[0], label="training objective $F$")
-    left.plot(part["epoch"], part["dual"], color=PALETTE[1], label="its own dual bound $D$")
-    left.plot(part["epoch"], part["optimum"], **THEORY, label="closed form $P^*$")
+    ends = part.groupby("epoch").agg({"dual": "min", "objective": "max"})
+    left.fill_between(ends.index, ends["dual"], ends["objective"], color="0.9", lw=0)
+    names = {"objective": "training objective $F$", "dual": "its own dual bound $D$"}
+    names |= {"nc1": "NC1 (trace ratio)", "orthogonal": "raw means: orthogonality"}
+    names |= {"simplex": "centred means: simplex ETF"}
+    for i, (column, label) in enumerate(names.items()):
+        look = {"looks": {None: PLAIN[i]}, "labels": {None: label}}
+        lines(left if i < 2 else middle, part, "epoch", column, **look)
+    first = part.drop_duplicates("epoch")
+    left.plot(first["epoch"], first["optimum"], **THEORY, label="closed form $P^*$")
     left.set(xlabel="epoch", ylabel="MSE + weight decay", xscale="log", yscale="log")
     left.yaxis.set_minor_formatter(NullFormatter())
     left.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
     left.yaxis.set_major_formatter("{x:g}")
     left.set_title(r"The objective $F$ between certified bounds")
-    names = {"nc1": "NC1 (trace ratio)", "orthogonal": "raw means: orthogonality"}
-    names |= {"simplex": "centred means: simplex ETF"}
-    for i, (column, label) in enumerate(names.items()):
-        middle.plot(part["epoch"], part[column], color=PALETTE[i + 2], label=label)
     scales(middle, "xy")
     middle.set(xlabel="epoch", ylabel="deviation", title="Features against the closed form")
-    shown = part["gamma_over_alpha"].where(part["gamma_over_alpha"].between(0, 2 * ratio))
-    right.plot(part["epoch"], shown, color=PALETTE[0], label="median neuron")
+    shown = part[part["gamma_over_alpha"].between(0, 2 * ratio)]
+    look = {"looks": {None: PLAIN[0]}, "labels": {None: "median neuron"}}
+    lines(right, shown, "epoch", "gamma_over_alpha", **look)
     right.axhline(ratio, **THEORY, label=r"$\sqrt{K-1}$")
     scales(right, "x")
     right.set(xlabel="epoch", ylabel=r"BN scale / BN shift, $\gamma/\alpha$", ylim=(0, 2 * ratio))

@@ -6,9 +6,11 @@ from nclib.results.convex_duality import experiments as study
 from nclib.results.convex_duality import nets, theory
 from tests.device_cases import ADAM, K, named, works
 
+SHAPE = dict(architecture="mlp", hidden=(8,), width=8, normalise=True)
+
 
 def head(t):
-    return nets.build("mlp", t.data, hidden=(8,), width=8, normalise=True)
+    return nets.build(data=t.data, **SHAPE)
 
 
 def train_net(t):
@@ -22,6 +24,9 @@ CASES = {
     "nets.BatchNormNet": lambda t: head(t).certificate(t.data, 0.05),
     "nets.build": lambda t: nets.build("resnet18", t.data, hidden=(), width=8, normalise=True),
     "experiments.train_net": train_net,
+    "experiments.train_seeds": lambda t: study.train_seeds(
+        [0], SHAPE, t.data, ADAM, 0.05, points=2, checkpoint=lambda seed: None
+    ),
     "experiments.final_classes": train_net,
     "experiments.class_cosines": lambda t: study.class_cosines({"a": train_net(t)[0]}),
     "experiments.class_outputs": lambda t: study.class_outputs(*train_net(t), [16] * K, 1.0),

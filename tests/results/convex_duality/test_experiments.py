@@ -386,9 +386,19 @@ def test_certified_batch_checkpoint_and_refusal(tmp_path):
     recipe, runs = train.Recipe(2, 0.01, 8, optimizer="adam"), []
     for _ in range(2):
         net = nets.build("mlp", images, **MLP)
-        options = {"points": 3, "certify_on": images.per_class(3), "checkpoint": tmp_path / "a.pt"}
+        options = {"points": 3, "certify_on": images.per_class(3), "checkpoint": tmp_path / "0.pt"}
         runs.append(study.train_net(net, images, recipe, 0.05, **options))
     assert runs[0].equals(runs[1])
+    options["checkpoint"] = lambda seed: tmp_path / f"{seed}.pt"
+    shape = MLP | {"architecture": "mlp"}
+    both, made = study.train_seeds([0, 4], shape, images, recipe, 0.05, **options)
+    for seed in (0, 4):
+        net = nets.build("mlp", images, **MLP, seed=seed)
+        own = study.train_net(
+            net, images, recipe, 0.05, **options | {"checkpoint": None}, seed=seed
+        )
+        assert both[both["seed"] == seed].drop(columns="seed").reset_index(drop=True).equals(own)
+        assert torch.equal(net.head.weight, made[seed].head.weight)
     rho = 0.05 * 3**1.5 / 2
     assert runs[0]["optimum"].iloc[0] == pytest.approx(2 / 3 * (rho - rho**2 / 2))
     with pytest.raises(checks.InputError, match="must be 0"):

@@ -1,5 +1,6 @@
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
 from nclib.results.convex_duality import experiments as study
@@ -80,9 +81,10 @@ def test_minority(render):
     curves = pd.DataFrame(dict(beta=[0.0, 2.0] * 2, label=[0, 0, 1, 1], count=[9, 9, 4, 4]))
     curves["output"] = (1 - curves["beta"] / curves["count"] ** 0.5).clip(lower=0)
     network = pd.DataFrame(dict(label=[0, 1], count=[9, 4], output=[0.5, 0.0], theory=[0.5, 0.0]))
+    network = pd.concat([network, network.assign(output=[0.7, 0.2])])  # two seeds
     figure = render(figures.minority(curves, curves, network))
     heights = [patch.get_height() for patch in figure.axes[1].patches]
-    assert heights == [0.5, 0.0]
+    assert heights == pytest.approx([0.6, 0.1])
 
 
 def test_sandwich(render):
@@ -98,9 +100,9 @@ def test_sandwich(render):
             gamma_over_alpha=[np.inf, -4.0, 3.1],
         )
     )
-    figure = render(figures.sandwich(history, 3.0))
-    lines = ydata(figure.axes[0])
-    assert np.array_equal(lines[0], [0.2, 0.1]) and np.array_equal(lines[1], [0.05, 0.08])
+    seeds = pd.concat([history, history.assign(objective=[0.5, 0.4, 0.3])])
+    lines = ydata(render(figures.sandwich(seeds, 3.0)).axes[0])
+    np.testing.assert_allclose(lines[:2], [[0.3, 0.2], [0.05, 0.08]])
 
 
 def test_class_cosines_and_depth(render):
