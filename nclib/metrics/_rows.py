@@ -1,5 +1,6 @@
 """Features and labels as they come in: checks, blocks that stay in cache, sums of products."""
 
+import numpy as np
 import torch
 
 from nclib import checks
@@ -39,12 +40,14 @@ class Rows:
             self.dtype = dtype
             self._blocks = [(a.to(dtype), b) for a, b in self._blocks]
         while len(x):
-            used = self.count % BLOCK
-            if not used:
-                room = torch.empty(BLOCK, self.dim, dtype=dtype, device=self.device)
-                self._blocks.append((room, torch.empty(BLOCK, dtype=torch.int64).to(self.device)))
+            i, used = divmod(self.count, BLOCK)
+            if i == len(self._blocks):
+                rows = BLOCK * min(max(i, 1), 16)
+                labels = torch.empty(rows, dtype=torch.int64).to(self.device)
+                room = _room(rows, self.dim, dtype, self.device)
+                self._blocks += zip(room.split(BLOCK), labels.split(BLOCK), strict=True)
             n = min(len(x), BLOCK - used)
-            a, b = self._blocks[-1]
+            a, b = self._blocks[i]
             a[used : used + n], b[used : used + n] = x[:n], y[:n]
             x, y, self.count = x[n:], y[n:], self.count + n
 
@@ -64,6 +67,14 @@ class Rows:
         """Move everything to ``device``."""
         self.device = torch.empty(0, device=device).device
         self._blocks = [(a.to(device), b.to(device)) for a, b in self._blocks]
+
+
+def _room(rows, dim, dtype, device):
+    """An empty tensor ``(rows, dim)``; on the CPU from numpy, which asks for large memory pages."""
+    if device.type != "cpu":
+        return torch.empty(rows, dim, dtype=dtype, device=device)
+    room = np.empty(rows * dim * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(room).view(dtype).view(rows, dim)
 
 
 # Checks -----------------------------------------------------------------------------------------

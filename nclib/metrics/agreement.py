@@ -45,11 +45,10 @@ class Agreement:
         self._tally(0, y)
         for part, labels in zip(x.split(BLOCK), y.split(BLOCK), strict=True):
             own = self._place[labels]
-            known = (own >= 0).nonzero().flatten()
-            residual = part[known] - self._rules.shift[own[known]]
-            unsure = torch.ones_like(own, dtype=torch.bool)
-            unsure[known] = norms(residual) >= self._rules.reach[own[known]]
-            if unsure.any():
+            known = own.clamp(min=0)
+            lengths = norms(part - self._rules.shift.index_select(0, known))
+            unsure = ((own < 0) | (lengths >= self._rules.reach[known])).nonzero().flatten()
+            if len(unsure):
                 labels, own = labels[unsure], own[unsure]
                 predicted, nearest = self._rules.choose(part[unsure])
                 self._tally(1, labels[nearest != own])
