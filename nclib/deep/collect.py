@@ -88,13 +88,15 @@ def statistics(model, loader, num_classes=None, *, features_of=None, **options):
     return result if isinstance(features_of, list | tuple) else next(iter(result.values()))
 
 
-def measure(model, loader, num_classes=None, *, features_of=None, **options):
-    """NC1-NC4 of any model on a data loader: ``{layer: metrics}``; arguments as above.
+def measure(model, loader, num_classes=None, *, features_of=None, layers=None, **options):
+    """NC1-NC4 of any model on a data loader: ``{layer: metrics}``; arguments as above, and
+    ``layers``, another name of ``features_of``, as in :class:`~nclib.tracker.Tracker`.
 
     Classifier metrics (NC2-NC4 of W) are those of the last linear layer.  A second pass is made
     only if the features do not fit in the memory that :class:`ClassStatistics` may keep.
     """
-    return Taps(model, features_of, **options).measure(loader, num_classes)
+    chosen = features_of if layers is None else layers
+    return Taps(model, chosen, **options).measure(loader, num_classes)
 
 
 def next_token(batch):

@@ -215,6 +215,11 @@ def test_statistics_of_a_foreign_model_match_its_stored_features():
     want = model[:2](inputs).detach().double()
     for got in (named, called):
         assert torch.allclose(got.means[1], want[labels == 1].mean(0), atol=1e-6)
+    (one,), (two,) = (
+        collect.measure(model, loader, **{name: [model[2]]}).values()
+        for name in ("layers", "features_of")
+    )
+    assert one == two and one["nc1"] == pytest.approx(named.metrics()["nc1"], rel=1e-5)
     with pytest.raises(ValueError, match="no layer .fc.; the model.s layers are 0, 1, 2"):
         collect.statistics(model, loader, 3, features_of="fc")
     with pytest.raises(ValueError, match="no batch"):
