@@ -57,13 +57,16 @@ def grid(rows=1, columns=2, *, width=9.0, height=3.2, **options):
     return plt.subplots(rows, columns, figsize=(width, height * rows), **options)
 
 
-def reference(ax, value, text, *, axis="y", **style):
-    """A theory line across ``ax`` at ``value`` with its name at the end of the line."""
+def reference(ax, value, text, *, axis="y", below=None, **style):
+    """A theory line across ``ax`` at ``value`` with its name at the end of the line, or so many
+    points ``below`` it."""
     line = ax.axhline if axis == "y" else ax.axvline
     line(value, **(THEORY | style))
     if axis == "y":
         position, coordinates = (1.0, value), ax.get_yaxis_transform()
-        ax.annotate(text, position, xycoords=coordinates, ha="right", va="bottom", fontsize=7.5)
+        place = {"va": "bottom"} if below is None else {"va": "top", "xytext": (0, -below)}
+        place |= {"xycoords": coordinates, "textcoords": "offset points", "ha": "right"}
+        ax.annotate(text, position, **{"xytext": (0, 0)} | place, fontsize=7.5)
     else:
         position, coordinates = (value, 1.0), ax.get_xaxis_transform()
         ax.annotate(

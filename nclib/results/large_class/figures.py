@@ -176,7 +176,7 @@ def phases(energies, edges, warm, stable):
             place = {"xycoords": ax.get_xaxis_transform(), "rotation": 90, "va": "top"}
             ax.annotate(rf"$\tau={edge:.4f}$", (edge, 0.98), ha="right", fontsize=7, **place)
         ax.set(xlabel=r"temperature $\tau$", title=f"$(K,d)=({d + 2},{d})$")
-        ax.set_ylim(-0.5, 14)
+        ax.set_ylim(-0.5, 18)  # room for the names of the edges
         _temperatures(ax, (0.05, 0.1, 0.2, 0.5, 1))
     axes[0].set_ylabel(r"$10^3\times(\tau\log$CE $-$ lowest)")
     handles, texts = axes[-2].get_legend_handles_labels()
@@ -235,7 +235,7 @@ def training(history, *, lines, hue="temperature", title=""):
         if column in ("gnc1", "gnc3"):
             ax.set_yscale("log")
     for i, (value, text) in enumerate(lines.items()):
-        style.reference(axes[1], value, text, **({} if i == 0 else RANDOM))
+        style.reference(axes[1], value, text, **({} if i == 0 else RANDOM | {"below": 9}))
     axes[1].set_ylim(0, 1.12 * max(lines))
     name = r"temperature $\tau$" if hue == "temperature" else hue
     axes[-1].legend(title=name, loc="lower right")
