@@ -29,6 +29,14 @@ class _Loss:
         return f"{self.name}({values})" if values else self.name
 
 
+def _own(logits, labels):
+    """The labels as places among the logits ``(N, 1, …)``; torch would repeat a single one."""
+    if labels.shape != logits.shape[:1] + logits.shape[2:]:
+        shapes = f"{tuple(labels.shape)} for logits {tuple(logits.shape)}"
+        raise checks.InputError(f"labels must be one per row of logits, got shape {shapes}")
+    return labels.unsqueeze(1)
+
+
 @dataclass(frozen=True)
 class CrossEntropy(_Loss):
     """``-log p_y`` with ``p = softmax(logits)``."""
@@ -72,7 +80,7 @@ class Focal(_Loss):
 
     def per_sample(self, logits, labels):
         """Losses ``(N,)``."""
-        target = labels.unsqueeze(1)
+        target = _own(logits, labels)
         own = logits.gather(1, target).squeeze(1)
         others = logits.scatter(1, target, -torch.inf).logsumexp(1)
         margin = own - others
@@ -111,14 +119,14 @@ class MeanSquaredError(_Loss):
 
     def per_sample(self, logits, labels):
         """Losses ``(N,)``."""
-        own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+        own = logits.gather(1, _own(logits, labels)).squeeze(1)
         others = logits.square().sum(1) - own.square()
         tau = self.weight(logits.shape[1])
         return tau / 2 * (self.kappa * (own - self.scale).square() + others)
 
     def slope(self, logits, labels):
         """Gradient of :meth:`per_sample` in the logits, of their shape."""
-        own, tau = labels.unsqueeze(1), self.weight(logits.shape[1])
+        own, tau = _own(logits, labels), self.weight(logits.shape[1])
         if self.kappa == 1:
             target = torch.full_like(own, -self.scale, dtype=logits.dtype)
             return logits.scatter_add(1, own, target).mul_(tau)
@@ -165,7 +173,7 @@ class ExactCrossEntropy(_Loss):
 
     def rivals(self, logits, labels):
         """Log-sum-exp of the wrong logits minus the true one ``(N,)``; the loss is its softplus."""
-        own = labels.unsqueeze(1)
+        own = _own(logits, labels)
         others = logits.scatter(1, own, -torch.inf).logsumexp(1)
         return others - logits.gather(1, own).squeeze(1) + self.margin
 

@@ -75,6 +75,14 @@ def test_classes_come_second_in_stacked_logits(name, params):
     torch.testing.assert_close(loss.per_sample(logits, labels), rows.view(2, 5))
 
 
+@pytest.mark.parametrize(("name", "params"), [*ALL, ("exact_ce", {})])
+def test_one_label_for_many_rows_is_refused(name, params):
+    z, y = reference_input()
+    loss = losses.get(name, **params) if name in losses.LOSSES else losses.ExactCrossEntropy()
+    with pytest.raises(ValueError, match="got shape|batch_size"):
+        loss(z, y[:1])
+
+
 @pytest.mark.parametrize(("name", "params"), ALL)
 def test_gradients_match_finite_differences(name, params):
     z, y = reference_input()

@@ -43,9 +43,10 @@ def escape(problem, point):
     """``(direction, curvature)``: the way out of a critical point of rank < d.
 
     ``direction``: a mapping like the coordinates (√n_r h_r for rows of n_r samples) along which the
-    second derivative of f is ``curvature`` = -2 :meth:`~nclib.ufm.model.UFM.certificate`: negative
-    unless the point is a global minimum.  One layer, λ_H and λ_W positive, a spare column of the
-    weight; :class:`~nclib.checks.InputError` otherwise.  Zhu et al. 2021; claims 1.L8, 3.L10.
+    second derivative of f is ``curvature`` = -2 :meth:`~nclib.ufm.model.UFM.certificate`: negative,
+    for a convex loss, unless the point is a global minimum.  One layer, λ_H and λ_W positive, a
+    spare column of the weight; :class:`~nclib.checks.InputError` otherwise.  Zhu et al. 2021;
+    claims 1.L8, 3.L10.
     """
     _one_layer(problem)
     if not all(problem.decays):

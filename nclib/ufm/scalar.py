@@ -20,7 +20,7 @@ from nclib import checks
 
 
 def value(t, s, beta, factors):
-    """The objective at ``t`` (numbers or tensors that broadcast)."""
+    """The objective at ``t`` >= 0 (numbers or tensors that broadcast), unchecked."""
     return (t - s) ** 2 / 2 + beta * factors / 2 * t ** (2 / factors)
 
 
@@ -65,7 +65,8 @@ def cross_entropy(c, K, alpha=0.0):
     if c >= (1 - alpha) / K:
         return math.log(K), 0.0
     rest = (K - 1) * e  # probability of the other classes
-    return -(1 - rest) * math.log1p(-rest) - rest * math.log(e), math.log((1 - rest) / e)
+    margin = max(0.0, math.log((1 - rest) / e))  # rounding at the threshold
+    return -(1 - rest) * math.log1p(-rest) - rest * math.log(e), margin
 
 
 def _problem(s, beta, factors):

@@ -172,6 +172,12 @@ def test_cross_entropy_keeps_its_digits_at_tiny_strength(c):
     assert margin == pytest.approx(float(gap), rel=1e-14)
 
 
+@pytest.mark.parametrize(("K", "alpha"), [(3, 0.999), (10, 0.5), (30, 0.9)])
+def test_cross_entropy_has_no_negative_margin_by_rounding(K, alpha):
+    for c in np.nextafter((1 - alpha) / K, [0, 1]):
+        assert 0 <= cross_entropy(float(c), K, alpha)[1] < 1e-6
+
+
 @pytest.mark.parametrize("arguments", [(0.0, 3), (0.1, 1), (0.1, 3, 1.0), (0.1, 3, -0.1)])
 def test_bad_input_of_cross_entropy(arguments):
     with pytest.raises(checks.InputError):

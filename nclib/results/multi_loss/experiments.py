@@ -130,6 +130,7 @@ def contrastive_violation(loss, *, K, seed=0):
     is above that value at least where the wrong logits differ (standard deviation above 1).
     ``loss`` is anything with ``per_sample(logits, labels)``, so users can test their own.
     """
+    checks.integer("K", K, 3)  # with one wrong logit there is nothing to compare
     generator = torch.Generator().manual_seed(seed)
     logits = 3.0 * torch.randn(20_000, K, generator=generator, dtype=torch.float64)
     labels = torch.randint(K, (len(logits),), generator=generator)
@@ -593,13 +594,14 @@ def ends(curves):
     for (loss, _), part in curves.groupby(["loss", "seed"], sort=False):
         last, fitted = part.iloc[-1], part[part["train_accuracy"] >= 99.9]
         first = fitted.iloc[0] if len(fitted) else last
-        falls = {f"{name}_fall": last[name] / first[name] for name in (*COLLAPSE, "logits_etf")}
+        falls = {f"{name}_fall": last[name] / first[name] for name in FALLING}
         rows.append({"loss": loss, "first": first["epoch"]} | last[list(SHOWN)].to_dict() | falls)
     table = pd.DataFrame(rows).groupby("loss", sort=False)
     return table.max().assign(train_accuracy=table["train_accuracy"].min())
 
 
 COLLAPSE = ("nc1", "nc2", "nc3")
+FALLING = (*COLLAPSE, "residual", "logits_etf")
 SHOWN = (*COLLAPSE, "nc2_centered", "nc3_centered", "residual", "logits_etf", "train_accuracy")
 
 

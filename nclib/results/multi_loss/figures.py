@@ -18,8 +18,8 @@ STRENGTH = r"strength $c=\sqrt{n\lambda_W\lambda_H}$"
 def scalar_picture(curves, minima, competing, *, title):
     """Figure 1: loss plus penalty against the margin; right: the focal loss with two minima.
 
-    ``curves``: loss, s, value; ``minima``: loss, margin, value; ``competing``: c, s, value (minus
-    the value at s = 0).  ``title``: of the right panel.
+    ``curves``: loss, s, value; ``minima``: loss, margin, value; ``competing``: three named c, s,
+    value (minus the value at s = 0).  ``title``: of the right panel.
     """
     figure, (left, right) = style.grid(1, 2, height=3.4)
     for loss, part in curves.groupby("loss", sort=False):
@@ -31,10 +31,9 @@ def scalar_picture(curves, minima, competing, *, title):
     left.set(title="One scalar problem per loss, minimum marked")
     left.set_ylim(0, 1.05 * curves.query("s == 0")["value"].max())
     left.legend(loc="lower right")
-    looks = zip(("0.7", "C2", "0.0"), (r"c_{loc}", r"c_{glob}", r"1.02\,c_{glob}"), strict=True)
-    for (color, name), (c, part) in zip(looks, competing.groupby("c"), strict=True):
-        text = f"${name} = {c:.5f}$"
-        right.plot(part["s"], 1e3 * part["value"], color=color, label=text)
+    parts = competing.groupby("c", sort=False)
+    for color, (name, part) in zip(("0.7", "C2", "0.0"), parts, strict=True):
+        right.plot(part["s"], 1e3 * part["value"], color=color, label=name)
     right.axhline(0, **GUIDE)
     right.set(xlabel="margin $s$", ylabel=r"value minus value at $s=0$   [$10^{-3}$]")
     right.set_title(title)
@@ -116,7 +115,7 @@ def focal_region(thresholds, cases, window, *, K, gamma, edge, title):
     middle.legend(loc="lower right", frameon=True)
     right.plot(window["ratio"], window["fraction"], "o-", color=color)
     right.axvspan(1, edge, color="0.88", zorder=0)
-    text = "grey: zero is a local minimum,\nthe ETF the global one"
+    text = "grey: zero is a local minimum,\nnot the global one"
     right.annotate(text, (0.05, 0.1), xycoords="axes fraction", fontsize=8)
     right.set(xlabel=r"$c\,/\,c_{loc}$", ylabel="share of starts reaching $f^*$")
     right.set(ylim=(-0.05, 1.05), title=title)
@@ -143,7 +142,7 @@ def bias_geometry(sweep, theory, transition, *, title):
         style.scales(ax, "x")
         ax.set_xticks([0.01, 0.1, 1, 10, edge], ["0.01", "0.1", "1", "10", "no\nbias"])
         ax.set(xlabel=r"bias penalty $\lambda_b$")
-    axes[0].set(ylabel="bias $b$", title="Bias: free, then capped at $c/\\lambda_b$")
+    axes[0].set(ylabel="bias $b$", title="Bias: capped at $c/\\lambda_b$ from the dots on")
     axes[1].set(ylabel="singular values of $W$", title="ETF → ETF + mean → orthogonal frame")
     axes[1].legend(loc="center right", title="closed form dashed", title_fontsize=8)
     axes[2].set(ylabel="NC2, distance to the simplex ETF", title=title)
@@ -174,7 +173,7 @@ def collapse_curves(curves, first, drops, limit, *, title):
         ax.axvline(first, color="0.3", lw=1, ls="-.", label="zero training error")
     for ax in axes[1]:
         ax.set_xlabel("epoch")
-    style.reference(axes[1, 0], limit, r"$M/\sqrt{K}$ (MSE)")
+    style.reference(axes[1, 0], limit, r"$M/\sqrt{K}$ (MSE)", below=4)
     axes[1, 1].legend(loc="lower right")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
@@ -247,7 +246,7 @@ def agreement(curves, pairs, lengths, *, title):
 
 
 def accuracy_by_length(table, linear, *, title):
-    """Figure 10: test accuracy against training length, one panel per width; left: the control.
+    """Figure 11: test accuracy against training length, one panel per width; left: the control.
 
     ``table``: loss, width, epochs, seed, test_accuracy of the nets; ``linear``: loss, seed,
     test_accuracy of linear classifiers.

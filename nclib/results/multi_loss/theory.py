@@ -29,7 +29,8 @@ class Optimum:
     ``mean_component`` v is the part of the mean logit ``u = bias + v`` that W and H carry (it takes
     one more dimension of features).
     ``probability`` is softmax's probability of the true class.  At ``margin == 0`` and
-    ``mean_component == 0`` the minimiser is W = 0, H = 0.
+    ``mean_component == 0`` the minimiser is W = 0, H = 0.  Where any subspace is as good, the MSE
+    without bias at d = K-1, ``mean_component`` is NaN and ``margin`` the size of each direction.
     """
 
     loss: str
@@ -59,7 +60,7 @@ def strength(n, lambda_w, lambda_h):
     n = checks.integer("n", n)
     lambda_w = checks.real("lambda_w", lambda_w, above=0)
     lambda_h = checks.real("lambda_h", lambda_h, above=0)
-    return math.sqrt(n * lambda_w * lambda_h)
+    return checks.real("c = √(n λ_W λ_H)", math.sqrt(n * lambda_w * lambda_h), above=0)
 
 
 def optimum(loss, *, K, n, lambda_w, lambda_h, lambda_b=0.0, d=None, **params):
@@ -71,19 +72,18 @@ def optimum(loss, *, K, n, lambda_w, lambda_h, lambda_b=0.0, d=None, **params):
         lambda_w, lambda_h: weight of ``½‖W‖²`` and ``½‖H‖²``, positive.
         lambda_b: weight of ``½‖b‖²``; 0 is a free bias, ``None`` no bias at all.
         d: feature dimension, at least K-1; default large enough.  It matters only for the MSE at
-            d = K-1, where W and H cannot carry a mean component (claim 1.L13).
+            d = K-1, where W and H have no room for a mean component (claim 1.L13).
 
     Returns an :class:`Optimum`.  For a free bias and a shift-invariant loss the bias is any
     multiple of the vector of ones; 0 is reported.  Raises :class:`~nclib.checks.InputError` for
-    values out of range, and where no closed form exists: for d < K-1 (claim 1.L14), and for the
-    focal loss with a bias and K > 1/t_c close to its tie, where partly collapsed points lie lower
-    (claim 1.L3).
+    values out of range, and where no closed form exists: for d < K-1 (claim 1.L14), for the MSE
+    with kappa != 1 where d = K-1 has no room for its mean component, and for the focal loss with a
+    bias and K > 1/t_c close to its tie, where partly collapsed points lie lower (claim 1.L3).
     """
     loss = _loss(loss, params)
     K = checks.integer("K", K, 2)
     c = strength(n, lambda_w, lambda_h)
-    if lambda_b is not None:
-        lambda_b = checks.real("lambda_b", lambda_b, at_least=0)
+    lambda_b = _penalty(lambda_b)
     d = K if d is None else checks.integer("d", d)
     if d < K - 1:
         raise checks.InputError(
@@ -97,10 +97,10 @@ def optimum(loss, *, K, n, lambda_w, lambda_h, lambda_b=0.0, d=None, **params):
         value, s = _focal(loss.gamma, K, c)
     elif not isinstance(loss, losses.MeanSquaredError):
         value, s = scalar.cross_entropy(c, K, getattr(loss, "alpha", 0.0))
-    elif d == K - 1 and lambda_b is None:
-        value, s, v = *_mse_truncated_frame(loss, K, c), math.nan
     else:
-        value, s, b, v = _mse(loss, K, c, lambda_b, full_rank=d >= K)
+        value, s, b, v = _mse(loss, K, c, lambda_b)
+        if v > 0 and d == K - 1:
+            value, s, b, v = _mse_truncated(loss, K, c, lambda_b)
     nuclear = math.sqrt(n) * (K - 1) * s  # of W Hᵀ; without its mean component if that is NaN
     nuclear += 0.0 if math.isnan(v) else math.sqrt(n) * K * v
     weight_norm = math.sqrt(math.sqrt(lambda_h / lambda_w) * nuclear)
@@ -114,6 +114,10 @@ def _loss(loss, params):
     if params:
         raise checks.InputError("parameters belong to a loss given by name")
     return loss
+
+
+def _penalty(lambda_b):
+    return None if lambda_b is None else checks.real("lambda_b", lambda_b, at_least=0)
 
 
 def _require_no_tie(gamma, K, c):
@@ -146,7 +150,7 @@ def _focal(gamma, K, c):
     return (value, s) if s > 0 and value < zero[0] else zero
 
 
-def _mse(loss, K, c, lambda_b, full_rank):
+def _mse(loss, K, c, lambda_b):
     """Minimise over the margin s >= 0 and the mean logit u >= 0; convex, piecewise quadratic.
 
     The mean logit costs ``K·h(u)``, the cheaper of bias and W, H: ``h = λ_b u²/2`` up to
@@ -157,11 +161,12 @@ def _mse(loss, K, c, lambda_b, full_rank):
     if lambda_b is None:
         split = 0.0
     else:
-        split = math.inf if lambda_b == 0 or not full_rank else c / lambda_b
+        split = math.inf if lambda_b == 0 else c / lambda_b
 
     def value(s, u):
         fit = kappa * (s * (K - 1) / K + u - M) ** 2 + (K - 1) * (u - s / K) ** 2
-        quadratic = (lambda_b or 0.0) * min(u, split) ** 2 / 2
+        held = min(u, split)
+        quadratic = (lambda_b or 0.0) * held**2 / 2
         linear = c * (u - split) if u > split else 0.0
         return tau / 2 * fit + c * (K - 1) * s + K * (quadratic + linear)
 
@@ -183,24 +188,30 @@ def _mse(loss, K, c, lambda_b, full_rank):
             candidates.append(stationary(free_s, lambda_b, 0.0))
         if split < math.inf:
             candidates.append(stationary(free_s, 0.0, c))
-    for u in (0.0, split):
-        if u < math.inf:
-            right = tau * (kappa * (M - u) * (K - 1) / K + (K - 1) * u / K) - c * (K - 1)
-            candidates.append((max(0.0, right / ss), u))
+    for u in (0.0, min(split, M)):
+        right = tau * (kappa * (M - u) * (K - 1) / K + (K - 1) * u / K) - c * (K - 1)
+        candidates.append((max(0.0, right / ss), u))
     feasible = [(value(s, u), s, u) for s, u in candidates if s >= 0 and u >= 0]
     best, s, u = min(feasible)
     b = min(u, split) if lambda_b is not None else 0.0
     return best, s, b, u - b
 
 
-def _mse_truncated_frame(loss, K, c):
-    """No bias and d = K-1: K-1 of the K equal singular values are kept, in any subspace."""
-    if loss.kappa != 1:
-        raise checks.InputError("no closed form for d = K-1 without bias and kappa != 1")
+def _mse_truncated(loss, K, c, lambda_b):
+    """At d = K-1, where K equal singular values or a mean component do not fit.
+
+    With a bias the mean direction is given up: the bias holds some of it.  Without, any one is.
+    """
+    checks.require(
+        loss.kappa == 1,
+        "no closed form for the MSE with kappa != 1 at d = K-1 if its mean component has no room; "
+        "take d >= K or a smaller lambda_b",
+    )
     tau, M = loss.weight(K), loss.scale
     kept = max(0.0, M - K * c / tau)  # singular value / √n of each kept direction
-    value = (K - 1) * (tau / (2 * K) * (kept - M) ** 2 + c * kept) + tau / (2 * K) * M**2
-    return value, kept
+    lost = 1.0 if lambda_b is None else lambda_b / (tau + lambda_b)  # of the direction given up
+    value = (K - 1) * (tau / (2 * K) * (kept - M) ** 2 + c * kept) + lost * tau / (2 * K) * M**2
+    return value, kept, (1 - lost) * M / K, math.nan if lambda_b is None else 0.0
 
 
 def threshold(loss, *, K, lambda_b=0.0, **params):
@@ -209,8 +220,7 @@ def threshold(loss, *, K, lambda_b=0.0, **params):
     For the focal loss with a bias and K > 1/t_c partly collapsed points are the minimum for another
     .01 of its window (claim 1.L3).
     """
-    loss = _loss(loss, params)
-    K = checks.integer("K", K, 2)
+    loss, K, lambda_b = _loss(loss, params), checks.integer("K", K, 2), _penalty(lambda_b)
     if isinstance(loss, losses.Focal):
         return focal_thresholds(K, loss.gamma)[1]
     if isinstance(loss, losses.MeanSquaredError):
@@ -225,7 +235,7 @@ def threshold(loss, *, K, lambda_b=0.0, **params):
 
 def value_at_zero(loss, *, K, lambda_b=0.0, **params):
     """Value of the collapsed-to-zero solution W = H = 0 with the best bias."""
-    loss = _loss(loss, params)
+    loss, K, lambda_b = _loss(loss, params), checks.integer("K", K, 2), _penalty(lambda_b)
     if isinstance(loss, losses.MeanSquaredError):
         tau, M, kappa = loss.weight(K), loss.scale, loss.kappa
         if lambda_b is None:
@@ -241,10 +251,10 @@ def scalar_loss(loss, s, *, K, **params):
     """The loss of a sample with margin ``s`` over equal wrong logits: φ (claim 1.L2).
 
     In the paper's variable ``t = Σ_{j≠y}(z_j - z_y) = -(K-1)s`` it is the lower bound of the
-    *contrastive property*.  For the MSE it is the loss at ``mean(z) = M/K``, its best shift
-    for kappa = 1.
+    *contrastive property*.  For the MSE it is the loss at its best shift, ``mean(z) = M/K`` for
+    kappa = 1.
     """
-    loss = _loss(loss, params)
+    loss, K, s = _loss(loss, params), checks.integer("K", K, 2), checks.real("s", s)
     if isinstance(loss, losses.MeanSquaredError):
         tau, M, kappa = loss.weight(K), loss.scale, loss.kappa
         u = (kappa * (M - s * (K - 1) / K) + (K - 1) * s / K) / (kappa + K - 1)
@@ -261,7 +271,8 @@ def scalar_loss(loss, s, *, K, **params):
 
 
 def focal_slope(gamma, t):
-    """ψ(t): the gradient of the focal loss in the logits is ``ψ(p_y)(e_y - p)``."""
+    """ψ(t), 0 < t < 1: the gradient of the focal loss in the logits is ``ψ(p_y)(e_y - p)``."""
+    gamma, t = checks.real("gamma", gamma, at_least=0), checks.real("t", t, above=0, below=1)
     return gamma * t * (1 - t) ** (gamma - 1) * math.log(t) - (1 - t) ** gamma
 
 
@@ -324,12 +335,17 @@ def focal_thresholds(K, gamma):
 # Symmetry ----------------------------------------------------------------------------------------
 
 
-def flat_directions(loss, *, d, **setting):
+def flat_directions(loss, *, d, lambda_b=0.0, **setting):
     """Dimension of the set of global minimisers = zero Hessian eigenvalues at each (claim 1.L15).
 
-    Rotations of a (K-1)-frame, of a K-frame if there is a mean component; one more if the bias is
-    free and the loss ignores shifts.  Arguments of :func:`optimum`.
+    Rotations of a (K-1)-frame, of a K-frame if there is a mean component, none at W = H = 0; one
+    more if the bias is free and the loss ignores shifts.  Arguments of :func:`optimum`; refused
+    where any subspace is as good (claim 1.L13).
     """
-    rank = setting["K"] - 1 + (optimum(loss, d=d, **setting).mean_component > 0)
-    shift = setting["lambda_b"] == 0 and not isinstance(loss, losses.MeanSquaredError)
-    return landscape.orbit(d, rank) + shift
+    exact = optimum(loss, d=d, lambda_b=lambda_b, **setting)
+    checks.require(
+        not math.isnan(exact.mean_component),
+        "the minimisers of the MSE without bias at d = K-1 are more than one orbit (claim 1.L13)",
+    )
+    rank = (exact.K - 1) * (exact.margin > 0) + (exact.mean_component > 0)
+    return landscape.orbit(d, rank) + (lambda_b == 0 and not exact.loss.startswith("mse"))

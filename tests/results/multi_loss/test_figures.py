@@ -26,8 +26,10 @@ def test_the_scalar_picture_marks_the_minima():
         assert marked["value"] <= part["value"].min()
         assert abs(marked["margin"] - part.loc[part["value"].idxmin(), "s"]) <= 0.1
     plain = curves.query("loss == 'ce'")
-    competing = pd.concat(plain.assign(c=c) for c in (0.04, 0.05, 0.06))
-    ax = figures.scalar_picture(curves, minima, competing, title="two minima").axes[0]
+    competing = pd.concat(plain.assign(c=c) for c in ("high", "low", "between"))
+    ax, right = figures.scalar_picture(curves, minima, competing, title="two minima").axes
+    labels = [text.get_text() for text in right.get_legend().get_texts()]
+    assert labels == ["high", "low", "between"]
     points = [line.get_xydata()[0] for line in ax.get_lines() if len(line.get_xydata()) == 1]
     assert np.allclose(points, minima[["margin", "value"]])
 

@@ -260,7 +260,10 @@ def test_scalar_loss_of_the_mse_is_at_the_best_shift():
         (dict(lambda_h=-1), "lambda_h must be greater than 0"),
         (dict(lambda_b=-1), "lambda_b must be at least 0"),
         (dict(lambda_w=float("nan")), "lambda_w must be a finite number"),
+        (dict(lambda_w=1e-200, lambda_h=1e-200), "c = .* must be greater than 0"),
         (dict(d=2), "no closed form for d=2 < K-1=3"),
+        (dict(loss="mse", kappa=0.2, lambda_b=2.0, d=3), "kappa != 1 at d = K-1"),
+        (dict(loss="mse", kappa=0.2, lambda_b=None, d=3), "kappa != 1 at d = K-1"),
         (dict(gamma=2), "no parameter 'gamma'"),
         (dict(loss="hinge"), "loss must be one of"),
     ],
@@ -269,3 +272,25 @@ def test_bad_input_is_named(arguments, message):
     setting = {"loss": "ce", "K": 4, "n": 3, "lambda_w": 0.01, "lambda_h": 0.01} | arguments
     with pytest.raises(ValueError, match=message):
         theory.optimum(**setting)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: theory.threshold("mse", K=4, lambda_b=-0.1), "lambda_b must be at least 0"),
+        (lambda: theory.value_at_zero("mse", K=1), "K must be at least 2"),
+        (lambda: theory.scalar_loss("ce", math.nan, K=3), "s must be a finite number"),
+        (lambda: theory.focal_slope(1.0, 1.5), "t must be less than 1"),
+        (lambda: theory.focal_thresholds(4, -1.0), "gamma must be at least 0"),
+        (lambda: theory.flat_directions("mse", d=3, **M4 | {"lambda_b": None}), "one orbit"),
+    ],
+)
+def test_bad_input_of_the_other_functions_is_named(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_a_tiny_bias_penalty_is_none():
+    free, tiny = (theory.optimum("mse", **M4, lambda_b=x) for x in (0.0, 1e-300))
+    assert tiny.value == pytest.approx(free.value, rel=1e-14)
+    assert tiny.bias == pytest.approx(0.25, rel=1e-14)
