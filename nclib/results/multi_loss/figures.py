@@ -89,11 +89,11 @@ def landscape(saddles, ways, gaps, K, title):
     return figure
 
 
-def focal_region(thresholds, cases, window, *, K, gamma, edge, title):
+def focal_region(thresholds, cases, window, *, edge, title):
     """Figure 5: where the focal loss is convex, where ties exist, and spurious minima.
 
-    ``thresholds``: gamma, t_c, sufficient; ``cases``: gamma, K, found; ``window``: ratio, fraction,
-    for ``K`` classes and focus ``gamma``; ``edge``: c_glob / c_loc; ``title``: of the right panel.
+    ``thresholds``: gamma, t_c, sufficient; ``cases``: gamma, K, found; ``window``: ratio, fraction;
+    ``edge``: c_glob / c_loc; ``title``: of the right panel.
     """
     figure, (left, middle, right) = style.grid(1, 3, width=11, height=3.2)
     color, gammas = LOSS_COLORS["fl"], thresholds["gamma"]
