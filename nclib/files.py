@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import threading
 from pathlib import Path
 
 import yaml
@@ -73,10 +74,14 @@ def read_cells(path):
         raise checks.InputError(f"notebook {path} cannot be read ({reason})") from None
 
 
+_PARSER = threading.Lock()  # Python 3.11 counts the depth of all threads' trees together
+
+
 def tree(source):
     """The syntax tree of a cell, whose lines of IPython's magics do not count."""
     lines = ("" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
-    return ast.parse("\n".join(lines))
+    with _PARSER:
+        return ast.parse("\n".join(lines))
 
 
 def damaged(path, reason):
@@ -91,8 +96,8 @@ def digest(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain values; a key written twice, of which YAML would keep the last, is an error."""
+class _Unique:
+    """A key written twice, of which YAML would keep the last, is an error."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -104,18 +109,24 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _plain(text):
-    return _Loader(text).get_single_data()
+class _Plain(_Unique, yaml.SafeLoader):
+    pass
 
 
-def read_yaml(path, load=_plain):
+class _Texts(_Unique, yaml.BaseLoader):
+    pass
+
+
+def read_yaml(path, *, texts=False):
     """The content of a YAML file; plain values only, a tag that names Python objects is refused.
 
-    ``load=yaml_texts``: every value as the text it was written as.  Raises
-    :class:`~nclib.checks.InputError`, one line with the place, if the file cannot be read.
+    ``texts``: as :func:`yaml_texts` reads them.  Raises :class:`~nclib.checks.InputError`, one line
+    with the place, if the file cannot be read.
     """
     try:
-        return load(Path(path).read_text(encoding="utf-8"))
+        return (_Texts if texts else _Plain)(
+            Path(path).read_text(encoding="utf-8")
+        ).get_single_data()
     except (OSError, ValueError, yaml.YAMLError) as error:
         message = " ".join(str(error).split())
         raise checks.InputError(f"{path} cannot be read as YAML: {message}") from None
@@ -125,23 +136,9 @@ def yaml_texts(text):
     """Lists and dicts of YAML ``text`` with every leaf as it was written.
 
     For values whose type is known: YAML would read 010 as eight, 1e-3 as a text and ``no`` as
-    False.  Raises ValueError or ``yaml.YAMLError``.
+    False.  Raises ``yaml.YAMLError``.
     """
-
-    def texts(node):
-        if isinstance(node, yaml.SequenceNode):
-            return [texts(part) for part in node.value]
-        if isinstance(node, yaml.MappingNode):
-            found = {key.value: texts(value) for key, value in node.value}
-            if len(found) < len(node.value):
-                raise ValueError(f"a key is there twice among {', '.join(found)}")
-            return found
-        return node.value if node else ""
-
-    try:
-        return texts(yaml.compose(text))
-    except (RecursionError, TypeError) as error:  # an alias of itself, a list as a key
-        raise ValueError(f"no plain lists and values ({error})") from None
+    return _Texts(text).get_single_data()
 
 
 def inside(folder, name):

@@ -1,12 +1,17 @@
 """One notebook executed by papermill, in a kernel of this very interpreter."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 
-def execute(source, target, parameters, *, progress=False):
-    """Execute the notebook ``source`` into ``target``; returns what went wrong, or ``None``."""
+def execute(source, target, parameters, *, environment, log, progress=False):
+    """Execute the notebook ``source`` into ``target``; returns what went wrong, or ``None``.
+
+    ``environment``: variables of the kernel, beside those of this process; ``log``: the open file
+    that keeps what it says outside of its cells.
+    """
     # jsonschema would compile a grammar of internationalised web addresses, for more than a second
     # in every process; notebooks hold none.  A module that is None counts as not installed.
     sys.modules.setdefault("rfc3987_syntax", None)
@@ -23,7 +28,7 @@ def execute(source, target, parameters, *, progress=False):
                 progress_bar=progress,
                 log_output=False,
                 shutdown_kernel="immediate",  # everything is written by then
-                kernel_manager_class=_own_kernel(),
+                kernel_manager_class=_own_kernel(environment, log),
             )
             break
         except papermill.PapermillExecutionError as error:
@@ -40,7 +45,7 @@ def execute(source, target, parameters, *, progress=False):
     return None
 
 
-def _own_kernel():
+def _own_kernel(environment, log):
     """A kernel manager that starts this interpreter, whatever a kernelspec of that name starts.
 
     A kernelspec ``python3`` of another environment, in the home directory or on ``JUPYTER_PATH``,
@@ -52,6 +57,10 @@ def _own_kernel():
 
     class OwnKernel(AsyncKernelManager):
         kernel_spec = KernelSpec(**get_kernel_dict())
+
+        async def start_kernel(self, **options):
+            options |= {"env": os.environ | environment, "stdout": log, "stderr": log}
+            await super().start_kernel(**options)
 
     return OwnKernel
 

@@ -6,8 +6,8 @@ output folder (default: the checkout) it writes ::
     runs/<name>/<notebook>/      executed notebook, checkpoints, log
     figures/<name>/<notebook>/   figures, tables, claims.json, manifest.json
 
-Each notebook runs in its own process, so that a dead kernel or worker costs one job only.  Results
-appear in ``figures`` when the notebook came to its end; a failed one leaves earlier results alone.
+Each notebook has a kernel of its own, so that a dead one costs one job only.  Results appear in
+``figures`` when the notebook came to its end; a failed one leaves earlier results alone.
 
 Results of a profile that are stored in the checkout are the reference: a later run is compared with
 them (:mod:`nclib.reproduction`), keeps its own in ``runs/<name>/<notebook>/figures`` and replaces
@@ -24,9 +24,7 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -226,7 +224,7 @@ def finished(job):
 
 
 def execute(job, force=False, progress=False, store=False):
-    """Run one notebook in this process; returns an :class:`Outcome` and never raises for it.
+    """Run one notebook; returns an :class:`Outcome` and never raises for it.
 
     While another nclib run works on the same job this one waits; what that run finished is not
     done again.  ``store``: replace stored results that this run does not reproduce to the byte.
@@ -236,9 +234,7 @@ def execute(job, force=False, progress=False, store=False):
         with _lock(job.folder):
             if not force and finished(job):
                 return _outcome(job, "unchanged", 0.0, store)
-            message = _execute(job, progress, start)
-            if message:
-                _keep_partial(job)
+            if message := _execute(job, progress, start):
                 return Outcome(job, "failed", time.monotonic() - start, message)
             return _outcome(job, "done", time.monotonic() - start, store)
     except Exception as error:
@@ -292,15 +288,17 @@ def _execute(job, progress, start):
     for stale in job.folder.rglob(".*.tmp"):
         stale.unlink(missing_ok=True)
     staging = Path(tempfile.mkdtemp(prefix="staging-", dir=job.folder))
-    partial = job.folder / "notebook.partial.ipynb"
-    mark = fingerprint(job)
+    partial, failed = (job.folder / f"notebook.{end}.ipynb" for end in ("partial", "failed"))
+    record, mark = staging / "record.json", fingerprint(job)
     try:
-        os.environ |= _environment(job, staging)
-        if message := kernels.execute(job.source, partial, job.parameters, progress=progress):
-            return _explain(None, job, message)
-        record = staging / "record.json"
-        if not record.exists():
-            return "the notebook stopped before its last cell (did a cell call sys.exit?)"
+        if message := _kernel(job, staging, partial, progress):
+            message = _explain(None, job, message)
+        elif not record.exists():
+            message = "the notebook stopped before its last cell (did a cell call sys.exit?)"
+        if message:
+            with contextlib.suppress(OSError):
+                os.replace(partial, failed)
+            return message
         manifest = files.read_json(record) | {
             "run": job.name,
             "fingerprint": mark,
@@ -315,15 +313,16 @@ def _execute(job, progress, start):
         os.replace(partial, job.folder / "notebook.ipynb")
         shutil.rmtree(job.own, ignore_errors=True)
         _publish(staging, job.own if job.stored == job.figures else job.figures)
-        (job.folder / "notebook.failed.ipynb").unlink(missing_ok=True)
+        failed.unlink(missing_ok=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return None
 
 
-def _environment(job, staging):
+def _kernel(job, staging, target, progress):
+    """Execute the notebook into ``target``; returns what went wrong, or ``None``."""
     threads = str(job.threads)
-    return {
+    environment = {
         notebook.FOLDER: str(job.folder.resolve()),
         notebook.FIGURES: str(staging.resolve()),
         notebook.THREADS: threads,
@@ -332,6 +331,10 @@ def _environment(job, staging):
         "OMP_WAIT_POLICY": "passive",
         "PYTHONHASHSEED": "0",
     }
+    with open(job.folder / "log.txt", "a") as log:
+        return kernels.execute(
+            job.source, target, job.parameters, environment=environment, log=log, progress=progress
+        )
 
 
 def _publish(source, target):
@@ -392,64 +395,11 @@ def revision():
 # Executing many -----------------------------------------------------------------------------------
 
 
-def execute_apart(job, **options):
-    """:func:`execute` in a process of its own; this is what executors and clusters are given."""
-    request = json.dumps({"job": asdict(job), "options": options})
-    start = time.monotonic()
-    try:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        with open(job.folder / "log.txt", "a") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "nclib.runs"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=None if options.get("progress") else log,
-                text=True,
-                env=os.environ | {"NCLIB_PARENT": str(os.getpid())},
-            )
-            output, _ = process.communicate(request)
-    except OSError as error:
-        return Outcome(job, "failed", 0.0, _explain(error, job))
-    try:
-        answer = json.loads(output.splitlines()[-1])
-    except (IndexError, json.JSONDecodeError):
-        message = f"the worker process ended with code {process.returncode} before an answer"
-        with contextlib.suppress(OSError), _lock(job.folder):
-            _keep_partial(job)
-        return Outcome(job, "failed", time.monotonic() - start, message)
-    return Outcome(job, **answer)
-
-
-def _keep_partial(job):
-    partial = job.folder / "notebook.partial.ipynb"
-    with contextlib.suppress(OSError):
-        os.replace(partial, job.folder / "notebook.failed.ipynb")
-
-
-def _serve():
-    """Entry of the process started by :func:`execute_apart`: job in, outcome out, as JSON."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    # Results go through a private copy of stdout; nothing a library prints can mix with it.
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    request = json.loads(sys.stdin.read())
-    outcome = execute(Job(**request["job"]), **request["options"])
-    answer = {k: v for k, v in vars(outcome).items() if k != "job"}
-    print(json.dumps(answer), file=channel, flush=True)
-
-
-def _die_with_parent():
-    parent = int(os.environ.get("NCLIB_PARENT", os.getppid()))
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)  # the kernel notices in turn
-
-
 @contextlib.contextmanager
 def engine(jobs=1, scheduler=None):
     """A function that runs a callable elsewhere and returns its future.
 
-    ``jobs`` local processes, or the Dask cluster at address ``scheduler``, through its
+    ``jobs`` threads of this process, or the Dask cluster at address ``scheduler``, through its
     ``concurrent.futures`` interface.  Raises :class:`~nclib.checks.InputError` if Dask is not
     installed or no scheduler answers.
     """
@@ -496,7 +446,7 @@ def run_all(
         for job in jobs:
             if who := holder(job):
                 report(f"{job.notebook} [{job.name}] waits: {who} is working in {job.folder}")
-        futures = {submit(execute_apart, job, **options): job for job in jobs}
+        futures = {submit(execute, job, **options): job for job in jobs}
         for future in as_completed(futures):
             job = futures[future]
             try:
@@ -609,7 +559,7 @@ def store(query):
     import nbformat
 
     quick = job(find(query), "quick")
-    outcome = execute_apart(quick, store=True)
+    outcome = execute(quick, store=True)
     if outcome.status == "failed":
         raise checks.InputError(describe(outcome))
     content = nbformat.read(quick.folder / "notebook.ipynb", as_version=4)
@@ -629,7 +579,3 @@ def store(query):
     with files.replacing(quick.source) as temporary:
         nbformat.write(content, temporary)
     return quick.source
-
-
-if __name__ == "__main__":
-    _serve()

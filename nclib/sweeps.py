@@ -17,7 +17,7 @@ ROUNDING = 1e-6  # a check that stays below measures how well something was solv
 
 def read_grid(path):
     """A YAML mapping parameter -> list of values, as texts for :func:`grid`."""
-    content = files.read_yaml(path, files.yaml_texts)
+    content = files.read_yaml(path, texts=True)
     if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
         raise checks.InputError(f"{path} must map each parameter to a list of values")
     return {

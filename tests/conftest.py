@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 # Before torch is imported anywhere: several threads on busy cores are slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -131,9 +130,7 @@ class Cluster:
         def read():
             lock = next(path.parents[1] / ".lock" for path in out.glob("runs/*/*/checkpoints/*"))
             pid = int(lock.read_text().split()[1])
-            status = Path(f"/proc/{pid}/status").read_text()
-            parent = int(status.partition("PPid:")[2].split()[0])
-            return {worker.pid: worker for worker in self.workers}[parent]
+            return {worker.pid: worker for worker in self.workers}[pid]
 
         return eventually(read)
 

@@ -242,18 +242,17 @@ def test_a_kernel_that_does_not_start_is_tried_once_more(tiny, monkeypatch):
         if len(calls) < 2:
             raise RuntimeError("address already in use")
         shutil.copy(source, target)
-        staging = os.environ[runs.notebook.FIGURES]
+        (staging,) = job.folder.glob("staging-*")
         runs.files.write_json(f"{staging}/record.json", {"parameters": {}})
         runs.files.write_json(f"{staging}/claims.json", [])
 
     monkeypatch.setattr(papermill, "execute_notebook", execute)
-    monkeypatch.setattr(os, "environ", dict(os.environ))
-    outcome = runs.execute(runs.job("90", out=tiny.out, threads=2))
+    job = runs.job("90", out=tiny.out)
+    outcome = runs.execute(job)
     assert (outcome.status, len(calls)) == ("done", 2), outcome.message
-    assert os.environ["OMP_NUM_THREADS"] == os.environ[runs.notebook.THREADS] == "2"
     calls[:] = []
     monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: calls.append(1) or 1 / 0)
-    again = runs.execute(runs.job("90", out=tiny.out), force=True)
+    again = runs.execute(job, force=True)
     assert (again.status, len(calls)) == ("failed", 2)
     assert "the kernel died or timed out" in again.message
     assert "ZeroDivisionError" in again.message

@@ -222,7 +222,7 @@ def test_the_lock_of_a_dead_process_holds_nobody_up(shared_tiny, undisturbed, da
 
 
 def test_a_clock_that_goes_backwards(shared_tiny, undisturbed, tmp_path):
-    """Every look at the calendar is an hour before the last one, in driver, worker and kernel."""
+    """Every look at the calendar is an hour before the last one, in driver and kernel."""
     (tmp_path / "sitecustomize.py").write_text(
         "import time\n"
         "start, true, looks = time.time(), time.time, 0\n"
@@ -247,7 +247,7 @@ def test_a_clock_that_goes_backwards(shared_tiny, undisturbed, tmp_path):
 
 
 def test_an_interrupt_starts_nothing_more(shared_tiny, tmp_path):
-    """Ctrl-C ends driver, worker and kernel; the rest of the sweep is not begun."""
+    """Ctrl-C ends driver and kernel; the rest of the sweep is not begun."""
     arguments = ("sweep", "90", "-p", "K=2,3,5", "-p", "pause=1", "-p", "epochs=60")
     arguments += ("--out", tmp_path)
     # What was started by `nohup … &` ignores interrupts, and so does all that it starts.
@@ -256,7 +256,7 @@ def test_an_interrupt_starts_nothing_more(shared_tiny, tmp_path):
     driver = shared_tiny(*arguments, background=True, **options)
     eventually(lambda: next(tmp_path.glob("runs/*/*/checkpoints/*")))
     family = psutil.Process(driver.pid).children(recursive=True)
-    assert len(family) >= 2
+    assert family
     os.killpg(driver.pid, signal.SIGINT)
     output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130, output

@@ -1,7 +1,6 @@
 """Reproduction: a run is compared with the stored results, which stay; what differs is named."""
 
 import json
-import os
 import shutil
 
 import pandas as pd
@@ -433,7 +432,6 @@ def test_no_space_left_in_the_kernel_has_a_hint(tiny, monkeypatch):
         )
 
     monkeypatch.setattr(papermill, "execute_notebook", execute)
-    monkeypatch.setattr(os, "environ", dict(os.environ))
     outcome = runs.execute(job)
     assert outcome.status == "failed"
     assert "cell 4: OSError" in outcome.message

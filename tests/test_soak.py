@@ -20,16 +20,14 @@ pytestmark = pytest.mark.slow
 KILLS = os.environ.get("NCLIB_SOAK_KILLS")  # per engine
 SEED = int(os.environ.get("NCLIB_SOAK_SEED", "20260"))
 PAUSE = {"TINY_PAUSE": "0.4"}
-NAMES = {"worker": "nclib.runs", "kernel": "ipykernel"}
 
 
-def family(process):
-    """``(name, process)`` of all nclib processes and kernels below ``process``."""
+def kernels(process):
+    """The kernels below ``process``."""
     found = []
     with contextlib.suppress(psutil.Error):  # it has just ended
         for child in psutil.Process(process.pid).children(recursive=True):
-            line = " ".join(child.cmdline())
-            found += [(name, child) for name, part in NAMES.items() if part in line]
+            found += [child] * ("ipykernel" in " ".join(child.cmdline()))
     return found
 
 
@@ -41,11 +39,10 @@ def kill(process):
     return True
 
 
-def kill_one_of(ancestors, victim, driver, chance):
-    """Kill a process called ``victim`` as soon as there is one; whether there was."""
+def kill_a_kernel(ancestors, driver, chance):
+    """Kill a kernel as soon as there is one; whether there was."""
     while driver.poll() is None:
-        found = [p for ancestor in ancestors for name, p in family(ancestor) if name == victim]
-        if found:
+        if found := [kernel for ancestor in ancestors for kernel in kernels(ancestor)]:
             return kill(chance.choice(found))
         time.sleep(0.1)
     return False
@@ -59,11 +56,11 @@ def finished_runs_are_whole(out):
 
 
 class Local:
-    """Victims of a sweep with local processes: the driver, a worker process, a kernel."""
+    """Victims of a sweep on this machine: the driver, a kernel."""
 
-    victims = ("driver", "worker", "kernel")
+    victims = ("driver", "kernel")
     options = ("--jobs", "2")
-    kills = int(KILLS or 3)
+    kills = int(KILLS or 2)
 
     def __init__(self, *_):
         pass
@@ -71,14 +68,13 @@ class Local:
     def hit(self, driver, victim, chance):
         """Kill one; returns whether there was one."""
         if victim == "driver":
-            orphans = family(driver)
+            orphans = kernels(driver)
             hit = kill(driver)
             driver.wait(60)
-            # Workers look for their driver five times a second, kernels for their worker once.
-            _, alive = psutil.wait_procs([process for _, process in orphans], timeout=15)
-            assert not alive, "processes outlive their driver"
+            # Kernels look for their driver once a second.
+            assert not psutil.wait_procs(orphans, timeout=15)[1], "kernels outlive their driver"
             return hit
-        return kill_one_of([driver], victim, driver, chance)
+        return kill_a_kernel([driver], driver, chance)
 
     def close(self):
         pass
@@ -104,7 +100,7 @@ class Dask:
             driver.wait(60)
             return hit
         if victim == "kernel":
-            return kill_one_of(self.cluster.workers, victim, driver, chance)
+            return kill_a_kernel(self.cluster.workers, driver, chance)
         place = chance.randrange(len(self.cluster.workers))
         worker = self.cluster.workers[place]
         kill(worker)

@@ -56,7 +56,7 @@ def test_a_yaml_grid_reads_like_the_options(tiny, tmp_path):
     with pytest.raises(checks.InputError, match="cannot be read as YAML: while parsing"):
         sweeps.read_grid(path)
     path.write_text("K: [2]\nmode: [ok]\nK: [3]\n")
-    with pytest.raises(checks.InputError, match="a key is there twice among K, mode"):
+    with pytest.raises(checks.InputError, match="found the key 'K' twice"):
         sweeps.read_grid(path)
 
 
