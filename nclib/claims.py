@@ -153,7 +153,7 @@ class Ledger:
     def verdict(self, row):
         """The verdict of ``row`` so far: that of its worst check, ``not run`` without any."""
         self._require_row(row)
-        return worst(claim.verdict for claim in self._row(row))
+        return worst(self._row(row)).verdict
 
     def _row(self, row):
         """The claims of a row, or one that says why there are none."""
@@ -216,7 +216,7 @@ class Ledger:
                 "id": row,
                 "statement": own[0].statement,
                 "checks": sum(claim.verdict != "not run" for claim in own),
-                "verdict": worst(claim.verdict for claim in own),
+                "verdict": worst(own).verdict,
             }
             for row, own in rows(self.claims).items()
         )
@@ -245,10 +245,11 @@ class Ledger:
         which they are made: a forgotten check must not look like a passed one.
         """
         forgotten = [
-            forgot
+            _id(row, name)
             for row, entry in self.catalogue.items()
             if "needs" not in entry
-            for forgot in self._forgotten(row)
+            for name, check in (self._declared[row] or {"": None}).items()
+            if name not in self._claims[row] and not (check and check.when)
         ]
         if forgotten:
             raise checks.InputError(
@@ -257,13 +258,6 @@ class Ledger:
                 "a check is made (when)"
             )
         files.write_json(Path(folder) / "claims.json", [asdict(claim) for claim in self.claims])
-
-    def _forgotten(self, row):
-        declared = self._declared[row]
-        if not declared:
-            return [row]
-        missed = [name for name, one in declared.items() if not one.when]
-        return [_id(row, name) for name in missed if name not in self._claims[row]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -279,7 +273,7 @@ class Checked:
     @property
     def verdict(self):
         """The verdict of the worst of them."""
-        return worst(claim.verdict for claim in self.claims)
+        return worst(self.claims).verdict
 
     def __repr__(self):
         return "\n".join(map(repr, [*self.before, *self.claims]))
@@ -336,9 +330,9 @@ def by_row(notebook, catalogue, found):
     return {blank.id: rows(found).get(blank.id, [blank]) for blank in empty.claims}
 
 
-def worst(verdicts):
-    """The verdict of a row with several checks: the last of :data:`VERDICTS` among theirs."""
-    return max(verdicts, key=VERDICTS.index)
+def worst(found):
+    """The first claim with the verdict of them all: the last of :data:`VERDICTS` among theirs."""
+    return max(found, key=lambda claim: VERDICTS.index(claim.verdict))
 
 
 def place(entry, verdict):

@@ -218,10 +218,10 @@ def claims(which, name, out, everything):
         click.echo(f"\n{book} [{name}]" + ("" if found else "  not run"))
         rows = catalogue.load(book)
         for row, own in ledger.by_row(book, rows, found).items():
-            verdict = ledger.worst(claim.verdict for claim in own)
+            worst = ledger.worst(own)
+            verdict = worst.verdict
             fails += verdict == "fails"
-            note = next(claim.note for claim in own if claim.verdict == verdict)
-            reason = f"  [{note}]" if verdict == "not run" and note else ""
+            reason = f"  [{worst.note}]" if verdict == "not run" and worst.note else ""
             if where := ledger.place(rows[row.partition(".")[2]], verdict):
                 reason = f"  [{where.strip()}]"
             click.echo(f"  {row:8} {_mark(f'{verdict:14}')} {own[0].statement}{reason}")
@@ -273,7 +273,7 @@ def _show_row(which, name, results):
         raise checks.InputError(f"row {row} of {book} has no check {check}; it has {ids}")
     click.echo(rows[row]["statement"])
     click.echo(f"source    {rows[row]['source']}")
-    verdict = ledger.worst(claim.verdict for claim in shown)
+    verdict = ledger.worst(shown).verdict
     click.echo(f"verdict   {_mark(verdict)}{ledger.place(rows[row], verdict)}  [{name}]")
     _show_checks(shown)
     folder = results.get((name, book), paths.figures() / name / book)

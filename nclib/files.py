@@ -84,6 +84,15 @@ def tree(source):
         return ast.parse("\n".join(lines))
 
 
+def imports(source):
+    """(name, full name of what it stands for) of all that Python ``source`` imports from nclib."""
+    for node in ast.walk(tree(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            home = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            pairs = [(alias.asname or alias.name, home + alias.name) for alias in node.names]
+            yield from (pair for pair in pairs if pair[1].split(".")[0] == "nclib")
+
+
 def damaged(path, reason):
     """The error for a file that a run wrote and that cannot be used."""
     return checks.InputError(

@@ -265,7 +265,7 @@ def library_files(source, without=()):
     package = Path(__file__).parent
     found, waiting = set(), [source, "import nclib.notebook"]
     while waiting:
-        for name in _imports(waiting.pop()):
+        for _, name in files.imports(waiting.pop()):
             parts = name.split(".")[1:]
             if name.startswith(tuple(without)):
                 continue
@@ -276,17 +276,6 @@ def library_files(source, without=()):
                         found.add(file)
                         waiting.append(file.read_text(encoding="utf-8"))
     return sorted(found)
-
-
-def _imports(source):
-    for node in ast.walk(files.tree(source)):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        yield from (name for name in names if name.split(".")[0] == "nclib")
 
 
 @cache

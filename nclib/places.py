@@ -1,6 +1,7 @@
 """From a row of a claim table to the cells that check and compute it, and the functions called."""
 
 import ast
+import contextlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,17 +30,10 @@ def _statements(path, changed):
     found, imported = [], {}
     codes = [text for kind, text, _ in files.read_cells(path) if kind == "code"]
     for cell, source in enumerate(codes, 1):
-        setup = "notebook.start(" in source
-        try:
-            nodes = files.tree(source).body
-        except SyntaxError:  # more magic, or a cell that never ran
-            nodes = []
-        for node in nodes:
-            if not setup:
-                found.append((cell, node))
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "nclib":
-                for alias in node.names:
-                    imported[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+        with contextlib.suppress(SyntaxError):  # more magic, or a cell that never ran
+            imported |= dict(files.imports(source))
+            if "notebook.start(" not in source:
+                found += [(cell, node) for node in files.tree(source).body]
     return found, imported
 
 

@@ -132,7 +132,7 @@ def _link(file, target):
 
 def _count(found):
     """Rows by verdict, the counts that are not zero."""
-    verdicts = [claims.worst(claim.verdict for claim in own) for own in claims.rows(found).values()]
+    verdicts = [claims.worst(own).verdict for own in claims.rows(found).values()]
     return {v: verdicts.count(v) for v in claims.VERDICTS if v in verdicts}
 
 
@@ -152,12 +152,10 @@ def _answer(book, found):
     open_rows = {}
     for run in own:
         for row, checked in claims.rows(run["claims"]).items():
-            verdict = claims.worst(claim.verdict for claim in checked)
-            if verdict in ("holds", "not run"):
-                continue
-            worst = next(claim for claim in checked if claim.verdict == verdict)
-            entry = open_rows.setdefault((row, verdict), _open(run, row, worst))
-            entry["runs"].append(run["label"])
+            worst = claims.worst(checked)
+            if worst.verdict not in ("holds", "not run"):
+                entry = open_rows.setdefault((row, worst.verdict), _open(run, row, worst))
+                entry["runs"].append(run["label"])
     for entry in open_rows.values():
         if len(entry["runs"]) == len(own):  # said once, above the list
             entry["runs"] = []
