@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nclib import catalogue, checks, claims, paths, places
+from nclib import catalogue, checks, claims, files, paths, places, runs
 
 WORDS = {"statement": "one", "source": "paper"}
 CATALOGUE = {
@@ -46,14 +46,6 @@ def test_verdicts_follow_from_the_numbers(check, good, bad):
     assert (verdict(check, good), verdict(check, bad)) == ("counterexample", "fails")
 
 
-def test_numbers_may_come_from_torch_and_numpy():
-    one = declared()
-    (claim,) = one.claim("L1", value=torch.tensor(0.1)).claims
-    assert type(claim.measured) is float and claim.measured == pytest.approx(0.1)
-    assert one.claim("L1", count=np.int64(3)).verdict == "counterexample"
-    assert one.claim("L2", some=np.bool_(True)).verdict == "holds"
-
-
 def test_the_file_holds_every_row_and_a_forgotten_one_is_an_error(tmp_path):
     one = ledger()
     one.claim("L1", b=0, a=0)
@@ -82,14 +74,17 @@ def test_a_row_without_checks_and_profile_can_never_be_written(tmp_path):
         one.write(tmp_path)
 
 
-def test_rows_show_the_worst_of_their_checks():
+def test_rows_show_the_worst_of_their_checks_and_none_of_a_row_that_begins_alike():
     one = ledger()
+    one.claim("L10", 2)
     one.claim("L2", a=0, b=0)
-    one.claim("L1", a=0, b=2)
     table = one.verdicts().set_index("id")
-    assert list(table["verdict"]) == ["fails", "counterexample", "not run"]
-    assert list(table["checks"]) == [2, 2, 0]
-    assert list(table.index) == ["1.L1", "1.L2", "1.L10"]
+    assert dict(table["verdict"]) == {
+        "1.L1": "not run",
+        "1.L2": "counterexample",
+        "1.L10": "fails",
+    }
+    assert list(table["checks"]) == [0, 2, 1]
 
 
 def test_a_row_on_theory_says_that_networks_alone_do_not_show_it():
@@ -140,32 +135,6 @@ def test_a_check_that_is_missed_says_why():
     assert repr(four) == "1.L4.mlp: not reproduced\n1.L4.ufm: fails"
 
 
-def test_every_check_marked_as_a_finding_on_networks_exists():
-    """A mark that fits no check marks nothing: a network that misses would read `fails`."""
-    for path in paths.CLAIMS.glob("*.yaml"):
-        stored = claims.read(paths.figures() / "quick" / path.stem / "claims.json")
-        made = {claim.id for claim in stored}
-        for row, entry in catalogue.load(path.stem).items():
-            marks = entry.get("networks", False)
-            for mark in [] if isinstance(marks, bool) else marks:
-                check = f"{int(path.stem[:2])}.{row}.{mark}"
-                assert any(i == check or i.startswith(f"{check}.") for i in made), check
-
-
-def test_the_text_of_a_claim_has_no_measured_number():
-    (claim,) = ledger().claim("L1", a=0.123456789).claims
-    assert repr(claim) == "1.L1.a: holds"
-
-
-def test_no_row_swallows_another_that_begins_alike():
-    one = ledger()
-    one.claim("L10", 2)
-    one.claim("L1", a=0)
-    one.claim("L2", a=0)
-    table = one.verdicts().set_index("id")
-    assert dict(table["verdict"]) == {"1.L1": "holds", "1.L2": "holds", "1.L10": "fails"}
-
-
 def test_a_row_leads_to_its_cells_and_the_functions_that_made_its_numbers():
     (place,) = places.places("00_quickstart", "Q4")
     assert place.cell == place.computed[0]
@@ -198,13 +167,6 @@ def test_a_module_is_no_function_of_the_same_name():
     assert places.source("nclib.table") is None  # nclib.measure has a function called table
     assert places.source("nclib.table.over")[0].name == "table.py"
     assert places.source("nclib.metrics.nc_metrics")[0].name == "collapse.py"
-
-
-@pytest.mark.parametrize("book", sorted(path.stem for path in paths.CLAIMS.glob("*.yaml")))
-def test_every_row_leads_to_a_cell(book):
-    for row, entry in catalogue.load(book).items():
-        if "check" in entry or "checks" in entry:
-            assert places.places(book, row), row
 
 
 def test_one_row_on_the_command_line_has_everything():
@@ -282,8 +244,10 @@ def test_the_checks_of_a_row_are_data_and_the_notebook_gives_numbers():
     assert [claim.note for claim in found.claims] == ["", "raw, K = 3, braces {}", ""]
     rest = one.claim("L1", known=torch.tensor(0.6), count=np.int64(3))
     assert [claim.verdict for claim in rest.claims] == ["fails", "counterexample"]
+    assert type(rest.claims[0].measured) is float
     assert (found.verdict, rest.verdict, one.verdict("L1")) == ("holds", "fails", "fails")
     assert one.verdict("L2") == "not run"
+    assert one.claim("L2", some=np.bool_(True)).verdict == "holds"
     losses = one.claim("L10", {"ce": 0.1, "ls": 0.7}, converged={"ls": False})
     assert repr(losses) == "1.L10.ce: holds\n1.L10.ls: not converged"
 
@@ -458,6 +422,18 @@ def test_a_declared_check_that_is_missed_is_an_error(tmp_path):
     assert [claim for claim in one.claims] == list(stored.values())
 
 
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """``load(text)``: the catalogue that ``text`` is."""
+    monkeypatch.setattr(paths, "CLAIMS", tmp_path)
+
+    def read(text):
+        (tmp_path / "01_some_result.yaml").write_text(text)
+        return catalogue.load("01_some_result")
+
+    return read
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -484,12 +460,9 @@ def test_a_declared_check_that_is_missed_is_an_error(tmp_path):
         ("{below: 1, note: 'in {R'}", "note 'in {R': expected '}'"),
     ],
 )
-def test_a_wrong_catalogue_is_one_clear_error(text, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "CLAIMS", tmp_path)
-    row = f"L1: {{statement: s, source: s, checks: {{a: {text}}}}}"
-    (tmp_path / "01_some_result.yaml").write_text(row)
+def test_a_wrong_check_is_one_clear_error(text, message, load):
     with pytest.raises(checks.InputError, match=message) as error:
-        catalogue.load("01_some_result")
+        load(f"L1: {{statement: s, source: s, checks: {{a: {text}}}}}")
     assert "01_some_result.yaml" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -497,52 +470,40 @@ def test_a_wrong_catalogue_is_one_clear_error(text, message, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{statement: s}", r"row L1 lacks \['source'\]"),
-        ("{statement: s, source: s, sen: x}", r"row L1 has unknown \['sen'\]"),
-        ("{statement: s, source: s, seen: 1}", "row L1: seen must be text; quote it, got 1"),
-        ("{statement: s, source: s, checks: {no: {below: 1}}}", "must map names"),
-        ("{statement: s, source: s, check: {below: 1}, checks: {}}", "either check or checks"),
-        (
-            "{statement: s, source: s, checks: {a: {below: 1}}, networks: [b]}",
-            "networks names b; its checks are a",
+        ("L1: {statement: s}", r"row L1 lacks \['source'\]"),
+        ("L1: {statement: s, source: s, sen: x}", r"row L1 has unknown \['sen'\]"),
+        ("L1: {statement: s, source: s, seen: 1}", "row L1: seen must be text; quote it, got 1"),
+        ("L1: {statement: s, source: ''}", "source must be text; quote it, got ''"),
+        ("L1: {statement: s, source: s, networks: net}", "must be true, false or a list"),
+        ("L1: {statement: s, source: s, checks: {no: {below: 1}}}", "must map names"),
+        ("L1: {statement: s, source: s, check: {below: 1}, checks: {}}", "either check or checks"),
+        ("L1: {statement: s, source: s, checks: {a: {below: 1}}, networks: [b]}", "names b; its c"),
+        ("L1: {statement: s, source: s, checks: {a.b: {below: 1}}}", "a word without dots, other"),
+        ("L1: {statement: s, source: s, checks: {applies: {below: 1}}}", "'applies' must be a"),
+        ("L1: 3", "row L1 must have a statement and a source, got 3"),
+        *(
+            (f"{name}: {{statement: s, source: s}}", "the id of a row must be a word without dots")
+            for name in ("L.1", "L 1", "1", "''")
         ),
-        ("{statement: s, source: ''}", "source must be text; quote it, got ''"),
-        ("{statement: s, source: s, networks: net}", "networks must be true, false or a list"),
-        (
-            "{statement: s, source: s, checks: {a.b: {below: 1}}}",
-            "the name of check 'a.b' must be a word without dots",
-        ),
-        (
-            "{statement: s, source: s, checks: {applies: {below: 1}}}",
-            "other than row, text, converged, applies",
-        ),
+        ("3", "01_some_result.yaml must map row ids to entries"),
     ],
 )
-def test_a_wrong_row_is_one_clear_error(row, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "CLAIMS", tmp_path)
-    (tmp_path / "01_some_result.yaml").write_text(f"L1: {row}")
+def test_a_wrong_row_is_one_clear_error(row, message, load):
     with pytest.raises(checks.InputError, match=message):
-        catalogue.load("01_some_result")
+        load(row)
 
 
-@pytest.mark.parametrize("row", ["L.1", "L 1", "1", "''"])
-def test_a_row_is_named_by_one_word(row, tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "CLAIMS", tmp_path)
-    (tmp_path / "01_some_result.yaml").write_text(f"{row}: {{statement: s, source: s}}")
-    with pytest.raises(checks.InputError, match="the id of a row must be a word without dots"):
-        catalogue.load("01_some_result")
-
-
-def test_yaml_reads_an_exponent_without_a_dot_as_the_number_it_says():
-    assert catalogue.declared(DECLARED["L1"])["known"].tolerance == 1e-3
-
-
-@pytest.mark.parametrize("book", sorted(path.stem for path in paths.CLAIMS.glob("*.yaml")))
-def test_what_a_row_says_is_seen_is_a_figure_or_table_that_the_notebook_saves(book):
+@pytest.mark.parametrize("book", runs.notebooks())
+def test_every_row_is_checked_in_a_cell_and_seen_in_a_figure_or_table(book):
+    """And no mark of a finding on networks fits no check: a network that misses would `fail`."""
     stored = paths.figures() / "quick" / book
-    saved = {path.stem for path in stored.iterdir() if path.suffix in (".png", ".csv", ".gif")}
-    content = json.loads((paths.NOTEBOOKS / f"{book}.ipynb").read_text(encoding="utf-8"))
-    source = "".join("".join(cell["source"]) for cell in content["cells"])
+    seen = {path.stem for path in stored.iterdir() if path.suffix in (".png", ".csv", ".gif")}
+    source = "".join(text for _, text, _ in files.read_cells(paths.NOTEBOOKS / f"{book}.ipynb"))
+    made = {f"{claim.id}." for claim in claims.read(stored / "claims.json")}
     for row, entry in catalogue.load(book).items():
+        assert places.places(book, row) or entry.get("needs") in runs.profiles(), row
         if "seen" in entry:
-            assert entry["seen"] in saved or f'"{entry["seen"]}"' in source, row
+            assert entry["seen"] in seen or f'"{entry["seen"]}"' in source, row
+        marks = entry.get("networks", False)
+        for mark in [] if isinstance(marks, bool) else marks:
+            assert any(i.startswith(f"{int(book[:2])}.{row}.{mark}.") for i in made), (row, mark)

@@ -153,45 +153,12 @@ def test_a_killed_run_resumes_to_the_same_result(tiny, undisturbed):
     assert tiny.results(tiny.out) == tiny.results(undisturbed)
 
 
-def test_a_lost_figure_or_a_changed_notebook_makes_a_run_unfinished(tiny, tmp_path):
-    job = runs.job("90", out=tmp_path)
-    job.figures.mkdir(parents=True)
-    job.folder.mkdir(parents=True)
-    for name, text in (("a.png", ""), ("claims.json", "[]"), ("manifest.json", "")):
-        (job.figures / name).write_text(text)
-    digests = {"a.png": "e3b0c44298fc1c14", "claims.json": "4f53cda18c2baa0c"}
-    manifest = {"fingerprint": runs.fingerprint(job), "files": digests}
-    (job.folder / "notebook.ipynb").write_text("{}")
-    assert runs.finished(job) is None  # a broken manifest
-    (job.figures / "manifest.json").write_text(json.dumps(manifest))
-    assert runs.finished(job)["files"] == digests
-    other = runs.job("90", overrides={"K": "5"}, out=tmp_path)
-    assert runs.fingerprint(other) != runs.fingerprint(job)
-    for damage in (lambda path: path.unlink(), lambda path: path.write_text("x")):
-        damage(job.figures / "a.png")
-        assert runs.finished(job) is None
-        (job.figures / "a.png").write_text("")
-        assert runs.finished(job)["files"] == digests
-    text = job.source.read_text().replace("0.05", "0.06")
-    job.source.write_text(text)
-    assert runs.finished(job) is None
-
-
 def test_the_library_files_of_a_notebook_are_those_it_imports():
     names = lambda source: {p.name for p in runs.notebook.library_files(source)}
     one = names("from nclib.results.multi_loss import theory")
     assert {"theory.py", "losses.py", "checks.py", "notebook.py", "claims.py"} <= one
     assert not {"runs.py", "report.py", "cli.py", "train.py", "nets.py"} & one
     assert "train.py" in names("from nclib.results.multi_label import nets")
-
-
-def test_parameters_are_read_as_their_types_say(tiny):
-    read = lambda **values: runs.job("90", overrides=values).parameters
-    assert read(pause="1e-3")["pause"] == pytest.approx(1e-3)
-    assert read(K="7")["K"] == 7
-    assert read(mode="no")["mode"] == "no"
-    with pytest.raises(ValueError, match="parameter K must be int"):
-        read(K="1.5")
 
 
 def test_papermill_alone_writes_to_remote_addresses(tiny, monkeypatch, tmp_path):

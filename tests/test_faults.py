@@ -122,6 +122,8 @@ def test_damaged_results_are_noticed_and_made_again(shared_tiny, undisturbed, da
         whole = path.read_bytes()
         path.write_bytes(damage(whole))
         assert runs.finished(job) is None, name
+        path.unlink()
+        assert runs.finished(job) is None, name
         path.write_bytes(whole)
         assert runs.finished(job)
     path.write_bytes(halved(whole))  # claims.json

@@ -53,15 +53,6 @@ def test_parameters_have_types_comments_and_valid_profiles(book):
         runs.job(book, profile)  # raises for unknown names, wrong types and impossible values
 
 
-@pytest.mark.parametrize("book", BOOKS)
-def test_every_row_of_the_claim_table_is_checked_or_says_what_it_needs(book):
-    rows = catalogue.load(book)
-    source = "".join("".join(cell["source"]) for cell in cells(book))
-    for row, entry in rows.items():
-        used = re.search(rf'["\'(]{row}["\'.]', source)
-        assert used or entry.get("needs") in runs.profiles(), f"{row} is never checked"
-
-
 def test_claim_tables_are_complete():
     sizes = {"01": 18, "02": 16, "03": 24, "04": 21, "05": 20, "06": 23}
     for book in BOOKS:

@@ -2,7 +2,6 @@
 
 import ast
 import json
-from datetime import datetime
 
 import pandas as pd
 
@@ -33,19 +32,6 @@ def split(profile="quick", out=None):
         seconds["start"] = max(0.0, whole - sum(seconds.values()))
         table.append({"notebook": path.parent.name} | seconds)
     return pd.DataFrame(table, columns=["notebook", *PARTS])
-
-
-def wall(profile="quick", out=None):
-    """Seconds from the first start to the last end of the notebooks' last runs."""
-    times = []
-    for path in sorted((paths.runs(out) / profile).glob("*/notebook.ipynb")):
-        mark = json.loads(path.read_text(encoding="utf-8"))["metadata"].get("papermill", {})
-        if mark.get("end_time"):
-            times.append([datetime.fromisoformat(mark[k]) for k in ("start_time", "end_time")])
-    if not times:
-        return 0.0
-    starts, ends = zip(*times, strict=True)
-    return (max(ends) - min(starts)).total_seconds()
 
 
 def _parse(source):
