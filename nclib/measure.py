@@ -14,9 +14,15 @@ matter):
 ``.parquet``, the features are one column of lists, or all numeric columns but the labels.
 """
 
+import json
 from pathlib import Path
 
-from nclib import checks
+import numpy as np
+import pandas as pd
+import torch
+
+from nclib import checks, files, metrics
+from nclib.metrics import geometry
 
 ALIASES = {
     "features": ("features", "feature", "embeddings", "embedding", "h", "x"),
@@ -61,15 +67,11 @@ def load(path):
 
 
 def _npz(path):
-    import numpy as np
-
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
 
 
 def _torch(path):
-    import torch
-
     arrays = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(arrays, dict):
         raise checks.InputError(f"{path} must hold a dict of tensors, not {type(arrays).__name__}")
@@ -83,9 +85,6 @@ def _safetensors(path):
 
 
 def _parquet(path):
-    import numpy as np
-    import pandas as pd
-
     table = pd.read_parquet(path)
     names = {str(name).lower(): name for name in table}
     labels = [names[n] for n in ALIASES["labels"] if n in names]
@@ -108,10 +107,6 @@ _READERS = {
 
 def table(paths, *, by_class=False, missing="error"):
     """DataFrame: a row per file, or per file and class with ``by_class``; a column per metric."""
-    import pandas as pd
-
-    from nclib import metrics
-
     rows = {}
     for path in paths:
         arrays = load(path)
@@ -130,12 +125,8 @@ def table(paths, *, by_class=False, missing="error"):
 
 def as_text(found):
     """``table`` for people: with the values of an untrained and of a collapsed network beside."""
-    import pandas as pd
-
-    from nclib.metrics import REFERENCE
-
     if found.index.nlevels == 1:
-        hints = pd.DataFrame(REFERENCE).reindex(columns=found.columns)
+        hints = pd.DataFrame(metrics.REFERENCE).reindex(columns=found.columns)
         found = pd.concat([found, hints.loc[["untrained", "collapsed"]]])
         found = found.T if len(found) == 3 else found  # one file: metrics are the rows
     return found.to_string(float_format=lambda value: f"{value:.4g}", na_rep="")
@@ -143,12 +134,10 @@ def as_text(found):
 
 def as_json(found):
     """``{file: {metric: value}}``, or ``{file: {class: {metric: value}}}``; NaN is ``null``."""
-    import json
-
     if found.index.nlevels == 1:
         return json.dumps(_plain(found), indent=1)
-    files = found.index.unique("file")
-    return json.dumps({name: _plain(found.loc[name]) for name in files}, indent=1)
+    each = {name: _plain(found.loc[name]) for name in found.index.unique("file")}
+    return json.dumps(each, indent=1)
 
 
 def _plain(frame):
@@ -160,9 +149,6 @@ def figure(paths, samples=2000):
     the class means best.
     """
     import matplotlib.pyplot as plt
-    import torch
-
-    from nclib.metrics import ClassStatistics, geometry
 
     picture, axes = plt.subplots(
         len(paths), 2, figsize=(7.5, 3.2 * len(paths)), squeeze=False, layout="constrained"
@@ -171,7 +157,9 @@ def figure(paths, samples=2000):
         arrays = load(path)
         labels, K = checks.labels(arrays["labels"])
         features = checks.matrix("features", arrays["features"]).double()
-        statistics = ClassStatistics(max(K, 2), features.shape[1], keep=0).update(features, labels)
+        statistics = metrics.ClassStatistics(max(K, 2), features.shape[1], keep=0).update(
+            features, labels
+        )
         present = statistics.counts > 0
         means = (statistics.means - statistics.global_mean)[present]
         cosines = left.imshow(geometry.cosines(means), vmin=-1, vmax=1, cmap="RdBu_r")
@@ -188,9 +176,6 @@ def figure(paths, samples=2000):
 
 def write_figure(target, paths):
     """Write :func:`figure` to ``target``: .png, .pdf or .svg."""
-    from nclib import files
-
-    ending = Path(target).suffix.lower()
     picture = figure(paths)
     with files.replacing(target) as temporary:
-        picture.savefig(temporary, format=ending[1:], dpi=150)
+        picture.savefig(temporary, format=Path(target).suffix.lower()[1:], dpi=150)

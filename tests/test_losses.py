@@ -4,7 +4,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,23 +17,6 @@ def reference_input():
     rng = np.random.default_rng(20221004)
     logits = rng.normal(0, 2, (6, 5))
     return torch.tensor(logits), torch.tensor(rng.integers(0, 5, 6))
-
-
-@pytest.mark.parametrize(
-    ("name", "params", "value"),
-    [
-        ("ce", {}, 3.6720832128),
-        ("ls", {"alpha": 0.05}, 3.6277129188),
-        ("ls", {"alpha": 0.1}, 3.5833426248),
-        ("fl", {"gamma": 1.0}, 3.5309440115),
-        ("fl", {"gamma": 2.0}, 3.4017019149),
-        ("fl", {"gamma": 3.0}, 3.2832222544),
-        ("mse", {}, 10.7923545521),
-        ("mse", {"tau": None, "scale": 15.0}, 48.6815247676),
-    ],
-)
-def test_reference_values(name, params, value):
-    assert float(losses.get(name, **params)(*reference_input())) == pytest.approx(value, abs=1e-9)
 
 
 def brute_force(name, params, z, k):
@@ -104,12 +86,6 @@ def test_focal_keeps_small_probabilities_in_float32():
     z = torch.tensor([[20.0, 0.0]])
     got = losses.get("fl", gamma=1.0)(z, torch.tensor([0]))
     assert float(got) == pytest.approx(np.exp(-20.0) ** 2, rel=1e-4)
-
-
-def test_mse_equals_torch_mse_loss():
-    z, y = reference_input()
-    want = F.mse_loss(z, 15.0 * F.one_hot(y, 5).double())
-    assert torch.allclose(losses.get("mse", tau=None, scale=15.0)(z, y), want)
 
 
 @pytest.mark.parametrize("params", [params for name, params in ALL if name == "mse"])

@@ -1,13 +1,10 @@
-"""The pick-all-label loss against torch's soft-target cross-entropy and a loop (claim 3.L1)."""
+"""The pick-all-label loss against torch's soft-target cross-entropy (claim 3.L1)."""
 
 import math
-from itertools import combinations
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from nclib.checks import InputError
 from nclib.losses import PickAllLabels, pick_all_labels
@@ -25,18 +22,8 @@ def test_equals_soft_target_cross_entropy_for_every_label_set():
     soft = targets / targets.sum(1, keepdim=True)
     assert abs(pick_all_labels(logits, targets) - F.cross_entropy(logits, targets)) < 1e-12
     assert abs(pick_all_labels(logits, targets, "mean") - F.cross_entropy(logits, soft)) < 1e-12
-
-
-def test_equals_the_loop_of_the_definition():
-    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(1)).double()
-    targets = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 1], [1, 1, 1]])
-    for reduction in ("sum", "mean"):
-        total = 0.0
-        for z, y in zip(logits.tolist(), targets.tolist(), strict=True):
-            lse = math.log(sum(math.exp(v) for v in z))
-            picked = [lse - z[k] for k in range(3) if y[k]]
-            total += sum(picked) / (len(picked) if reduction == "mean" else 1)
-        assert float(pick_all_labels(logits, targets, reduction)) == pytest.approx(total / 4, 1e-13)
+    with pytest.raises(InputError, match="sum, mean"):
+        pick_all_labels(logits, targets, "none")
 
 
 def test_the_loss_object_is_the_same_in_stacks_with_classes_second():
@@ -59,27 +46,6 @@ def test_gradient_is_m_softmax_minus_targets():
     assert torch.allclose(gradient, expected, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("m", [1, 2, 3])
-def test_floor(m):
-    targets = torch.zeros(1, 6).double()
-    targets[0, :m] = 1
-    loss = lambda size, reduction: float(pick_all_labels(size * targets, targets, reduction))  # noqa: E731
-    assert loss(60.0, "sum") == pytest.approx(m * math.log(m), abs=1e-12)
-    assert loss(60.0, "mean") == pytest.approx(math.log(m), abs=1e-12)
-    assert loss(3.0, "sum") > m * math.log(m)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10_000), st.permutations(range(5)), st.floats(-50, 50))
-def test_invariances(seed, order, shift):
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(7, 5, generator=generator).double()
-    targets = all_sets(5)[torch.randint(0, 31, (7,), generator=generator)]
-    base = pick_all_labels(logits, targets)
-    assert torch.isclose(pick_all_labels(logits[:, order], targets[:, order]), base, rtol=1e-12)
-    assert torch.isclose(pick_all_labels(logits + shift, targets), base, rtol=1e-10)
-
-
 def test_dtypes_and_masked_logits():
     logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(3))
     targets = torch.tensor([list(map(float, row)) for row in all_sets(4)[:6]])
@@ -89,15 +55,6 @@ def test_dtypes_and_masked_logits():
         assert torch.equal(pick_all_labels(logits, other), value)
     masked = torch.tensor([[1.0, 0.0, -math.inf]])
     assert torch.isfinite(pick_all_labels(masked, torch.tensor([[1, 1, 0]])))
-
-
-def test_pairs_count_twice_in_the_sum():
-    pairs = torch.zeros(6, 4).double()
-    for row, pair in enumerate(combinations(range(4), 2)):
-        pairs[row, list(pair)] = 1
-    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(4)).double()
-    ratio = pick_all_labels(logits, pairs) / pick_all_labels(logits, pairs, "mean")
-    assert float(ratio) == pytest.approx(2, rel=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +72,3 @@ def test_pairs_count_twice_in_the_sum():
 def test_bad_targets(targets, message):
     with pytest.raises(InputError, match=message):
         pick_all_labels(torch.zeros(2, 3), targets)
-
-
-def test_bad_reduction():
-    with pytest.raises(InputError, match="sum, mean"):
-        pick_all_labels(torch.zeros(1, 2), torch.ones(1, 2), "none")

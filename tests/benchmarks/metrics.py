@@ -75,6 +75,22 @@ def plain(batches, weight, N, d, K):
     return found | {"ncc_disagreement": plain_disagreement(batches, means, weight, N)}
 
 
+def collected(batches, K, d, **options):
+    """All batches in one :class:`~nclib.metrics.ClassStatistics`."""
+    statistics = ClassStatistics(K, d, **options)
+    for x, y in batches:
+        statistics.update(x, y)
+    return statistics
+
+
+def second_pass(statistics, batches, weight, **options):
+    """NC4 of statistics that kept no features."""
+    second = statistics.agreement(weight, **options)
+    for x, y in batches:
+        second.update(x, y)
+    return second
+
+
 def in_memory(N, d, K, ratio):
     inputs, labels, weight = features(N, d, K, ratio)
     batches = list(zip(inputs.split(BATCH), labels.split(BATCH), strict=True))
@@ -89,13 +105,7 @@ def in_memory(N, d, K, ratio):
 def streamed(N, d, K, ratio):
     inputs, labels, weight = features(N, d, K, ratio)
     batches = list(zip(inputs.split(BATCH), labels.split(BATCH), strict=True))
-
-    def ours():
-        statistics = ClassStatistics(K, d)
-        for x, y in batches:
-            statistics.update(x, y)
-        return statistics.metrics(weight)
-
+    ours = lambda: collected(batches, K, d).metrics(weight)
     # One pass over the loader: the features are copied, then read twice.
     products = min(K, d / 2)
     baseline = lambda: plain(batches, weight, N, d, K)
@@ -108,12 +118,8 @@ def sums(N, d, K, ratio):
     batches = list(zip(inputs.split(BATCH), labels.split(BATCH), strict=True))
 
     def ours():
-        statistics = ClassStatistics(K, d, keep=0)
-        for x, y in batches:
-            statistics.update(x, y)
-        second = statistics.agreement(weight)
-        for x, y in batches:
-            second.update(x, y)
+        statistics = collected(batches, K, d, keep=0)
+        second = second_pass(statistics, batches, weight)
         return statistics.metrics(weight, agreement=second)
 
     baseline = lambda: plain(batches, weight, N, d, K)
@@ -126,14 +132,9 @@ def tokens(N, d, K, ratio):
     batches = list(zip(inputs.split(BATCH), labels.split(BATCH), strict=True))
 
     def ours():
-        statistics = ClassStatistics(K, d, keep=0)
-        for x, y in batches:
-            statistics.update(x, y)
-        second = statistics.agreement(weight, missing="skip")
-        for x, y in batches:
-            second.update(x, y)
         # NC1 to NC3 follow from the sums, once, whatever the number of tokens.
-        return second.metrics()
+        statistics = collected(batches, K, d, keep=0)
+        return second_pass(statistics, batches, weight, missing="skip").metrics()
 
     def baseline():
         wrong = sum(int(((x @ weight.T).argmax(1) != y).sum()) for x, y in batches)
@@ -146,9 +147,8 @@ def products(N, d, K, ratio):
     inputs, labels, _ = features(N, d, K, ratio)
 
     def ours():
-        statistics = ClassStatistics(K, d, keep=0)
-        for x, y in zip(inputs.split(BATCH), labels.split(BATCH), strict=True):
-            statistics.update(x, y)
+        batches = zip(inputs.split(BATCH), labels.split(BATCH), strict=True)
+        statistics = collected(batches, K, d, keep=0)
         means = statistics.means.square().sum(1)
         trace = statistics.within_covariance.trace() + statistics.counts.double() @ means / N
         return {"second_moment": float(trace)}

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from nclib import files
+from nclib.plots import style
 from tests.benchmarks import notebooks, scaling
 
 FOLDER = Path(__file__).resolve().parent
@@ -138,8 +139,6 @@ def update_readme():
 
 def figure(folder):
     """``benchmarks.png``: ratios, distance from the floor, growth, where notebooks spend time."""
-    from nclib.plots import style
-
     style.use()
     figure, axes = style.grid(2, 2, width=10.0, height=3.6)
     for ax, name, draw in zip(
@@ -158,8 +157,6 @@ def figure(folder):
 
 
 def _ratios(ax, rows):
-    from nclib.plots import style
-
     y = np.arange(len(rows))[::-1]
     ax.barh(y, rows["ratio"], color=style.PALETTE[0], height=0.7)
     ax.plot(rows["goal"], y, "|", color="black", markersize=9, label="goal")
@@ -170,8 +167,6 @@ def _ratios(ax, rows):
 
 
 def _floors(ax, rows):
-    from nclib.plots import style
-
     rows = rows[rows["over_floor"].notna()]
     y = np.arange(len(rows))[::-1]
     ax.plot(rows["over_floor"], y, "o", color=style.PALETTE[0], label="ours")
@@ -183,8 +178,6 @@ def _floors(ax, rows):
 
 
 def _growth(ax, table):
-    from nclib.plots import style
-
     slopes = scaling.slopes(table)
     for i, (name, part) in enumerate(table.groupby("sweep", sort=False)):
         label = f"{name}: power {slopes[name]:.2f}"
@@ -198,8 +191,6 @@ def _growth(ax, table):
 
 
 def _split(ax, table):
-    from nclib.plots import style
-
     y, left = np.arange(len(table))[::-1], np.zeros(len(table))
     for i, part in enumerate(notebooks.PARTS):
         ax.barh(y, table[part], left=left, color=style.PALETTE[i], label=part, height=0.7)
