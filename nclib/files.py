@@ -74,6 +74,11 @@ def read_cells(path):
         raise checks.InputError(f"notebook {path} cannot be read ({reason})") from None
 
 
+def code(path):
+    """The sources of the code cells of a notebook, as :func:`read_cells` reads them."""
+    return [text for kind, text, _ in read_cells(path) if kind == "code"]
+
+
 _PARSER = threading.Lock()  # Python 3.11 counts the depth of all threads' trees together
 
 

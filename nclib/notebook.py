@@ -284,8 +284,7 @@ def code_digest(name):
 
     That is what it imports, through any number of steps, without what only draws.
     """
-    cells = files.read_cells(paths.NOTEBOOKS / f"{name}.ipynb")
-    source = "\n".join(text for kind, text, _ in cells if kind == "code")
+    source = "\n".join(files.code(paths.NOTEBOOKS / f"{name}.ipynb"))
     package, digest = Path(__file__).parent, hashlib.sha256()
     for file in library_files(source, without=("nclib.plots", "nclib.notebook")):
         if file.stem == "figures":

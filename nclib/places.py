@@ -28,8 +28,7 @@ class Place:
 def _statements(path, changed):
     """(cell, statement) of a notebook in order; the names that come from nclib."""
     found, imported = [], {}
-    codes = [text for kind, text, _ in files.read_cells(path) if kind == "code"]
-    for cell, source in enumerate(codes, 1):
+    for cell, source in enumerate(files.code(path), 1):
         with contextlib.suppress(SyntaxError):  # more magic, or a cell that never ran
             imported |= dict(files.imports(source))
             if "notebook.start(" not in source:

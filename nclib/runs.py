@@ -199,7 +199,7 @@ def fingerprint(job):
     """
     cells = [(kind, text) for kind, text, _ in files.read_cells(job.source)]
     package = Path(__file__).parent
-    library = notebook.library_files("\n".join(text for kind, text in cells if kind == "code"))
+    library = notebook.library_files("\n".join(files.code(job.source)))
     catalogue = paths.CLAIMS / f"{job.notebook}.yaml"
     parts = [
         json.dumps([cells, job.parameters, job.threads, notebook.versions()], sort_keys=True),

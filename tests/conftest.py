@@ -17,9 +17,11 @@ matplotlib.use("agg")
 
 import nbformat
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from nclib import files, paths
+from nclib.cli import main
 
 PARAMETERS = """profile: str = "quick"  # name of the profile
 seed: int = 0  # seed [>= 0]
@@ -85,6 +87,16 @@ def pytest_make_collect_report(collector):
         report.outcome = "skipped"
         report.longrepr = str(collector.path), 0, f"Skipped: needs {missing[1]} (extra `test`)"
     return report
+
+
+def called(*words):
+    """``nclib`` with these words, in this process: exit code and output; no traceback."""
+    return CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
+
+
+def code(book):
+    """The sources of the code cells of a notebook."""
+    return files.code(paths.NOTEBOOKS / f"{book}.ipynb")
 
 
 def eventually(read, seconds=60):

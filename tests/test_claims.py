@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from nclib import catalogue, checks, claims, files, paths, places, runs
+from nclib import catalogue, checks, claims, paths, places, runs
+from tests.conftest import called, code
 
 WORDS = {"statement": "one", "source": "paper"}
 CATALOGUE = {
@@ -155,8 +156,8 @@ def test_what_a_loop_or_a_function_names_itself_is_no_origin(tmp_path, monkeypat
         "both = lambda used: table",
         'run.claim("L1", sum(both(0)))\nrun.claim("L10", used)',
     ]
-    code = [{"cell_type": "code", "source": [text]} for text in cells]
-    (tmp_path / "01_x.ipynb").write_text(json.dumps({"cells": code}))
+    content = {"cells": [{"cell_type": "code", "source": [text]} for text in cells]}
+    (tmp_path / "01_x.ipynb").write_text(json.dumps(content))
     monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
     assert places.places("01_x", "L1") == [places.Place(5, [5, 4, 3], ["nclib.metrics.nc_metrics"])]
     assert places.places("01_x", "L10") == [places.Place(5, [5, 2], ["nclib.frames.nc2_floor"])]
@@ -170,12 +171,7 @@ def test_a_module_is_no_function_of_the_same_name():
 
 
 def test_one_row_on_the_command_line_has_everything():
-    from click.testing import CliRunner
-
-    from nclib.cli import main
-
-    ask = lambda *words: CliRunner().invoke(main, ["claims", *words])
-    text = ask("0.Q2").output
+    text = called("claims", "0.Q2").output
     for part in (
         "NC1, NC2 and NC3 fall while",
         "source    this project",
@@ -187,7 +183,7 @@ def test_one_row_on_the_command_line_has_everything():
         "train.py:",
     ):
         assert part in text, part
-    part = ask("quickstart.Q2.nc2_means").output
+    part = called("claims", "quickstart.Q2.nc2_means").output
     assert "    0.Q2.nc2_means  holds " in part
     assert part.count("0.Q2") == 1
     for wrong, message in (
@@ -197,7 +193,7 @@ def test_one_row_on_the_command_line_has_everything():
         ("4", "has no row"),
         ("0.Q2.nc", "row Q2 of 00_quickstart has no check Q2.nc; it has 0.Q2.nc1, 0.Q2.nc2_means"),
     ):
-        result = ask(wrong)
+        result = called("claims", wrong)
         assert result.exit_code == 2
         assert message in result.output
 
@@ -498,7 +494,7 @@ def test_every_row_is_checked_in_a_cell_and_seen_in_a_figure_or_table(book):
     """And no mark of a finding on networks fits no check: a network that misses would `fail`."""
     stored = paths.figures() / "quick" / book
     seen = {path.stem for path in stored.iterdir() if path.suffix in (".png", ".csv", ".gif")}
-    source = "".join(text for _, text, _ in files.read_cells(paths.NOTEBOOKS / f"{book}.ipynb"))
+    source = "".join(code(book))
     made = {f"{claim.id}." for claim in claims.read(stored / "claims.json")}
     for row, entry in catalogue.load(book).items():
         assert places.places(book, row) or entry.get("needs") in runs.profiles(), row

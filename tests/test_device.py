@@ -2,7 +2,6 @@
 
 import contextlib
 import dis
-import json
 import numbers
 
 import matplotlib.pyplot as plt
@@ -12,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from nclib import notebook, paths, runs
+from nclib import notebook, runs
 from nclib.deep import train
 from nclib.plots import style
 from nclib.results.normalized import figures as plots_normalized
+from tests.conftest import code
 from tests.device_guard import GPU, Accelerator
 
 
@@ -154,14 +154,14 @@ TINY = {
 
 def names(source):
     """Names that the code of a cell reads from other cells, and those that it writes."""
-    code = compile(source, "cell", "exec")
+    whole = compile(source, "cell", "exec")
     reads, writes, nested = set(), set(), []
-    for step in dis.get_instructions(code):
+    for step in dis.get_instructions(whole):
         if step.opname == "LOAD_NAME" and step.argval not in writes:
             reads.add(step.argval)
         if step.opname == "STORE_NAME":
             writes.add(step.argval)
-    blocks = [code]
+    blocks = [whole]
     for block in blocks:
         blocks += [constant for constant in block.co_consts if hasattr(constant, "co_code")]
         nested += [s.argval for s in dis.get_instructions(block) if s.opname == "LOAD_GLOBAL"]
@@ -172,9 +172,7 @@ class Notebook:
     """A notebook of which only the cells run that have to do with ``run.device``."""
 
     def __init__(self, book, space):
-        content = json.loads((paths.NOTEBOOKS / f"{book}.ipynb").read_text(encoding="utf-8"))
-        code = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
-        self.cells, self.space, self.owner = ["".join(c["source"]) for c in code], space, {}
+        self.cells, self.space, self.owner = code(book), space, {}
         self.needs, self.writes, self.accelerator = [], [], Accelerator()
         writer = {}
         for i, source in enumerate(self.cells):

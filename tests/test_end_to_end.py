@@ -4,13 +4,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
+from click.testing import CliRunner
 
 from nclib import runs
-from tests.conftest import eventually
+from nclib.cli import main
+from tests.conftest import called, eventually
 
 pytestmark = pytest.mark.slow
 
@@ -84,8 +84,8 @@ def test_a_run_writes_its_results_and_is_repeated_only_if_something_changed(
     ],
 )
 def test_wrong_input_is_one_line_and_starts_nothing(tiny, arguments, message):
-    result = tiny("run", "--out", tiny.out, *arguments)
-    assert result.returncode == 2
+    result = called("run", "--out", tiny.out, *arguments)
+    assert result.exit_code == 2
     assert result.stderr.startswith("nclib: ")
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
@@ -234,15 +234,11 @@ def test_results_without_a_manifest_are_unfinished(tiny):
 
 
 def test_more_threads_than_cores_are_mentioned(tiny, monkeypatch):
-    from click.testing import CliRunner
-
-    from nclib.cli import main
-
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(runs, "run_all", lambda jobs, **_: [runs.Outcome(jobs[0], "unchanged", 0)])
     said = "note: 3 processes of 2 threads share 4 cores; fewer may be faster\n"
     for options, note in ((["--jobs", "4"], ""), (["--jobs", "3", "--threads", "2"], said)):
-        result = CliRunner().invoke(main, ["run", "90", "--out", str(tiny.out), *options])
+        result = called("run", "90", "--out", tiny.out, *options)
         assert result.exit_code == 0, result.output
         assert result.stderr == note
 
@@ -260,15 +256,11 @@ def test_a_foreign_kernelspec_does_not_take_the_notebooks(tiny, tmp_path):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "90", "-p", "K=x"]])
 def test_python_m_nclib_is_the_command(tiny, arguments):
-    said = [
-        subprocess.run(
-            [*command, *arguments], capture_output=True, text=True, env=tiny.environment, timeout=60
-        )
-        for command in (
-            [sys.executable, "-m", "nclib"],
-            [sys.executable, "-c", "import nclib.cli; nclib.cli.main(prog_name='nclib')"],
-        )
-    ]
-    for answer in ("returncode", "stdout", "stderr"):
-        assert getattr(said[0], answer) == getattr(said[1], answer)
-    assert "nclib" in said[0].stdout + said[0].stderr
+    one = tiny(*arguments)  # python -m nclib
+    other = CliRunner().invoke(main, arguments, prog_name="nclib")
+    assert (one.returncode, one.stdout, one.stderr) == (
+        other.exit_code,
+        other.stdout,
+        other.stderr,
+    )
+    assert "nclib" in one.stdout + one.stderr

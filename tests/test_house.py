@@ -2,12 +2,13 @@
 
 import ast
 import io
-import json
 import re
 import tokenize
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
+
+from tests.conftest import code
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(ROOT.glob("nclib/**/*.py"))
@@ -108,9 +109,7 @@ def test_no_function_is_longer_than_a_screen():
 def test_no_lambda_has_a_name():
     trees = {module(path): tree(path) for path in FILES}
     for path in sorted(ROOT.glob("notebooks/*.ipynb")):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-        trees[path.stem] = ast.parse("\n".join(code))
+        trees[path.stem] = ast.parse("\n".join(code(path.stem)))
     found = []
     for name, parsed in trees.items():
         for node in ast.walk(parsed):
@@ -155,8 +154,7 @@ def calls():
     """Every call in the library, the notebooks and the README."""
     sources = [path.read_text(encoding="utf-8") for path in FILES]
     for path in sorted(ROOT.glob("notebooks/*.ipynb")):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        sources += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        sources += code(path.stem)
     for path in ROOT.glob("*.md"):
         text = path.read_text(encoding="utf-8")
         sources += [block.replace("\n    ", "\n") for block in

@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 from nclib import checks, measure
-from nclib.cli import main
 from nclib.metrics import nc_metrics
+from tests.conftest import called
 
 K, D = 3, 4
 LABELS = torch.arange(30) % K
@@ -32,10 +31,6 @@ def save(path, arrays):
     else:
         torch.save(arrays, path)
     return path
-
-
-def nclib(*arguments):
-    return CliRunner().invoke(main, ["measure", *map(str, arguments)])
 
 
 @pytest.mark.parametrize("ending", [".npz", ".pt", ".pth", ".safetensors", ".NPZ"])
@@ -72,41 +67,41 @@ def test_parquet(tmp_path):
 
 def test_the_command_prints_values_beside_those_of_other_networks(tmp_path):
     path = save(tmp_path / "a.npz", WHOLE)
-    result = nclib(path)
+    result = called("measure", path)
     assert result.exit_code == 0
     lines = {line.split()[0]: line.split()[1:] for line in result.output.splitlines()[1:]}
     assert lines["nc1"][0] == f"{WANT['nc1']:.4g}"
     assert "untrained" in result.output and "collapsed" in result.output
     second = save(tmp_path / "b.pt", WHOLE | {"features": 2 * FEATURES})
-    rows = nclib(path, second).output.splitlines()
+    rows = called("measure", path, second).output.splitlines()
     assert [row.split()[0] for row in rows[1:3]] == [str(path), str(second)]
 
 
 def test_json_and_classes(tmp_path):
     path = save(tmp_path / "a.npz", WHOLE)
-    found = json.loads(nclib(path, "--json").output)[str(path)]
+    found = json.loads(called("measure", path, "--json").output)[str(path)]
     assert found["nc2"] == pytest.approx(WANT["nc2"], rel=1e-12)
     tight = save(tmp_path / "c.npz", WHOLE | {"features": WEIGHT[LABELS] + 1e-6 * FEATURES})
     want = nc_metrics(WEIGHT[LABELS] + 1e-6 * FEATURES, LABELS, WEIGHT, BIAS)["nc1"]
-    found = json.loads(nclib(tight, "--json").output)[str(tight)]
+    found = json.loads(called("measure", tight, "--json").output)[str(tight)]
     assert found["nc1"] == pytest.approx(want, rel=1e-12, abs=0)
     assert want < 1e-9
     flat = save(tmp_path / "b.npz", WHOLE | {"weight": torch.zeros(K, D)})
     with pytest.warns(RuntimeWarning, match="zero"):
-        assert json.loads(nclib(flat, "--json").output)[str(flat)]["nc2"] is None
-    classes = json.loads(nclib(path, "--json", "--by-class").output)[str(path)]
+        assert json.loads(called("measure", flat, "--json").output)[str(flat)]["nc2"] is None
+    classes = json.loads(called("measure", path, "--json", "--by-class").output)[str(path)]
     assert list(classes) == ["0", "1", "2"]
     far = FEATURES.double() - torch.stack([FEATURES[LABELS.eq(k)].double().mean(0) for k in LABELS])
     share = [float(far[LABELS.eq(k)].square().sum(1).mean()) for k in range(K)]
     assert classes["1"]["nc1_ratio"] / classes["0"]["nc1_ratio"] == pytest.approx(
         share[1] / share[0], rel=1e-6
     )
-    assert "count" in nclib(path, "--by-class").output
+    assert "count" in called("measure", path, "--by-class").output
 
 
 def test_the_picture_shows_cosines_and_the_plane_of_the_means(tmp_path):
     paths = [save(tmp_path / "a.npz", WHOLE), save(tmp_path / "b.npz", WHOLE | {"labels": LABELS})]
-    assert nclib(*paths, "--figure", tmp_path / "nc.png").exit_code == 0
+    assert called("measure", *paths, "--figure", tmp_path / "nc.png").exit_code == 0
     assert Image.open(tmp_path / "nc.png").size[1] > 500
     heat, plane = measure.figure(paths).axes[:2]
     means = torch.stack([FEATURES[LABELS.eq(k)].double().mean(0) for k in range(K)])
@@ -137,13 +132,13 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, name, arrays, message):
         save(path, arrays)
     with pytest.raises(checks.InputError, match=message):
         measure.table([path])
-    result = nclib(path)
+    result = called("measure", path)
     assert result.exit_code == 2
     assert result.output.startswith("nclib: ") and result.output.count("\n") == 1
 
 
 def test_a_picture_of_an_unknown_kind_is_refused_before_anything_is_computed(tmp_path):
-    result = nclib(tmp_path / "missing.npz", "--figure", tmp_path / "nc.doc")
+    result = called("measure", tmp_path / "missing.npz", "--figure", tmp_path / "nc.doc")
     assert result.exit_code == 2 and "--figure must end in .png" in result.output
 
 

@@ -6,9 +6,10 @@ import re
 
 import pytest
 import yaml
-from click.testing import CliRunner
 
-from nclib import catalogue, cli, parameters, paths, runs
+from nclib import catalogue, parameters, paths, report, runs
+from nclib.cli import main
+from tests.conftest import called
 
 BOOKS = runs.notebooks()
 
@@ -69,7 +70,7 @@ def test_a_profile_has_a_section_for_every_notebook(profile):
 
 
 def environment():
-    return CliRunner().invoke(cli.main, ["environment"]).output
+    return called("environment").output
 
 
 def test_environment_file_is_generated_from_the_dependency_list():
@@ -100,8 +101,6 @@ def test_commands_of_the_readme_exist():
     makefile = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"^make (\w+)", readme, flags=re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"make {target}"
-    from nclib.cli import main
-
     for command in set(re.findall(r"^nclib (\w+)", readme, flags=re.MULTILINE)):
         assert command in main.commands, f"nclib {command}"
     for path in set(re.findall(r"\]\(((?:notebooks|figures|data|nclib)/[^)]+)\)", readme)):
@@ -109,8 +108,6 @@ def test_commands_of_the_readme_exist():
 
 
 def test_results_table_of_the_readme_is_that_of_the_stored_claims():
-    from nclib import report
-
     readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
     stored = re.search(r"<!-- results -->\n(.*?)\n<!-- /results -->", readme, re.DOTALL).group(1)
     # Seconds differ from run to run; commands and verdicts must not.

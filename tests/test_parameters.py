@@ -3,13 +3,13 @@
 import ast
 import functools
 import itertools
-import json
 import math
 import typing
 
 import pytest
 
-from nclib import checks, parameters, paths, runs, sweeps
+from nclib import checks, parameters, runs, sweeps
+from tests.conftest import code
 
 BOOKS = runs.notebooks()
 
@@ -210,8 +210,7 @@ def test_every_parameter_has_a_type(tiny):
 @functools.cache
 def first_cells(book):
     """Parameters cell, and the cells up to the one that checks them, compiled."""
-    content = json.loads((paths.NOTEBOOKS / f"{book}.ipynb").read_text(encoding="utf-8"))
-    sources = ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == "code"]
+    sources = code(book)
     count = next(i for i, source in enumerate(sources) if "notebook.start" in source) + 1
     return [compile(source, book, "exec") for source in sources[:count]]
 
@@ -465,9 +464,7 @@ def test_combinations_are_refused_in_the_first_cell(book, values, message, refus
 def test_nothing_is_computed_before_the_check():
     """The check is the first call of the first cell after the imports."""
     for book in BOOKS:
-        content = json.loads((paths.NOTEBOOKS / f"{book}.ipynb").read_text(encoding="utf-8"))
-        sources = ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == "code"][1:]
-        statements = itertools.chain.from_iterable(ast.parse(source).body for source in sources)
+        statements = itertools.chain.from_iterable(ast.parse(c).body for c in code(book)[1:])
         first = next(s for s in statements if not isinstance(s, ast.Import | ast.ImportFrom))
         assert ast.unparse(first) == f"run = notebook.start('{book}', globals())"
 

@@ -5,12 +5,11 @@ import shutil
 
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 from nclib import files, notebook, paths, reproduction, runs
-from nclib.cli import main
 from nclib.plots import style
+from tests.conftest import called
 
 TABLE = pd.DataFrame(
     {"K": [2, 3], "loss": ["ce", "mse"], "gap": [1e-15, 2e-9], "value": [0.5, float("inf")]}
@@ -261,11 +260,6 @@ COMMANDS = (
 )
 
 
-def called(command):
-    """Exit code and output of ``nclib``, in this process; a traceback is an error."""
-    return CliRunner().invoke(main, command.split(), catch_exceptions=False)
-
-
 def one_thing_wrong(content):
     """``content`` of a JSON file with any of its keys missing or of another type."""
     yield from (None, 3, [3], {"a": 1}, "text")
@@ -286,7 +280,7 @@ def test_a_file_that_loads_but_is_wrong_is_one_line_that_names_it(tiny, name):
     for content in one_thing_wrong(json.loads(whole)):
         path.write_text(json.dumps(content))
         for command in COMMANDS:
-            found = called(command)
+            found = called(*command.split())
             assert found.exit_code in (0, 1, 2)
             if found.exit_code == 2:
                 *_, line = found.output.splitlines()
@@ -303,20 +297,20 @@ def test_a_notebook_or_a_profile_that_is_none_is_one_line(tiny):
     whole = book.read_text()
     for text in ("{", "[]", '{"cells": [{}]}', '{"cells": 3}'):
         book.write_text(text)
-        found = called("run 90")
+        found = called("run", "90")
         assert (found.exit_code, "90_tiny.ipynb cannot be read" in found.output) == (2, True)
         assert called("list").exit_code == 2
     book.write_text(whole)
     for text in ("3", "[]", "90_tiny: 3", "90_tiny: [K]"):
         profile.write_text(text)
-        found = called("run 90")
+        found = called("run", "90")
         assert (found.exit_code, "quick.yaml" in found.output) == (2, True)
 
 
 def test_what_cannot_be_written_is_one_line(tiny):
     tiny.fake("quick", {}, ["holds"], out=tiny.books.parent)
     (tiny.books / "file").write_text("")
-    found = called(f"report --to {tiny.books}/file/report.html")
+    found = called("report", "--to", tiny.books / "file/report.html")
     assert found.exit_code == 2
     assert found.output.startswith("nclib: [Errno ")
     assert found.output.count("\n") == 1
@@ -328,7 +322,7 @@ def test_an_unknown_run_is_an_error_that_lists_the_runs(tiny):
         (f"--profile quik --out {tiny.out}", "; it holds quick\n"),
         (f"--out {tiny.out}/nothing", "; start with `nclib run`\n"),
     ):
-        found = called(f"claims {options}")
+        found = called("claims", *options.split())
         assert found.exit_code == 2
         assert found.output.startswith("nclib: no run qui")
         assert found.output.endswith(said)
@@ -348,8 +342,7 @@ def test_the_exit_code_of_a_run_counts_claims_and_differences(tiny, monkeypatch)
     ]
     for outcome, code in outcomes:
         monkeypatch.setattr(runs, "run_all", lambda *_, found=outcome, **__: [found])
-        result = CliRunner().invoke(main, ["run", "90", "--out", str(tiny.out)])
-        assert result.exit_code == code, outcome
+        assert called("run", "90", "--out", tiny.out).exit_code == code, outcome
 
 
 def test_the_ledger_on_the_command_line_counts_failing_rows_only(tiny):
@@ -358,7 +351,7 @@ def test_the_ledger_on_the_command_line_counts_failing_rows_only(tiny):
         ("standard", ["holds", "fails", "fails"], 1),
     ):
         tiny.fake(name, {}, verdicts)
-        found = called(f"claims --profile {name} --out {tiny.out}")
+        found = called("claims", "--profile", name, "--out", tiny.out)
         assert found.exit_code == code
         assert ("2 row(s) fail" in found.output) == (code == 1)
 
@@ -382,7 +375,7 @@ def test_own_results_take_the_place_of_damaged_stored_ones(tiny):
 def test_a_sweep_in_which_all_runs_fail_writes_no_table(tiny, monkeypatch):
     failed = lambda jobs, **_: [runs.Outcome(job, "failed", 1.0, "x") for job in jobs]
     monkeypatch.setattr(runs, "run_all", failed)
-    found = called(f"sweep 90 --seeds 0:2 --out {tiny.out}")
+    found = called("sweep", "90", "--seeds", "0:2", "--out", tiny.out)
     assert found.exit_code == 1
     assert "table" not in found.output
     assert "2 run(s) failed" in found.output
