@@ -36,9 +36,17 @@ from dataclasses import dataclass
 from nclib import checks, files, paths
 
 RELATIONS = ("below", "above", "close", "equal")
-FIELDS = {*RELATIONS, "to", "note", "each", "counterexample", "when"}
-ROW = {"statement", "source", "seen", "needs", "networks", "check", "checks"}
 GIVEN = "given"
+TEXT = (str, "text; quote it")
+ROW = dict.fromkeys(("statement", "source", "seen", "needs"), TEXT) | {
+    "networks": (bool | list, "true, false or a list of checks")
+}
+FIELDS = {  # of a check, beside its relation
+    "note": TEXT,
+    "when": TEXT,
+    "each": (str | list, "text or a list of the entries"),
+    "counterexample": (bool, "true or false"),
+}
 PLAIN = re.compile(r"[\w-]+")
 OPTIONS = ("row", "text", "converged", "applies")  # what Ledger.claim takes beside the checks
 
@@ -79,13 +87,14 @@ def _check_row(where, row, entry):
         raise checks.InputError(f"{where}: the id of a row must be a word without dots")
     if not isinstance(entry, dict):
         raise checks.InputError(f"{where} must have a statement and a source, got {entry!r}")
-    missing, unknown = {"statement", "source"} - entry.keys(), entry.keys() - ROW
+    missing, unknown = (
+        {"statement", "source"} - entry.keys(),
+        entry.keys() - {*ROW, "check", "checks"},
+    )
     if missing or unknown:
         problem = f"lacks {sorted(missing)}" if missing else f"has unknown {sorted(unknown)}"
         raise checks.InputError(f"{where} {problem}")
-    for key in ("statement", "source", "seen", "needs"):
-        _kind(where, entry, key, str, "text; quote it")
-    _kind(where, entry, "networks", bool | list, "true, false or a list of checks")
+    _check_kinds(where, entry, ROW)
     names, marks = list(declared(entry, where)), entry.get("networks", False)
     lost = [] if isinstance(marks, bool) else [mark for mark in marks if mark not in names]
     if lost and entry.get("checks"):
@@ -112,32 +121,27 @@ def declared(entry, where="row"):
 def _check(where, name, spec):
     if not isinstance(spec, dict):
         raise checks.InputError(f"{where} must be a mapping such as {{below: 0.1}}, got {spec!r}")
-    relations, unknown = [r for r in RELATIONS if r in spec], spec.keys() - FIELDS
-    if len(relations) != 1 or unknown:
+    relations = [relation for relation in RELATIONS if relation in spec]
+    if len(relations) != 1 or spec.keys() - {*RELATIONS, *FIELDS, "to"}:
         raise checks.InputError(
             f"{where}: one of {', '.join(RELATIONS)} is needed, and only "
-            f"{', '.join(sorted(FIELDS - {*RELATIONS}))} beside it; got {_list(map(str, spec))}"
+            f"{', '.join(sorted({*FIELDS, 'to'}))} beside it; got {_list(map(str, spec))}"
         )
     relation = relations[0]
-    for key, kind, wanted in (
-        ("note", str, "text; quote it"),
-        ("when", str, "text; quote it"),
-        ("each", str | list, "text or a list of the entries"),
-        ("counterexample", bool, "true or false"),
-    ):
-        _kind(where, spec, key, kind, wanted)
+    _check_kinds(where, spec, FIELDS)
     _check_note(where, spec.get("note", ""))
     if "to" in spec and relation != "close":
         raise checks.InputError(f"{where}: `to` belongs to close; {relation} has its own bound")
-    if relation == "equal":
-        bound, tolerance = _bound(f"{where}: equal", spec["equal"], _exact), 0.0
-    elif relation == "close":
+    tolerance = 0.0 if relation == "equal" else None
+    if relation == "close":
         tolerance = _number(f"{where}: close", spec["close"])
         if tolerance < 0:
             raise checks.InputError(f"{where}: close must be at least 0, got {tolerance}")
-        bound = _bound(f"{where}: to", spec.get("to", GIVEN), _number)
-    else:
-        bound, tolerance = _bound(f"{where}: {relation}", spec[relation], _number), None
+    key, read = (
+        "to" if relation == "close" else relation,
+        _exact if relation == "equal" else _number,
+    )
+    bound = _bound(f"{where}: {key}", spec.get(key, GIVEN), read)
     each = spec.get("each", "")
     if isinstance(bound, dict):
         each = each if isinstance(each, list) else list(bound)
@@ -146,8 +150,8 @@ def _check(where, name, spec):
             raise checks.InputError(f"{where}: each and the bounds name different entries")
     if isinstance(each, list) and len({str(key) for key in each}) < len(each):
         raise checks.InputError(f"{where}: each names an entry twice: {_list(map(str, each))}")
-    options = {key: spec[key] for key in ("note", "counterexample", "when") if key in spec}
-    return Check(name, relation, bound, tolerance, each, **options)
+    options = {key: spec[key] for key in FIELDS if key in spec}
+    return Check(name, relation, bound, tolerance, **options | {"each": each})
 
 
 def _check_note(where, note):
@@ -157,10 +161,11 @@ def _check_note(where, note):
         raise checks.InputError(f"{where}: note {note!r}: {error}; {{{{ is a brace") from None
 
 
-def _kind(where, mapping, key, kind, wanted):
-    value = mapping.get(key)
-    if key in mapping and (not isinstance(value, kind) or value in ("", [])):
-        raise checks.InputError(f"{where}: {key} must be {wanted}, got {mapping[key]!r}")
+def _check_kinds(where, mapping, kinds):
+    for key, (kind, wanted) in kinds.items():
+        value = mapping.get(key)
+        if key in mapping and (not isinstance(value, kind) or value in ("", [])):
+            raise checks.InputError(f"{where}: {key} must be {wanted}, got {value!r}")
 
 
 def _bound(where, value, read):

@@ -85,7 +85,7 @@ def _read(run, book, folder, out):
         {
             "name": file.stem,
             "title": file.stem.split("_", 1)[-1].replace("_", " "),
-            "source": _embedded(file),
+            "source": _embedded(file.read_bytes(), file.suffix[1:]),
         }
         for file in sorted([*folder.glob("*.png"), *folder.glob("*.gif")])
     ]
@@ -159,13 +159,7 @@ def _answer(book, found):
     for entry in open_rows.values():
         if len(entry["runs"]) == len(own):  # said once, above the list
             entry["runs"] = []
-    return {
-        "title": own[0]["title"],
-        "id": own[0]["id"],
-        "run": own[0]["label"],
-        "counts": own[0]["counts"],
-        "rows": list(open_rows.values()),
-    }
+    return {"run": own[0], "rows": list(open_rows.values())}
 
 
 def _open(run, row, claim):
@@ -180,7 +174,6 @@ def _open(run, row, claim):
         "number": "{} ({})".format(*claim.shown),
         "note": claim.note,
         "thumbnail": _thumbnail(picture) if picture.exists() else "",
-        "id": run["id"],
         "run": run,
         "runs": [],
     }
@@ -192,12 +185,11 @@ def _thumbnail(picture):
         small.thumbnail((200, 200))
         pixels = io.BytesIO()
         small.quantize(64).save(pixels, format="png", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(pixels.getvalue()).decode()}"
+    return _embedded(pixels.getvalue(), "png")
 
 
-def _embedded(picture):
-    data = base64.b64encode(picture.read_bytes()).decode()
-    return f"data:image/{picture.suffix[1:]};base64,{data}"
+def _embedded(picture, kind):
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 def _sweep(path):
@@ -219,7 +211,7 @@ def _sweep(path):
         "notebook": book,
         "n": n,
         "parameters": [c[2:] for c in table if c.startswith("p.")],
-        "source": _embedded(picture) if picture.exists() else "",
+        "source": _embedded(picture.read_bytes(), "png") if picture.exists() else "",
         "columns": [{"n": "runs"}.get(c, c.removeprefix("p.")) for c in table],
         "rows": cells.to_numpy().tolist(),
     }

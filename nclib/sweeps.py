@@ -197,9 +197,7 @@ def _draw(ax, part, claim, places, labels, axis):
         ax.errorbar(x, mean, sd, capsize=2, label=label or None, **look)
         bad = (own["holds"] < own["n"]).to_numpy()
         label = "does not hold in some run" if bad.any() else None
-        ax.plot(
-            x[bad], own["mean"].to_numpy()[bad], "x", color="black", ms=9, zorder=6, label=label
-        )
+        ax.plot(x[bad], mean[bad], "x", color="black", ms=9, zorder=6, label=label)
     ax.set_xticks(range(len(places)), places)
     ax.margins(x=0.1)
     ax.set_xlabel(axis)
