@@ -27,13 +27,13 @@ or one unnamed ``check: {…}``.  A check has one relation: ``below`` or ``above
 Ids of rows and names of checks have no dots: ``L12.opens.32`` is an entry of a check of a row.
 """
 
-import math
 import re
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nclib import checks, files, paths
+from nclib.checks import InputError, require
 
 RELATIONS = ("below", "above", "close", "equal")
 GIVEN = "given"
@@ -72,100 +72,87 @@ def load(notebook):
     is incomplete, unknown or of the wrong type.
     """
     path = paths.CLAIMS / f"{notebook}.yaml"
-    if not path.exists():
-        raise checks.InputError(f"no claim catalogue for {notebook}: expected {path}")
+    require(path.exists(), f"no claim catalogue for {notebook}: expected {path}")
     rows = files.read_yaml(path)
-    if not isinstance(rows, dict):
-        raise checks.InputError(f"{path.name} must map row ids to entries")
+    require(isinstance(rows, dict), f"{path.name} must map row ids to entries")
     for row, entry in rows.items():
         _check_row(f"{path.name}, row {row}", row, entry)
     return rows
 
 
 def _check_row(where, row, entry):
-    if not isinstance(row, str) or not PLAIN.fullmatch(row):
-        raise checks.InputError(f"{where}: the id of a row must be a word without dots")
-    if not isinstance(entry, dict):
-        raise checks.InputError(f"{where} must have a statement and a source, got {entry!r}")
-    missing, unknown = (
-        {"statement", "source"} - entry.keys(),
-        entry.keys() - {*ROW, "check", "checks"},
-    )
-    if missing or unknown:
-        problem = f"lacks {sorted(missing)}" if missing else f"has unknown {sorted(unknown)}"
-        raise checks.InputError(f"{where} {problem}")
+    word = isinstance(row, str) and PLAIN.fullmatch(row)
+    require(word, f"{where}: the id of a row must be a word without dots")
+    require(isinstance(entry, dict), f"{where} must have a statement and a source, got {entry!r}")
+    missing = {"statement", "source"} - entry.keys()
+    require(not missing, f"{where} lacks {sorted(missing)}")
+    unknown = entry.keys() - {*ROW, "check", "checks"}
+    require(not unknown, f"{where} has unknown {sorted(unknown)}")
     _check_kinds(where, entry, ROW)
     names, marks = list(declared(entry, where)), entry.get("networks", False)
     lost = [] if isinstance(marks, bool) else [mark for mark in marks if mark not in names]
-    if lost and entry.get("checks"):
-        raise checks.InputError(f"{where}: networks names {lost[0]}; its checks are {_list(names)}")
+    known = not lost or not entry.get("checks")
+    require(known, f"{where}: networks names {_list(lost)}; its checks are {_list(names)}")
 
 
 def declared(entry, where="row"):
     """The checks of a row: name -> :class:`Check`; empty if the entry declares none."""
-    if {"check", "checks"} <= entry.keys():
-        raise checks.InputError(f"{where}: write either check or checks")
+    require(not {"check", "checks"} <= entry.keys(), f"{where}: write either check or checks")
     found = {"": entry["check"]} if "check" in entry else entry.get("checks", {})
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise checks.InputError(f"{where}: checks must map names (text) to what they ask")
+    named = isinstance(found, dict) and all(isinstance(name, str) for name in found)
+    require(named, f"{where}: checks must map names (text) to what they ask")
     for name in entry.get("checks", {}):
-        if not PLAIN.fullmatch(name) or name in OPTIONS:
-            raise checks.InputError(
-                f"{where}: the name of check {name!r} must be a word without dots, other than "
-                f"{_list(OPTIONS)}"
-            )
+        require(
+            PLAIN.fullmatch(name) and name not in OPTIONS,
+            f"{where}: the name of check {name!r} must be a word without dots, other than "
+            f"{_list(OPTIONS)}",
+        )
     return {name: _check(f"{where}, check {name or '(unnamed)'}", name, found[name])
             for name in found}  # fmt: skip
 
 
 def _check(where, name, spec):
-    if not isinstance(spec, dict):
-        raise checks.InputError(f"{where} must be a mapping such as {{below: 0.1}}, got {spec!r}")
+    text = f"{where} must be a mapping such as {{below: 0.1}}, got {spec!r}"
+    require(isinstance(spec, dict), text)
     relations = [relation for relation in RELATIONS if relation in spec]
-    if len(relations) != 1 or spec.keys() - {*RELATIONS, *FIELDS, "to"}:
-        raise checks.InputError(
-            f"{where}: one of {', '.join(RELATIONS)} is needed, and only "
-            f"{', '.join(sorted({*FIELDS, 'to'}))} beside it; got {_list(map(str, spec))}"
-        )
+    require(
+        len(relations) == 1 and not spec.keys() - {*RELATIONS, *FIELDS, "to"},
+        f"{where}: one of {', '.join(RELATIONS)} is needed, and only "
+        f"{', '.join(sorted({*FIELDS, 'to'}))} beside it; got {_list(map(str, spec))}",
+    )
     relation = relations[0]
     _check_kinds(where, spec, FIELDS)
-    _check_note(where, spec.get("note", ""))
-    if "to" in spec and relation != "close":
-        raise checks.InputError(f"{where}: `to` belongs to close; {relation} has its own bound")
-    tolerance = 0.0 if relation == "equal" else None
+    try:
+        list(string.Formatter().parse(spec.get("note", "")))
+    except ValueError as error:
+        text = f"{where}: note {spec['note']!r}: {error}; {{{{ is a brace"
+        raise InputError(text) from None
+    alien = "to" in spec and relation != "close"
+    require(not alien, f"{where}: `to` belongs to close; {relation} has its own bound")
+    key, read, tolerance = relation, _number, None
+    if relation == "equal":
+        read, tolerance = _exact, 0.0
     if relation == "close":
-        tolerance = _number(f"{where}: close", spec["close"])
-        if tolerance < 0:
-            raise checks.InputError(f"{where}: close must be at least 0, got {tolerance}")
-    key, read = (
-        "to" if relation == "close" else relation,
-        _exact if relation == "equal" else _number,
-    )
+        key, tolerance = "to", _number(f"{where}: close", spec["close"])
+        require(tolerance >= 0, f"{where}: close must be at least 0, got {tolerance}")
     bound = _bound(f"{where}: {key}", spec.get(key, GIVEN), read)
     each = spec.get("each", "")
     if isinstance(bound, dict):
         each = each if isinstance(each, list) else list(bound)
         bound = {str(key): one for key, one in bound.items()}
-        if {str(key) for key in each} != bound.keys():
-            raise checks.InputError(f"{where}: each and the bounds name different entries")
-    if isinstance(each, list) and len({str(key) for key in each}) < len(each):
-        raise checks.InputError(f"{where}: each names an entry twice: {_list(map(str, each))}")
+        alike = {str(key) for key in each} == bound.keys()
+        require(alike, f"{where}: each and the bounds name different entries")
+    twice = isinstance(each, list) and len({str(key) for key in each}) < len(each)
+    require(not twice, f"{where}: each names an entry twice: {_list(map(str, each))}")
     options = {key: spec[key] for key in FIELDS if key in spec}
     return Check(name, relation, bound, tolerance, **options | {"each": each})
-
-
-def _check_note(where, note):
-    try:
-        list(string.Formatter().parse(note))
-    except ValueError as error:
-        raise checks.InputError(f"{where}: note {note!r}: {error}; {{{{ is a brace") from None
 
 
 def _check_kinds(where, mapping, kinds):
     for key, (kind, wanted) in kinds.items():
         value = mapping.get(key)
-        if key in mapping and (not isinstance(value, kind) or value in ("", [])):
-            raise checks.InputError(f"{where}: {key} must be {wanted}, got {value!r}")
+        good = key not in mapping or (isinstance(value, kind) and value not in ("", []))
+        require(good, f"{where}: {key} must be {wanted}, got {value!r}")
 
 
 def _bound(where, value, read):
@@ -178,8 +165,8 @@ def _bound(where, value, read):
 
 
 def _exact(where, value):
-    if not isinstance(value, bool | int | str):
-        raise checks.InputError(f"{where} must be an int, a bool or a name, got {value!r}")
+    good = isinstance(value, bool | int | str)
+    require(good, f"{where} must be an int, a bool or a name, got {value!r}")
     return value
 
 
@@ -188,10 +175,8 @@ def _number(where, value):
     try:
         number = float(value) if isinstance(value, str) else value
     except ValueError:
-        raise checks.InputError(f"{where} must be a number or given, got {value!r}") from None
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-        raise checks.InputError(f"{where} must be a finite number, got {value!r}")
-    return number
+        raise InputError(f"{where} must be a number or given, got {value!r}") from None
+    return checks.real(where, number)
 
 
 def _list(names):

@@ -142,8 +142,7 @@ class Ledger:
         names = ", ".join(declared) or ("one unnamed check" if declared else "no declared check")
         if len(single) > 1 or (single and "" not in declared):
             raise checks.InputError(f"claim {row}: name the checks; the row has {names}")
-        if not named:
-            raise checks.InputError(f"claim {row}: nothing was measured; the row has {names}")
+        checks.require(named, f"claim {row}: nothing was measured; the row has {names}")
         for name in named:
             if name not in declared:
                 raise checks.InputError(f"claim {row} has no check {name}; the row has {names}")

@@ -52,8 +52,7 @@ def _overrides(pairs):
     result = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
-        if not sign:
-            raise checks.InputError(f"-p {pair}: write it as name=value")
+        checks.require(sign, f"-p {pair}: write it as name=value")
         if name in result:
             raise checks.InputError(f"parameter {name} is given twice with -p")
         result[name] = value

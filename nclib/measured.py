@@ -113,6 +113,5 @@ def _flat(where, value, path=()):
             yield from _flat(where, one, (*path, _key(key)))
         return
     found = value.item() if hasattr(value, "item") else value
-    if not isinstance(found, bool):
-        raise checks.InputError(f"{where} must be true or false, got {value!r}")
+    checks.require(isinstance(found, bool), f"{where} must be true or false, got {value!r}")
     yield path, found

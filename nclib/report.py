@@ -44,8 +44,7 @@ def write(*, out=None, target=None):
         for path in sorted(paths.runs(out).glob("interactive/*/figures/record.json"))
         if path.with_name("claims.json").exists()
     ]
-    if not found:
-        raise checks.InputError("no finished run to report on; start with `nclib run`")
+    checks.require(found, "no finished run to report on; start with `nclib run`")
     order = {name: i for i, name in enumerate(runs.profiles())}
     found.sort(key=lambda run: (order.get(run["profile"], 99), run["run"], run["notebook"]))
     script = TEMPLATE.with_suffix(".js").read_text(encoding="utf-8")

@@ -42,8 +42,7 @@ def grid(query, texts, profile="quick", *, seeds=None, out=None, threads=1):
         raise checks.InputError("parameter seed is given twice: with -p and with --seeds")
     if seeds is not None:
         alternatives["seed"] = _seeds(seeds)
-    if not alternatives:
-        raise checks.InputError("a sweep needs -p NAME=A,B,… or --seeds 0:5")
+    checks.require(alternatives, "a sweep needs -p NAME=A,B,… or --seeds 0:5")
     found = [
         runs.job(query, profile, dict(zip(alternatives, values, strict=True)), out=out,
                  threads=threads)
@@ -69,8 +68,7 @@ def _seeds(text):
         found = range(int(first), int(last)) if colon else [int(s) for s in first.split(",")]
     except ValueError:
         found = []
-    if not found:
-        raise checks.InputError(f"--seeds {text}: write 0:5 for 0, …, 4, or 1,123,321")
+    checks.require(found, f"--seeds {text}: write 0:5 for 0, …, 4, or 1,123,321")
     return [str(seed) for seed in found]
 
 

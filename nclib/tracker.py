@@ -44,8 +44,7 @@ class Tracker:
         from nclib.deep import collect
 
         self.loaders = dict(loader) if isinstance(loader, dict) else {"train": loader}
-        if not self.loaders:
-            raise checks.InputError("loader is an empty dict: name at least one data loader")
+        checks.require(self.loaders, "loader is an empty dict: name at least one data loader")
         self.every, self.num_classes = checks.integer("every", every), num_classes
         self.csv = None if csv is None else Path(csv)
         self._taps = collect.Taps(model, layers, **options)
@@ -106,8 +105,7 @@ class Tracker:
             for title, names in _PANELS.items()
         }
         columns = {title: column for title, column in columns.items() if column}
-        if not columns:
-            raise checks.InputError("nothing measured yet: call step(epoch) first")
+        checks.require(columns, "nothing measured yet: call step(epoch) first")
         figure = plt.figure(f"nclib.Tracker {id(self):x}")  # always the same one: a live plot
         figure.clear()
         figure.set_layout_engine("constrained")
