@@ -161,7 +161,14 @@ def check(values, known):
 
     ``values``: name -> value, of all parameters; ``known``: as :func:`declared` returns it.
     """
-    check_types(values, {key: parameter.kind for key, parameter in known.items()})
+    for key, value in values.items():
+        if not _matches(value, kind := known[key].kind):
+            hint = ""
+            if isinstance(value, str) and "float" in str(kind):
+                hint = " (YAML reads 1e-3 as text: write 1.0e-3)"
+            raise checks.InputError(
+                f"parameter {key} must be {type_name(kind)}, got {value!r}{hint}"
+            )
     for key, value in values.items():
         conditions = re.search(r"\[([^\[\]]*)\]$", known[key].comment)
         conditions = conditions.group(1) if conditions else ""
@@ -177,18 +184,6 @@ def check(values, known):
                 f"the condition [{conditions}] of parameter {key} has no meaning for {value!r} "
                 f"({type(error).__name__}: {error})"
             ) from None
-
-
-def check_types(values, kinds):
-    """Raise :class:`~nclib.checks.InputError` for the first value that is not of its type."""
-    for key, value in values.items():
-        if key in kinds and not _matches(value, kinds[key]):
-            hint = ""
-            if isinstance(value, str) and "float" in str(kinds[key]):
-                hint = " (YAML reads 1e-3 as text: write 1.0e-3)"
-            raise checks.InputError(
-                f"parameter {key} must be {type_name(kinds[key])}, got {value!r}{hint}"
-            )
 
 
 def _matches(value, kind):
