@@ -238,7 +238,8 @@ def execute(job, force=False, progress=False, store=False):
                 return Outcome(job, "failed", time.monotonic() - start, message)
             return _outcome(job, "done", time.monotonic() - start, store)
     except Exception as error:
-        return Outcome(job, "failed", time.monotonic() - start, _explain(error, job))
+        message = _explain(f"{type(error).__name__}: {error}", job)
+        return Outcome(job, "failed", time.monotonic() - start, message)
 
 
 def _outcome(job, status, seconds, store):
@@ -260,18 +261,11 @@ def _outcome(job, status, seconds, store):
     return Outcome(job, status, seconds, "", verdicts, notes, reproduced)
 
 
-def _explain(error, job, text=None):
-    """An exception as one line, with the way out where nclib knows one.
-
-    ``text``: what a kernel said of its error, which has no number here but names it.
-    """
-    folder = paths.runs(job.out).parent
-    code = getattr(error, "errno", None)
-    if text is not None:
-        named = re.search(r"\[Errno (\d+)\]", text)
-        # torch.save does not name the error of a disk that fills
-        code = int(named[1]) if named else errno.ENOSPC * ("PytorchStreamWriter" in text)
-    text = text or f"{type(error).__name__}: {error}"
+def _explain(text, job):
+    """What an error said, here or in a kernel, with the way out where nclib knows one."""
+    folder, named = paths.runs(job.out).parent, re.search(r"\[Errno (\d+)\]", text)
+    # torch.save does not name the error of a disk that fills
+    code = int(named[1]) if named else errno.ENOSPC * ("PytorchStreamWriter" in text)
     if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{text}; no space is left for {folder}: free some and run again"
     if code in (errno.EROFS, errno.EACCES, errno.EPERM):
@@ -292,7 +286,7 @@ def _execute(job, progress, start):
     record, mark = staging / "record.json", fingerprint(job)
     try:
         if message := _kernel(job, staging, partial, progress):
-            message = _explain(None, job, message)
+            message = _explain(message, job)
         elif not record.exists():
             message = "the notebook stopped before its last cell (did a cell call sys.exit?)"
         if message:
