@@ -6,7 +6,12 @@ import json
 import re
 import textwrap
 
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
 from nclib import checks, files, parameters, paths, reproduction, runs
+from nclib.plots import style
 
 SHOWN = 12  # checks in the figure
 ROUNDING = 1e-6  # a check that stays below measures how well something was solved
@@ -94,10 +99,6 @@ def write(outcomes, swept, *, out=None):
     those with one value only are left out of the summary.  Runs that failed are missing from the
     table (at least one did not); running the sweep again completes it.
     """
-    import matplotlib.pyplot as plt
-
-    from nclib.plots import style
-
     every = sorted(f"{one.job.name}/{one.job.notebook}" for one in outcomes)
     mark = hashlib.sha256("\n".join(every).encode()).hexdigest()
     folder = paths.runs(out) / f"sweep-{mark[:8]}"
@@ -120,8 +121,6 @@ def summary(table, swept):
     ``table``: as :func:`nclib.runs.load` gives it.  One row per check and combination of the
     parameters ``swept``, all others (seeds) pooled; ``holds`` counts the runs in which it holds.
     """
-    import pandas as pd
-
     keys = ["notebook", "id", *(f"p.{name}" for name in swept)]
     numbers = table.assign(
         measured=pd.to_numeric(table["measured"], errors="coerce"),
@@ -147,10 +146,6 @@ def comparison(table, swept):
     those whose verdict changes, then those that vary most relative to their size.  The bound is
     dashed; crosses mark settings in which the check does not hold in some run.
     """
-    import numpy as np
-
-    from nclib.plots import style
-
     names = [name for name in swept if name != "seed"] or ["seed"]
     pooled = summary(table, names)
     pooled = pooled[np.isfinite(pooled["mean"])]
@@ -181,10 +176,6 @@ def comparison(table, swept):
 
 def _draw(ax, part, claim, places, labels, axis):
     """One panel: ``part`` of the summary, ``claim`` one row of the table for words and bound."""
-    import numpy as np
-
-    from nclib.plots import style
-
     shifts = np.linspace(-0.15, 0.15, len(labels)) if len(labels) > 1 else [0.0]
     for i, (label, shift) in enumerate(zip(labels, shifts, strict=True)):
         own = part[part["colour"] == label].sort_values("place", key=lambda c: c.map(places.index))
@@ -219,16 +210,9 @@ def _order(value):
 
 def _telling(pooled, *, everything):
     """Ids of the checks to show; ``everything``: also those that hardly vary, after the others."""
-    import numpy as np
-
-    ranks = {}
-    for name, part in pooled.groupby("id"):
-        values, failed = part["mean"].to_numpy(), (part["holds"] < part["n"]).to_numpy()
-        size = np.abs(values).max()
-        if failed.any() and not failed.all():
-            ranks[name] = np.inf
-        elif size > ROUNDING and np.ptp(values) > 0:
-            ranks[name] = np.ptp(values) / size
-        elif everything:
-            ranks[name] = 0.0
-    return sorted(ranks, key=lambda name: -ranks[name])[:SHOWN]
+    means, fails = pooled.groupby("id")["mean"], pooled["holds"] < pooled["n"]
+    size = means.agg(lambda values: values.abs().max())
+    rank = ((means.max() - means.min()) / size).where(size > ROUNDING, 0.0)
+    rank[fails.groupby(pooled["id"]).nunique() > 1] = np.inf  # its verdict changes
+    rank = rank if everything else rank[rank > 0]
+    return list(rank.sort_values(ascending=False, kind="stable").index[:SHOWN])

@@ -99,6 +99,11 @@ def code(book):
     return files.code(paths.NOTEBOOKS / f"{book}.ipynb")
 
 
+def contents(folder):
+    """Bytes of all results in a folder that must not depend on when and where it ran."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "manifest.json"}
+
+
 def eventually(read, seconds=60):
     """What ``read`` returns as soon as it does not fail."""
     deadline = time.monotonic() + seconds

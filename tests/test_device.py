@@ -118,14 +118,6 @@ def test_the_imitation_allows_what_cuda_allows():
     assert there.device.type == "cpu"  # nothing is left of it
 
 
-def test_the_imitation_sees_the_crash_of_the_first_gpu_run():
-    """``per_class`` once indexed an order on the CPU with labels on the GPU."""
-    with Accelerator() as gpu:
-        labels = (torch.arange(12) % 3).to(gpu)
-        with pytest.raises(RuntimeError, match="same device"):
-            torch.arange(12)[labels[torch.arange(12)] == 1]
-
-
 # Settings that run the network part of a notebook in seconds; the sizes say nothing.
 TINY = {
     "00_quickstart": {"epochs": 20, "train_per_class": 20},

@@ -12,18 +12,13 @@ from click.testing import CliRunner
 
 from nclib import runs
 from nclib.cli import main
-from tests.conftest import called, eventually
+from tests.conftest import called, contents, eventually
 
 pytestmark = pytest.mark.slow
 
 
 def figures(tiny, name="quick"):
     return tiny.out / "figures" / name / "90_tiny"
-
-
-def contents(folder):
-    """Bytes of everything that must not depend on when and where it ran."""
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "manifest.json"}
 
 
 def test_a_run_writes_its_results_and_is_repeated_only_if_something_changed(

@@ -15,7 +15,7 @@ import pytest
 
 from nclib import checks, runs
 from nclib.deep import data
-from tests.conftest import eventually
+from tests.conftest import contents, eventually
 
 pytestmark = pytest.mark.slow
 RUN = ("run", "90")
@@ -191,7 +191,6 @@ def test_a_truncated_data_file_is_refused_until_it_is_mended(shared_tiny, tmp_pa
     assert set(pd.read_csv(table)["p.mode"]) == {"ok", "data"}
     # `mode` decides no number: failing at first has left no trace in the results.
     one, two = out.glob("figures/*/90_tiny")
-    contents = lambda f: {p.name: p.read_bytes() for p in f.iterdir() if p.name != "manifest.json"}
     assert contents(one) == contents(two)
     monkeypatch.setenv("NCLIB_DATA", str(tmp_path / "data"))
     data.load("fashion_mnist")
