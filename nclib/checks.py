@@ -253,11 +253,15 @@ def _one_hot(value):
     return bool(((value == 0) | (value == 1)).all()) and bool((value.sum(1) == 1).all())
 
 
-def class_counts(labels, num_classes, hint="pass samples of every class"):
-    """Samples per class, int64 ``(K,)``; every class must occur.  ``hint``: another way out."""
+def class_counts(labels, num_classes):
+    """Samples per class, int64 ``(K,)``; every class must occur."""
     import torch
 
-    counts = torch.bincount(labels, minlength=num_classes)
+    return nonempty(torch.bincount(labels, minlength=num_classes))
+
+
+def nonempty(counts, hint="pass samples of every class"):
+    """The samples per class ``(K,)``, none of which may be 0.  ``hint``: another way out."""
     empty = (counts == 0).nonzero().flatten().tolist()
     if empty:
         raise InputError(

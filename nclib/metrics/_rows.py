@@ -133,18 +133,13 @@ def measured(counts, missing):
     Raises :class:`~nclib.checks.InputError` for an empty class, and for fewer than two.
     """
     if checks.choice("missing", missing, ("error", "skip")) == "error":
-        nonempty(counts, 'pass samples of every class, or missing="skip"')
+        checks.nonempty(counts, 'pass samples of every class, or missing="skip"')
     present = (counts > 0).nonzero().flatten()
     if len(present) < 2:
         raise checks.InputError(
             f"only {len(present)} of {len(counts)} classes has samples; neural collapse needs two"
         )
     return present
-
-
-def nonempty(counts, hint="pass samples of every class"):
-    """Raise :class:`~nclib.checks.InputError` if a class has no sample; ``hint``: the way out."""
-    checks.class_counts(torch.repeat_interleave(counts.cpu()), len(counts), hint)
 
 
 def places(present, K):

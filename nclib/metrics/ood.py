@@ -7,7 +7,7 @@ features; scores are larger the more a sample looks like the training data.
 import torch
 
 from nclib import checks
-from nclib.metrics._rows import classifier, nonempty, squarable
+from nclib.metrics._rows import classifier, squarable
 from nclib.metrics.geometry import scaled, unit
 from nclib.metrics.precision import exact
 
@@ -22,7 +22,7 @@ def nc5(statistics, outliers):
     NaN if a mean is zero.  Raises :class:`~nclib.checks.InputError` for an empty class, or features
     that do not fit.
     """
-    nonempty(statistics.counts)
+    checks.nonempty(statistics.counts)
     outliers = _features("outliers", outliers, statistics)
     if not len(outliers):
         raise checks.InputError("outliers holds no sample")
