@@ -150,7 +150,8 @@ def test_a_row_leads_to_its_cells_and_the_functions_that_made_its_numbers():
 
 def test_what_a_loop_or_a_function_names_itself_is_no_origin(tmp_path, monkeypatch):
     cells = [
-        "from nclib import frames, losses\nfrom nclib.metrics import nc_metrics",
+        "from nclib import frames, losses\nfrom nclib.metrics import nc_metrics\n"
+        'run = notebook.start("01_x", globals())',
         'name = frames.simplex_etf(3, 3)\nused = frames.nc2_floor(4, 2); run.verdict("L1")',
         "table = [nc_metrics(name) for name in range(3)]",
         "both = lambda used: table",
