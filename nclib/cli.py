@@ -22,7 +22,7 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted; the same command goes on where it stopped", err=True)
             sys.stdout.flush()
-            os._exit(130)  # at once: worker processes notice, and their kernels
+            os._exit(130)  # at once: kernels notice
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
