@@ -1,6 +1,7 @@
 """One notebook executed by papermill, in a kernel of this very interpreter."""
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ def execute(source, target, parameters, *, environment, log, progress=False):
     sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
 
+    # It does not understand our declarations and says so; parameters were checked by them before.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     for attempt in (1, 2):
         try:
             papermill.execute_notebook(
