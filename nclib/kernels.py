@@ -18,8 +18,9 @@ def execute(source, target, parameters, *, environment, log, progress=False):
     sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
 
-    # It does not understand our declarations and says so; parameters were checked by them before.
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+    # Silent about declarations that papermill cannot parse, and deaths that are reported below.
+    for name in ("papermill", "traitlets"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     for attempt in (1, 2):
         try:
             papermill.execute_notebook(
