@@ -82,6 +82,7 @@ def from_table(table, d, *, K, **decays):
 
 def label_weight(m, reduction):
     """Weight ω_m of a sample with m labels: 1 for ``"sum"``, 1/m for ``"mean"``."""
+    m = checks.integer("multiplicity", m)
     return 1.0 if checks.choice("reduction", reduction, REDUCTIONS) == "sum" else 1.0 / m
 
 
@@ -94,12 +95,14 @@ def label_sets(K, m):
 
 def balance_weight(K, m, n):
     """q_m with ``Σ_{|S|=m} n P y_S y_Sᵀ P = q_m P``: ``n comb(K-2, m-1)``; 0 for m = K."""
+    K, m = _multiplicity(K, m)
     return n * comb(K - 2, m - 1)
 
 
 def sample_loss(margin, *, K, m, reduction="sum"):
     """Loss of a sample whose logits are ``margin * P y_S``:
     ``ω_m m log(m + (K-m) exp(-margin))``."""
+    K, m = _multiplicity(K, m)
     with np.errstate(over="ignore"):
         decay = np.exp(-np.asarray(margin, dtype=float))
     return label_weight(m, reduction) * m * np.log(m + (K - m) * decay)
@@ -115,6 +118,7 @@ def loss_floor(m, reduction="sum"):
 
 def set_mass(margin, *, K, m):
     """Softmax probability of the true label set at logits ``margin * P y_S`` (the "soft IoU")."""
+    K, m = _multiplicity(K, m)
     if m == K:
         return np.ones_like(np.asarray(margin, dtype=float))
     return expit(np.asarray(margin, dtype=float) + log(m) - log(K - m))
@@ -122,6 +126,8 @@ def set_mass(margin, *, K, m):
 
 def logit_margins(logits, targets):
     """``{m: mean over samples of (mean in-set logit - mean out-of-set logit)}``, m < K."""
+    logits = checks.matrix("logits", logits)
+    targets = checks.label_sets(targets, shape=logits.shape).to(logits)
     sizes, K = targets.sum(1), targets.shape[1]
     inside = (logits * targets).sum(1) / sizes
     gap = (inside - (logits * (1 - targets)).sum(1) / (K - sizes)).double()
@@ -162,8 +168,8 @@ def margins_at(gamma, *, K, multiplicities, reduction="sum"):
     """
     K = checks.integer("K", K, 2)
     gamma = np.asarray(gamma, dtype=float)
-    if not np.all(gamma >= 0):
-        raise checks.InputError("gamma must be non-negative numbers")
+    if not np.all((gamma >= 0) & (gamma < np.inf)):
+        raise checks.InputError("gamma must be finite non-negative numbers")
     with np.errstate(divide="ignore"):
         log_gamma = np.log(gamma)
     margins = {}
@@ -182,8 +188,8 @@ def scale_at(margin, *, K, m, reduction="sum"):
     """
     K, m = _multiplicity(K, m)
     s1 = np.asarray(margin, dtype=float)
-    if not np.all(s1 >= 0):
-        raise checks.InputError("the margin of the single labels must be non-negative")
+    if not np.all((s1 >= 0) & (s1 < np.inf)):
+        raise checks.InputError("the margin of the single labels must be finite and non-negative")
     weight = label_weight(m, reduction)
     if m == 1:
         return _scalar(np.ones_like(s1))
@@ -272,11 +278,11 @@ def optimum(*, K, counts, lambda_w, lambda_h, reduction="sum"):
     K, counts = _counts(K, counts)
     lambda_w, lambda_h = _positive(lambda_w=lambda_w, lambda_h=lambda_h)
     quadratic = {m: (K - 1) ** 2 * balance_weight(K, m, n) for m, n in counts.items()}
-    price = 2 * sqrt(lambda_w * lambda_h)
+    price = 2 * sqrt(lambda_w) * sqrt(lambda_h)
     margins, norm, threshold, value = _shared_margins(K, counts, reduction, quadratic, price)
     return Optimum(
         K, counts, lambda_h, lambda_w, reduction, value, margins,
-        classifier_scale=sqrt(lambda_h / lambda_w) * norm / (K - 1), threshold=threshold,
+        classifier_scale=sqrt(lambda_h) / sqrt(lambda_w) * norm / (K - 1), threshold=threshold,
     )  # fmt: skip
 
 
@@ -294,11 +300,14 @@ def nonnegative_optimum(*, K, counts, lambda_w, lambda_h, reduction="sum"):
 
     Why: with ``(x)_+² = (x² + x|x|)/2`` the best direction maximises ``Σ g_m² Σ_S v_S|v_S|`` over
     unit v in 1⊥, and ``v_S = -v_{Sᶜ}`` turns m into K-m.  For K <= 4 only ``Σ_k v_k|v_k|`` is left,
-    whose extremes are t = 1 and K-1; for K >= 5 that subset directions suffice is numerical
-    evidence, and :func:`certificate` decides for a given problem.
+    whose extremes are t = 1 and K-1.  For K >= 5 that subset directions suffice is numerical
+    evidence where all m lie on one side of K/2.  Mixtures across K/2 are searched for a better
+    direction, which exists for K = 7 and counts ``{2: 8, 4: 12, 6: 199}`` (it has three values);
+    where one is found, :class:`~nclib.checks.InputError` says so.
     """
     K, counts = _counts(K, counts)
     lambda_w, lambda_h = _positive(lambda_w=lambda_w, lambda_h=lambda_h)
+    price = 2 * sqrt(lambda_w) * sqrt(lambda_h)
     size = {m: comb(K, m) * sqrt(n) * m * (K - m) / K for m, n in counts.items() if m < K}
     sizes = range(1, K) if K > 4 else sorted({1, K - 1})
     overlaps = np.array([[_overlap(K, t, m) for m in size] for t in sizes])
@@ -306,14 +315,13 @@ def nonnegative_optimum(*, K, counts, lambda_w, lambda_h, reduction="sum"):
     def solve(weights):
         mixed = np.asarray(weights) @ overlaps
         quadratic = {m: size[m] ** 2 / c for m, c in zip(size, mixed, strict=True)}
-        found = _shared_margins(K, counts, reduction, quadratic, 2 * sqrt(lambda_w * lambda_h))
+        found = _shared_margins(K, counts, reduction, quadratic, price)
         push = np.array([(size[m] * found[0][m]) ** 2 for m in size]) / mixed**2
         return *found, overlaps @ push / max(found[1] ** 2, 1e-300)  # > 1: a block that would help
 
     corners = [(*solve(corner), corner) for corner in np.eye(len(sizes))]
     margins, norm, _, value, help_, weights = min(corners, key=lambda found: found[3])
     if help_.max() > 1 + 1e-12:
-        price = 2 * sqrt(lambda_w * lambda_h)
 
         def lowered(weights):
             _, norm, _, value, help_ = solve(weights)
@@ -327,9 +335,21 @@ def nonnegative_optimum(*, K, counts, lambda_w, lambda_h, reduction="sum"):
         )  # fmt: skip
         weights = np.where(found.x > 1e-7, found.x, 0.0)
         margins, norm, _, value, _ = solve(weights / weights.sum())
+    if K > 4 and size and min(size) < K / 2 < max(size):
+        push = [
+            sqrt(n) * label_weight(m, reduction) * K / (m * np.exp(margins[m]) + K - m)
+            * (label_sets(K, m) - m / K)
+            for m, n in counts.items() if m < K
+        ]  # fmt: skip
+        if _steepest(torch.cat(push)) > price * _num_samples(K, counts) * (1 + 1e-6):
+            raise checks.InputError(
+                f"for counts {counts} of K={K} classes directions other than those of subsets are "
+                "better, and the minimum with nonnegative features has no known form: look for it "
+                "with nclib.ufm.solve.best(theory.balanced(…, nonnegative=True))"
+            )
     return Optimum(
         K, counts, lambda_h, lambda_w, reduction, value, margins,
-        classifier_scale=sqrt(lambda_h / lambda_w) * norm / (K - 1),
+        classifier_scale=sqrt(lambda_h) / sqrt(lambda_w) * norm / (K - 1),
         threshold=max(found[2] for found in corners),
         blocks={t: float(w) for t, w in zip(sizes, weights / weights.sum(), strict=True) if w > 0},
     )  # fmt: skip
@@ -342,7 +362,7 @@ def _overlap(K, t, m):
     return total * K / (t * (K - t))
 
 
-def certificate(problem, point, *, starts=200, seed=0):
+def certificate(problem, point):
     """Distance from global optimality with nonnegative features, for any data (claim 3.L21).
 
     ``max ‖Gᵀu‖`` over unit u >= 0, G the gradient of the loss in the logits, minus ``√(λ_H λ_W)``
@@ -350,16 +370,22 @@ def certificate(problem, point, *, starts=200, seed=0):
     maximum of a convex function is searched by ascent from random starts and from every two-valued
     direction (K <= 12), so the proof is as good as the search.
     """
-    gradient = -problem.logit_gradient(point)
-    generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(starts, problem.K, generator=generator, dtype=torch.float64)
-    if problem.K <= 12:
-        sizes = range(1, problem.K)
-        v = torch.cat([v, *(label_sets(problem.K, t) - t / problem.K for t in sizes)])
+    if bool((point["features"] < 0).any()):
+        raise checks.InputError("the certificate is for nonnegative features, these have others")
+    reach = _steepest(-problem.logit_gradient(point))
+    return reach - (problem.decays[0] * problem.decays[1]) ** 0.5
+
+
+def _steepest(push):
+    """The largest ``‖pushᵀu‖`` over unit u >= 0 that ascent finds; ``push (R, K)``."""
+    K = push.shape[1]
+    v = torch.randn(200, K, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    if K <= 12:
+        v = torch.cat([v, *(label_sets(K, t) - t / K for t in range(1, K))])
     for _ in range(300):
-        u = torch.nn.functional.normalize((v @ gradient.T).relu(), dim=1)
-        v = u @ gradient
-    return float(v.norm(dim=1).max()) - (problem.decays[0] * problem.decays[1]) ** 0.5
+        u = torch.nn.functional.normalize((v @ push.T).relu(), dim=1)
+        v = u @ push
+    return float(v.norm(dim=1).max())
 
 
 def frozen_optimum(*, K, counts, lambda_h, reduction="sum"):
@@ -502,6 +528,8 @@ def _counts(K, counts):
     present = {int(m): int(counts[m]) for m in sorted(counts) if counts[m] > 0}
     if not present:
         raise checks.InputError("counts has no sample: give at least one multiplicity a count >= 1")
+    if _num_samples(K, present) > 1e100:
+        raise checks.InputError(f"counts {counts} are more samples of K={K} classes than 1e100")
     return K, present
 
 

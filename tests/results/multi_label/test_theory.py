@@ -234,7 +234,7 @@ def test_scale_curve():
     curves = [theory.scale_at(grid, K=10, m=m) for m in (1, 2, 3, 4)]
     assert all((b < a).all() for a, b in zip(curves, curves[1:], strict=False))
     assert (np.diff(theory.scale_at(grid, K=10, m=3, reduction="mean")) > 0).all()
-    assert theory.scale_at(3.0, K=4, m=4) == 0
+    assert theory.scale_at([0.0, 3.0], K=4, m=4).tolist() == [0, 0]
     assert isinstance(theory.scale_at(3.0, K=4, m=2), float)
 
 
@@ -353,6 +353,29 @@ def test_the_certificate_sees_a_point_that_is_not_the_minimum():
     assert theory.certificate(problem, point) > 1e-3
 
 
+def test_mixtures_with_a_better_direction_are_refused():
+    """Three values, one class against one against five, beat all subsets here; not one-sided."""
+    case = {"K": 7, "lambda_w": 3e-4, "lambda_h": 1e-7}
+    with pytest.raises(InputError, match="other than those of subsets"):
+        theory.nonnegative_optimum(**case, counts={2: 8, 4: 12, 6: 199})
+    assert list(theory.nonnegative_optimum(**case, counts={4: 12, 6: 199}).blocks) == [6]
+    problem = theory.balanced(3, K=3, counts={1: 1}, lambda_w=1e-3, lambda_h=1e-3)
+    with pytest.raises(InputError, match="nonnegative"):
+        theory.certificate(problem, {"features": -torch.eye(3).double()})
+
+
+@pytest.mark.parametrize("exponent", [-170, 170])
+def test_decays_whose_product_leaves_double_precision(exponent):
+    """Only their product enters the margins; their ratio is the square of that of α²."""
+    a, b = (
+        theory.optimum(K=4, counts={1: 1, 2: 1}, lambda_w=10.0**w, lambda_h=10.0**h)
+        for w, h in ((exponent, exponent), (exponent - 30, exponent + 30))
+    )
+    assert a.margins == pytest.approx(b.margins, rel=1e-12)
+    assert a.value == pytest.approx(b.value, rel=1e-12)
+    assert b.classifier_scale == pytest.approx(1e30 * a.classifier_scale, rel=1e-12)
+
+
 def test_nonnegative_threshold():
     """Zero from the threshold on: below it the zero solution has a descent direction."""
     for factor, collapsed in ((0.99, False), (1.01, True)):
@@ -428,6 +451,7 @@ GOOD = {"K": 4, "counts": {1: 1}, "lambda_w": 1e-3, "lambda_h": 1e-3}
         ({"counts": [1, 2]}, "map multiplicity"),
         ({"K": 1}, "at least 2"),
         ({"K": 4.0}, "integer"),
+        ({"K": 1200, "counts": {600: 1}}, "more samples"),
         ({"lambda_w": 0}, "greater than 0"),
         ({"lambda_h": -1e-3}, "greater than 0"),
         ({"lambda_h": float("nan")}, "finite"),
@@ -447,6 +471,18 @@ def test_other_bad_input():
         theory.margins_at(float("nan"), K=4, multiplicities=[1])
     with pytest.raises(InputError, match="2 <= m < K"):
         theory.scale_dip(4, 4)
+    with pytest.raises(InputError, match="finite"):
+        theory.scale_at(np.inf, K=4, m=2)
+    with pytest.raises(InputError, match="finite"):
+        theory.margins_at([1.0, np.inf], K=4, multiplicities=[1])
+    for function in (theory.sample_loss, theory.set_mass):
+        for m, message in ((5, "at most 4"), (0, "at least 1"), (2.5, "integer")):
+            with pytest.raises(InputError, match=message):
+                function(1.0, K=4, m=m)
+    with pytest.raises(InputError, match="at least 1"):
+        theory.loss_floor(0)
+    with pytest.raises(InputError, match="without a label"):
+        theory.logit_margins(np.eye(3), np.zeros((3, 3)))
     for change, message in (
         ({"lambda_w": 0.0}, "lambda_w"),
         ({"lambda_b": -1.0}, "lambda_b"),
