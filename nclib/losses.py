@@ -220,5 +220,6 @@ def pick_all_labels(logits, targets, reduction="sum"):
     samples without a label.
     """
     loss = PickAllLabels(reduction)
-    logits = logits if torch.is_tensor(logits) else torch.as_tensor(logits, dtype=torch.float64)
+    logits = checks.tensor("logits", logits)
+    logits = logits if logits.is_floating_point() else logits.double()
     return loss(logits, checks.label_sets(targets, shape=tuple(logits.shape)).to(logits))

@@ -53,6 +53,8 @@ def test_dtypes_and_masked_logits():
     assert value.dtype == torch.float32
     for other in (targets.bool(), targets.long(), targets.double()):
         assert torch.equal(pick_all_labels(logits, other), value)
+    whole = logits.round()
+    assert pick_all_labels(whole.long(), targets) == pick_all_labels(whole.tolist(), targets)
     masked = torch.tensor([[1.0, 0.0, -math.inf]])
     assert torch.isfinite(pick_all_labels(masked, torch.tensor([[1, 1, 0]])))
 

@@ -228,7 +228,7 @@ def tagwise_fit(statistics, m, *, weight=None):
     The directions are M_k - μ, or the centred rows of ``weight (K, d)`` if one is given.  The
     angles per label set answer which sets, for instance rare ones, leave the tag-wise average.
     """
-    if m < 2 or m not in statistics.multiplicities:
+    if checks.integer("m", m) < 2 or m not in statistics.multiplicities:
         present = [p for p in statistics.multiplicities if p > 1]
         raise checks.InputError(f"no label sets of multiplicity m={m} >= 2; present: {present}")
     if weight is None:
@@ -305,17 +305,13 @@ def _fit(statistics, m, directions):
 
 def _angles(sets, sums, centred, directions, m):
     """Angle per observed set in degrees, and mean over those / mean over all pairs."""
-    degrees, b = geometry.angles_between(sums, centred), _unit(centred)
+    degrees, b = geometry.angles_between(sums, centred), geometry.unit(centred)
     total = parts = 0
     for subsets in _possible_sets(sets.shape[1], m, _MAX_PAIRS // len(sets), sets.device):
-        cosines = _unit(subsets.to(directions) @ directions) @ b.T
+        cosines = geometry.unit(subsets.to(directions) @ directions) @ b.T
         total = total + torch.rad2deg(cosines.clamp(-1, 1).arccos()).sum()
         parts += cosines.numel()
     return degrees, float(degrees.mean() / (total / parts))
-
-
-def _unit(rows):
-    return rows / rows.norm(dim=1, keepdim=True)
 
 
 def _possible_sets(K, m, most, device):

@@ -399,5 +399,7 @@ def test_other_bad_input():
     found = LabelSetStatistics.of(features, targets)
     with pytest.raises(InputError, match=r"present: \[2, 3\]"):
         tagwise_fit(found, 4)
+    with pytest.raises(InputError, match="integer"):
+        tagwise_fit(found, 2.0)
     with pytest.raises(InputError, match=r"targets must have shape \(\d+, 4\)"):
         LabelSetStatistics.of(features[:-1], targets)

@@ -88,8 +88,10 @@ def label_set_table(K, counts, *, generator=None):
         if checks.integer("multiplicity", m) > K:
             raise checks.InputError(f"a label set of K={K} classes cannot have {m} labels")
         sets, sizes = list(combinations(range(K), m)), counts[m]
-        if isinstance(sizes, int):
+        if not isinstance(sizes, list | tuple):
             sizes = [sizes]
+        elif not sizes:
+            raise checks.InputError(f"counts[{m}] is an empty list")
         elif generator is not None:
             sets = [sets[i] for i in torch.randperm(len(sets), generator=generator).tolist()]
         for size in sizes:
@@ -151,7 +153,7 @@ def prepare(source, counts, test_counts, *, recipe, half=False, seed=0):
     parts = load(source, half=half, seed=seed)
     generator, K = torch.Generator().manual_seed(seed), parts[0].num_classes
     tables = [
-        label_set_table(K, wanted, generator=generator if isinstance(wanted[2], list) else None)
+        label_set_table(K, wanted, generator=generator if isinstance(wanted.get(2), list) else None)
         for wanted in (counts, test_counts)
     ]
     return tuple(
@@ -228,6 +230,8 @@ def compose(data, table, *, recipe="mnist", seed=0):
     images, K = data.inputs, data.num_classes
     if images.ndim != 4 or images.shape[2] != images.shape[3]:
         raise checks.InputError(f"images must be (n, C, h, h), got {tuple(images.shape)}")
+    if not table or any(len(set(S)) < max(1, len(S)) or n < 1 for S, n in table.items()):
+        raise checks.InputError(f"a table has label sets of distinct classes, n >= 1; got {table}")
     generator = torch.Generator().manual_seed(seed)
     pools = [(data.labels == k).nonzero().flatten().cpu() for k in range(K)]
     inputs, labels = [], []

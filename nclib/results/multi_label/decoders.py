@@ -6,6 +6,7 @@ class means of *single-label* samples make a codeword for every label set, also 
 occurred in training.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -45,6 +46,8 @@ def tagwise_codebook(
             f"the single-label means have margin {margin:.3g} <= 0 under this classifier: they do "
             "not separate the classes, so there is no codebook"
         )
+    if not (isinstance(multiplicities, Iterable) and (multiplicities := list(multiplicities))):
+        raise checks.InputError(f"multiplicities must be some, such as (1, 2); {multiplicities!r}")
     K, sets, words = len(means), [], []
     for m in multiplicities:
         rows, middle = theory.label_sets(K, m).to(means), centre
@@ -63,7 +66,8 @@ def tagwise_codebook(
 def single_margin(means, weight):
     """Mean over classes of (logit of the own class - mean logit of the others) at class means
     ``(K, d)`` around their centre: the s_1 of the theory, measured."""
-    weight = checks.matrix("weight", weight, rows=len(means)).to(means)
+    means = checks.matrix("means", means)
+    weight = checks.matrix("weight", weight, rows=len(means), columns=means.shape[1]).to(means)
     logits = (means - means.mean(0)) @ (weight - weight.mean(0)).T
     K = len(means)
     return float(logits.diagonal().mean() * K / (K - 1))
@@ -86,8 +90,8 @@ def largest_gap(logits, *, most=None):
     logits = checks.matrix("logits", logits)
     K = logits.shape[1]
     most = K - 1 if most is None else checks.integer("most", most)
-    if most > K - 1:
-        raise checks.InputError(f"the largest gap needs most <= K-1 = {K - 1}, got {most}")
+    if not 1 <= most <= K - 1:
+        raise checks.InputError(f"the largest gap needs 1 <= most <= K-1 = {K - 1}, got {most}")
     ordered = logits.sort(1, descending=True).values
     gaps = ordered[:, :most] - ordered[:, 1 : most + 1]
     return top_m(logits, gaps.argmax(1) + 1)
@@ -106,8 +110,8 @@ def top_m(logits, m):
     m = torch.as_tensor(m, device=logits.device)
     if m.ndim not in (0, 1) or (m.ndim == 1 and len(m) != len(logits)):
         raise checks.InputError(f"m must be one number or {len(logits)}, got {tuple(m.shape)}")
-    if int(m.min()) < 0 or int(m.max()) > logits.shape[1]:
-        raise checks.InputError(f"m must lie in 0..K={logits.shape[1]}")
+    if not bool(((m == m.long()) & (m >= 0) & (m <= logits.shape[1])).all()):
+        raise checks.InputError(f"m must hold integers in 0..K={logits.shape[1]}")
     order = logits.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(
         1, order, torch.arange(logits.shape[1], device=logits.device).expand_as(order)
@@ -137,7 +141,7 @@ def score_table(predictions, targets):
     sizes, rows = targets.sum(1), []
     for name, predicted in predictions.items():
         right, overlap = exact_match(predicted, targets), jaccard(predicted, targets)
-        counted = torch.as_tensor(predicted, device=targets.device).bool().sum(1) == sizes
+        counted = _pair(predicted, targets)[0].sum(1) == sizes
         for m in sizes.unique().tolist():
             own = sizes == m
             rows.append(
@@ -155,9 +159,11 @@ def score_table(predictions, targets):
 
 def _pair(predicted, targets):
     targets = checks.label_sets(targets).bool()
-    predicted = torch.as_tensor(predicted, device=targets.device).bool()
+    predicted = checks.tensor("predictions", predicted).to(targets.device)
     if predicted.shape != targets.shape:
         raise checks.InputError(
             f"predictions have shape {tuple(predicted.shape)}, targets {tuple(targets.shape)}"
         )
-    return predicted, targets
+    if not bool(((predicted == 0) | (predicted == 1)).all()):
+        raise checks.InputError("predictions must be 0 and 1; from logits make them by a decoder")
+    return predicted.bool(), targets

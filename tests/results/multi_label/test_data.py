@@ -177,7 +177,7 @@ def test_table_with_groups():
 
 def test_hold_out():
     table = multi.label_set_table(6, {1: 4, 2: 2})
-    kept, unseen = multi.hold_out(table, 1 / 3, generator=torch.Generator().manual_seed(0))
+    kept, unseen = multi.hold_out(table, 0.33, generator=torch.Generator().manual_seed(0))
     assert len(unseen) == 5
     assert set(kept) | set(unseen) == set(table)
     assert not set(kept) & set(unseen)
@@ -247,6 +247,11 @@ def test_bad_input():
         multi.label_set_table(4, {1: [2, 0.5]})
     with pytest.raises(InputError, match="no sample"):
         multi.label_set_table(4, {1: 0})
+    with pytest.raises(InputError, match="empty list"):
+        multi.label_set_table(4, {2: []})
+    for table in ({}, {(1, 1): 2}, {(): 1}, {(0,): 0}):
+        with pytest.raises(InputError, match="distinct classes"):
+            multi.compose(source(), table)
 
 
 # SVHN -------------------------------------------------------------------------------------------

@@ -167,6 +167,16 @@ def test_bad_input():
         decoders.largest_gap(torch.zeros(2, 3), most=3)
     with pytest.raises(InputError, match=r"0\.\.K=3"):
         decoders.top_m(torch.zeros(2, 3), 4)
+    for m in (1.5, float("nan"), torch.tensor([1, -1])):
+        with pytest.raises(InputError, match="integers"):
+            decoders.top_m(torch.zeros(2, 3), m)
+    with pytest.raises(InputError, match="K-1 = 0"):
+        decoders.largest_gap(torch.zeros(2, 1))
+    with pytest.raises(InputError, match="0 and 1"):
+        decoders.jaccard(torch.full((3, 3), 0.5), torch.eye(3))
+    for sizes in ((), 2):
+        with pytest.raises(InputError, match="multiplicities must be"):
+            decoders.tagwise_codebook(np.eye(3), np.eye(3), np.eye(3), multiplicities=sizes)
     with pytest.raises(InputError, match="one number or 2"):
         decoders.top_m(torch.zeros(2, 3), torch.tensor([1, 2, 3]))
     with pytest.raises(InputError, match="shape"):
