@@ -41,7 +41,7 @@ def identities(problem, point):
     return max(_largest(features + gradient @ weight / (2 * lambda_h)), _largest(balance))
 
 
-def closed_form(*, d=None, lambda_b=1e-2, seed=0, **case):
+def closed_form(*, d=None, seed=0, **case):
     """Optimiser against closed form, one variable per sample; ``case`` as in ``theory.optimum``.
 
     A row with value_gap and the largest deviations: classifier_error (of ``W Wᵀ``), feature_error
@@ -50,7 +50,7 @@ def closed_form(*, d=None, lambda_b=1e-2, seed=0, **case):
     """
     K, d = case["K"], d or case["K"]
     exact = theory.optimum(**case)
-    problem = theory.balanced(d, **case, lambda_b=lambda_b, per_sample=True)
+    problem = theory.balanced(d, **case, lambda_b=1e-2, per_sample=True)
     point, value = solved(problem, seed=seed, newton=2)
     weight, features, bias = (point[name] for name in ("weight", "features", "bias"))
     y, P = problem.targets, frames.centring(K)
@@ -117,12 +117,12 @@ def scale_curve(reduction, m, *, K):
     return pd.DataFrame({"margin_1": grid, "scale": scale})
 
 
-def threshold(reduction, factor, *, K, counts, lambda_w=2e-3, seed=0):
+def threshold(reduction, factor, *, K, counts, seed=0):
     """The optimiser at ``factor`` times the zero-solution threshold: gain (value at zero minus
     value found), value_gap."""
-    case = {"K": K, "counts": counts, "lambda_w": lambda_w, "reduction": reduction}
+    case = {"K": K, "counts": counts, "lambda_w": 2e-3, "reduction": reduction}
     bound = theory.optimum(**case, lambda_h=1.0).threshold
-    case["lambda_h"] = (factor * bound / 2) ** 2 / lambda_w
+    case["lambda_h"] = (factor * bound / 2) ** 2 / case["lambda_w"]
     problem = theory.balanced(K, **case)
     point, value = solved(problem, seed=seed)
     zero = {name: torch.zeros_like(tensor) for name, tensor in point.items()}
@@ -173,9 +173,9 @@ def start_gaps(d, *, starts=20, seed=0, **case):
 
 
 def saddle(rank, start, *, seed=0, **case):
-    """Curvature of the way out of a critical point of low rank: excess (value above the global
-    minimum), predicted, measured."""
-    problem, exact = theory.balanced(case["K"] + 1, **case, lambda_b=1e-2), theory.optimum(**case)
+    """Curvature of the way out of a critical point of low rank in K - 1 dimensions: excess (value
+    above the global minimum), predicted, measured."""
+    problem, exact = theory.balanced(case["K"] - 1, **case, lambda_b=1e-2), theory.optimum(**case)
     point = landscape.saddle(problem, rank, seed=seed + start, newton=4)
     direction, predicted = landscape.escape(problem, point)
     measured = landscape.curvature(problem, point, direction)
@@ -312,10 +312,10 @@ STRONG = {"lambda_w": 5e-3, "lambda_h": 2e-4}
 ACROSS = ((4, {3: 1}), (3, {1: 1, 2: 1}), (5, {1: 1, 3: 1}), (5, {3: 1}), (6, {1: 1, 4: 1}))
 
 
-def nonnegative(K, counts, *, seed=0, **decays):
+def nonnegative(K, counts, *, seed=0):
     """The optimiser with nonnegative features, best of four starts, against the formula (3.L19):
     value ``(found, exact)``, tagwise and etf (largest deviations), certificate."""
-    case = {"K": K, "counts": counts} | (decays or {"lambda_w": 2e-3, "lambda_h": 5e-4})
+    case = {"K": K, "counts": counts, "lambda_w": 2e-3, "lambda_h": 5e-4}
     exact, problem = (
         theory.nonnegative_optimum(**case),
         theory.balanced(K + 2, **case, nonnegative=True),
@@ -528,13 +528,9 @@ def decode(trained, test, *, reduction="sum", bce=False):
 def scores(trained, test, *, unseen=(), **options):
     """:func:`decoders.score_table` of one net, with the label sets ``unseen`` in training apart
     (column sets: "trained" or "never trained")."""
-    new = torch.zeros(len(test), dtype=torch.bool, device=test.labels.device)
-    for S in unseen:
-        new |= test.labels[:, list(S)].all(1) & (test.labels.sum(1) == len(S))
-    tables = []
-    for label, mask in (("never trained", new), ("trained", ~new)):
-        if bool(mask.any()):
-            part = test.take(mask)
+    seen, tables = test.table().keys() - set(unseen), []
+    for label, sets in (("never trained", unseen), ("trained", seen)):
+        if len(part := test.keep(sets)):
             table = decoders.score_table(decode(trained, part, **options), part.labels)
             tables.append(table.assign(sets=label))
     return pd.concat(tables, ignore_index=True)

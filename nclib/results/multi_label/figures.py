@@ -134,8 +134,9 @@ def scale_curves(curve, dips, measured, holds):
     for ax, way, title in zip(axes, ("sum", "mean"), titles, strict=True):
         for m, part in curve[curve["reduction"] == way].groupby("m"):
             ax.plot(part["margin_1"], part["scale"], **THEORY)
-            place = part.iloc[len(part) // 2 if way == "sum" else 12]
-            ax.annotate(f"$m={m}$", (place["margin_1"], place["scale"]), va="bottom", fontsize=8)
+            place = part.iloc[12][["margin_1", "scale"]] if way == "mean" else dips[m]
+            below = {"xytext": (0, 1 if way == "mean" else -14), "textcoords": "offset points"}
+            ax.annotate(f"$m={m}$", place, ha="center", fontsize=8, **below)
             own = measured.query("reduction == @way and m == @m")
             ax.plot(own["margin_1"], own["scale"], style.MARKERS[m - 1], color=SIZE_COLORS[m],
                     label=f"optimiser, {SIZE_NAMES[m]}" if len(own) else None)  # fmt: skip
@@ -155,14 +156,15 @@ def landscape(gaps, saddles, K):
     figure, (left, right) = style.grid(1, 2, height=3.4)
     panels.starts(left, gaps, "d", edge=sorted(gaps["d"].unique()).index(K - 1) - 0.5)
     left.set(xlabel="feature dimension $d$", ylabel="value above the global minimum")
-    left.set_title(f"Random starts: the minimum from $d=K-1={K - 1}$ on")
+    left.set_title(f"Random starts: the minimum from $d={K - 1}$ on")
     looks = {
         rank: (PALETTE[i], style.MARKERS[i]) for i, rank in enumerate(saddles["rank"].unique())
     }
     panels.diagonal(right, saddles, "predicted", "measured", by="rank", looks=looks,
                     labels={rank: f"rank {rank}" for rank in looks})  # fmt: skip
     right.set(xlabel=r"predicted: $-2\|G\|_2+4\sqrt{\lambda_W\lambda_H}$", ylabel="measured")
-    right.set_title("Curvature of the way out of saddles")
+    right.xaxis.set_major_locator(ticker.MaxNLocator(5))
+    right.set_title(f"Curvature of the way out of saddles, $d=K-1={K - 1}$")
     right.legend()
     return figure
 
@@ -199,11 +201,13 @@ def _group_bars(ax, groups, y="degrees", looks=None):
     """One bar per group of equally frequent pairs and setting."""
     settings = list(groups["setting"].unique())
     for i, setting in enumerate(settings):
-        part = groups[groups["setting"] == setting].sort_values("samples", ascending=False)
+        part = groups[groups["setting"] == setting].groupby("samples")[y]
+        part = part.agg(["mean", "min", "max"]).iloc[::-1]
         places = np.arange(len(part)) + (i - (len(settings) - 1) / 2) * 0.8 / len(settings)
         color = PALETTE[i] if looks is None else looks[setting]
-        ax.bar(places, part[y], 0.76 / len(settings), color=color, label=setting)
-    ax.set_xticks(range(len(part)), [f"{n}" for n in part["samples"]])
+        span = [part["mean"] - part["min"], part["max"] - part["mean"]]
+        ax.bar(places, part["mean"], 0.76 / len(settings), color=color, label=setting, yerr=span)
+    ax.set_xticks(range(len(part)), [f"{n}" for n in part.index])
     ax.set(xlabel="samples per pair", ylim=(0, 1.45 * groups[y].max()))
 
 
@@ -244,8 +248,8 @@ def blocks(alone, mixed, K):
     """Figure 6b: nonnegative features.  ``alone``: m, kind, value above the minimum of a single
     multiplicity; ``mixed``: share, t, weight of the subset sizes in the minimum of a mixture."""
     figure, (left, right) = style.grid(1, 2, height=3.3)
-    kinds = ("orthogonal frame", "explicit: axes of the classes outside", "optimiser")
-    looks = {kind: (PALETTE[i], style.MARKERS[i]) for i, kind in enumerate(kinds)}
+    kinds = enumerate(alone["kind"].unique())
+    looks = {kind: (PALETTE[i], style.MARKERS[i]) for i, kind in kinds}
     panels.lines(left, alone, "m", "excess", by="kind", looks=looks, points=True)
     left.axhline(0, **THEORY)
     left.axvline(K / 2, **GUIDE)
@@ -301,7 +305,7 @@ def collapse(curves, predictions, floor, holds):
     """Figure 8: collapse, margins, scale and soft IoU against epochs; bands are ranges over seeds.
 
     ``curves``: net, seed, epoch and the metrics; ``predictions``: ``{net: theory}`` of the nets
-    that have one; ``floor``: infimum of the mean loss; ``holds``: rows L11 and L15."""
+    that have one; ``floor``: infimum of the mean loss; ``holds``: row L15."""
     figure, grid = style.grid(2, 5, width=12.5, height=2.6)
     axes, names = grid.ravel(), {net: look[2] for net, look in NET_LOOKS.items()}
     looks = {net: look[:2] for net, look in NET_LOOKS.items()}
@@ -314,10 +318,10 @@ def collapse(curves, predictions, floor, holds):
         "soft_iou_2": "soft IoU of pairs",
     }
     for ax, (metric, name) in zip(axes, shown.items(), strict=True):
-        part = curves[(curves["net"] != "bce") | curves[metric].notna()]
         log = metric in METRIC_NAMES or metric == "above"
-        zero = part.groupby("net")[metric].transform("max") < 1e-5
-        part = part[~zero & (part["above"] > 0 if metric == "above" else True)]
+        zero = curves.groupby("net")[metric].transform("max") < 1e-5
+        other = (curves["net"] == "bce") & (metric == "above")  # another loss, another floor
+        part = curves[~zero & ~other]
         panels.lines(ax, part, "epoch", metric, by="net", looks=looks, labels=names)
         if zero.any():
             ax.annotate("frozen ETF: exactly 0", (0.97, 0.95), xycoords="axes fraction",
@@ -331,7 +335,7 @@ def collapse(curves, predictions, floor, holds):
             _plain_log(ax)
     for ax in grid[-1]:
         ax.set_xlabel("epoch")
-    finding = "The networks collapse, with the frozen classifier further than with a learned one"
+    finding = "A classifier frozen at the ETF collapses further than a learned one"
     figure.suptitle(finding if holds else "Collapse of the networks while they are trained",
                     x=0.01, ha="left", fontsize=11)  # fmt: skip
     axes[0].plot([], [], "--", color="0.3", lw=1, label="unconstrained-features theory")
@@ -365,7 +369,7 @@ def control(table, holds):
     ax.invert_yaxis()
     ax.axvline(1, **GUIDE)
     ax.set(xlabel="angle of the pairs to their tag-wise sum / mean angle (1: no relation)")
-    ax.set(xlim=(0, 1.05))
+    ax.set(xlim=(0, 1.05 * max(1, table["angle_2"].max())))
     finding = (
         "Composed images are nearly additive; where they are not, linear features have learned it"
     )
@@ -375,27 +379,23 @@ def control(table, holds):
 
 
 def uneven(groups, triples):
-    """Figure 8c: a net on frequent and rare pairs, and one on triples, beside their controls.
+    """Figure 8c: nets on frequent and rare pairs, and on triples, beside their controls; bars and
+    lines are means over the seeds, whiskers and bands their range.
 
-    ``groups``: setting, samples, ratio; ``triples``: net, m, angle, scale, theory."""
+    ``groups``: setting, samples, seed, ratio; ``triples``: net, m, seed, angle, scale, theory."""
     figure, (left, middle, right) = style.grid(1, 3, width=11, height=3.3)
     looks = dict(zip(groups["setting"].unique(), (PALETTE[0], PALETTE[7], "black"), strict=True))
     _group_bars(left, groups, "ratio", looks)
     left.set(ylabel="angle ratio", title="Frequent and rare pairs")
     left.legend(loc="upper left")
-    for i, (net, part) in enumerate(triples.groupby("net", sort=False)):
-        color = (PALETTE[0], PALETTE[7])[i]
-        for ax, column in ((middle, "angle"), (right, "scale")):
-            own = part[part["m"] > 1]
-            ax.plot(own["m"], own[column], style.MARKERS[3 * i] + "-", color=color, label=net)
-    exact = triples[triples["net"] == triples["net"].iloc[0]].query("m > 1")
-    right.plot(exact["m"], exact["theory"], "_", color="black", ms=16, label="theory")
-    middle.set(ylabel="angle ratio", title="One, two and three labels", ylim=(0, None))
-    right.set(ylabel="scale $C_m$", title="Scale")
-    for ax in (middle, right):
-        ax.set_xticks([2, 3])
-        ax.set(xlabel="labels per sample $m$")
-    right.legend()
+    nets = {net: (look, "oD"[i]) for i, (net, look) in enumerate(list(looks.items())[:2])}
+    for ax, column in ((middle, "angle"), (right, "scale")):
+        panels.lines(ax, triples, "m", column, by="net", looks=nets)
+        ax.set(xlabel="labels per sample $m$", xticks=[2, 3], xlim=(1.9, 3.1), ylim=(0, None))
+    right.plot(triples["m"], triples["theory"], "_", color="black", ms=16, label="theory")
+    middle.set(ylabel="angle ratio", title="Pairs and triples")
+    right.set(ylabel="scale $C_m$", title="Pairs and triples: scale")
+    right.legend(loc="lower left")
     return figure
 
 
@@ -410,7 +410,7 @@ def decoding(table, holds):
                       SIZE_COLORS, SIZE_NAMES)  # fmt: skip
         ax.set(xlabel="test images decoded exactly", title=NET_LOOKS[net][2])
     axes[0][0].invert_yaxis()
-    finding = "On every network nearest codewords name pairs that the largest gap misses"
+    finding = "Nearest codewords name pairs that the largest gap misses"
     figure.suptitle(finding if holds else "The same decoders on every network", x=0.01, ha="left",
                     fontsize=11)  # fmt: skip
     _legend(figure, axes[0][0], 4)
@@ -431,7 +431,9 @@ def _decoder_bars(ax, part, decoders, by, colors, names):
                 error_kw={"lw": 0.8}, label=names[key])  # fmt: skip
         for place, value in zip(places, own["exact_match"], strict=True):
             if pd.notna(value):
-                ax.annotate(f"{value:.2f}", (0.02, place), va="center", color="white", fontsize=7)
+                inside = value > 0.15
+                ax.annotate(f"{value:.2f}", (0.02 if inside else value + 0.05, place), fontsize=7,
+                            va="center", color="white" if inside else "0.3")  # fmt: skip
     ax.set_yticks(range(len(decoders)), decoders)
     ax.set(xlim=(0, 1.02))
 

@@ -179,16 +179,10 @@ def parameters_saved(architecture):
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained net, its history (one row per measured epoch) and its training set."""
+    """A trained net and its training set."""
 
     net: torch.nn.Module
-    history: pd.DataFrame
     data: object
-
-    @property
-    def final(self):
-        """The last row of the history."""
-        return self.history.iloc[-1]
 
 
 @dataclass(frozen=True)
@@ -248,7 +242,7 @@ def train_nets(arms, recipe, *, seeds, checkpoint, every=None, reduction="sum", 
             checkpoint=file,
             label=f"{name}, seed {seed}",
         )
-        found[name, seed] = Trained(net, history, data)
+        found[name, seed] = Trained(net, data)
         curves.append(history.assign(net=name, seed=seed))
     return Nets(found, pd.concat(curves, ignore_index=True))
 

@@ -43,6 +43,17 @@ def test_scale_of_networks_over_the_curve():
     assert abs(study.scale_ratio(rows, K=4, reduction="sum") - 1) > 0.05  # of another model
 
 
+def test_decays_are_those_of_the_text():
+    assert study.decays(4, {1: 2, 2: 1}, 0.3) == {"lambda_w": 0.3, "lambda_h": 0.3 / 14}
+    sets, generator = {(0,): 3, (1,): 1, (0, 1): 4}, torch.Generator().manual_seed(0)
+    W, H = (torch.randn(n, 2, generator=generator).double() for n in (2, 3))
+    H = H.repeat_interleave(torch.tensor([3, 1, 4]), 0)
+    decay = study.official_decay(sets)
+    found = decay["lambda_w"] * W.square().sum() + decay["lambda_h"] * H.square().sum()
+    expected = 5e-4 / 2 * W.square().sum() + 0.128 * H.square().sum(1).mean()
+    assert float(found) == pytest.approx(float(expected), rel=1e-12)
+
+
 def test_found_and_exact_margins():
     setting = {"K": 3, "counts": {2: 2, 1: 1}, "reduction": "mean"}
     sweep = table.over(partial(study.found_margins, **setting), strength=[0.003, 0.05, 0.9])
@@ -119,9 +130,11 @@ def test_step_imbalance():
     assert (whole[(0,)], whole[(9,)], whole[(0, 9)], len(whole)) == (3100, 31, 200, 55)
     sets = {(k,): 300 if k < 2 else 5 for k in range(4)}
     sets |= dict.fromkeys(combinations(range(4), 2), 20)
-    summary, _ = study.imbalance(sets, K=4)
+    summary, pairs = study.imbalance(sets, K=4)
     assert summary["nc2"] > 0.05
     assert summary["degrees"] < summary["degrees_weight"] / 2
+    assert summary["short_rows"] < 0.95 < 1.05 < summary["long_means"]
+    assert pairs["ratio"].mean() == pytest.approx(summary["ratio"])
     assert abs(summary["certificate"]) < 1e-8
 
 

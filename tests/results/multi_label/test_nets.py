@@ -125,6 +125,9 @@ def test_measure_agrees_with_the_metrics():
     for name in ("nc1", "nc2_centered", "nc2_means", "nc3"):
         assert found[name] == pytest.approx(direct[name], rel=1e-6)
     assert found["scale_2"] == pytest.approx(direct["scale"][2], rel=1e-6)
+    assert found["residual_2"] == pytest.approx(direct["tagwise_residual"][2], rel=1e-6)
+    for name in ("nc1", "nc2_means", "nc3"):
+        assert found[f"official_{name}"] == pytest.approx(official[name], rel=1e-6)
     assert found["angle_2"] == pytest.approx(direct["angle"][2].ratio, rel=1e-6)
     assert found["official_angle"] == pytest.approx(official["angle"][2].ratio, rel=1e-6)
     logits, y = collect.logits(net, data.inputs).numpy(), data.labels.numpy().astype(bool)
@@ -178,6 +181,10 @@ def test_a_control_is_trained_on_singles_and_measured_on_pairs():
     beside = study.against_control(found.controls(), "toy task", "mlp")
     ratio = table.loc[nets.WITH, "angle_2"] / table.loc[nets.WITHOUT, "angle_2"]
     assert beside["difference"] == pytest.approx(ratio)
+    other = table.reset_index().assign(angle_2=lambda rows: 2 * rows["angle_2"])  # another seed
+    worst = study.against_control(pd.concat([table.reset_index(), other]), "toy task", "mlp")
+    assert worst["difference"] == pytest.approx(2 * ratio)
+    assert worst["angle"] == pytest.approx(2 * beside["angle"])
     assert found.worst("nc1", list(arms)[0]) == table.loc[nets.WITH, "nc1"]
 
 
