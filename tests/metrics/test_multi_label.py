@@ -218,6 +218,17 @@ def test_thousands_of_label_sets_in_wide_rows():
     assert float(fit.degrees.max()) < 1e-6
 
 
+def test_too_many_possible_sets_are_drawn(monkeypatch):
+    """A mean over 200 of 495 quadruples is that over all of them, to a per cent."""
+    features, targets, weight = sample(2, K=12, counts=((1, 2), (4, 1)))
+    one, two = [], []
+    for most, found in ((30_000_000, one), (200 * 495, two)):
+        monkeypatch.setattr("nclib.metrics.multi_label._MAX_PAIRS", most)
+        found.append(multi_label_metrics(features, targets, weight)["angle"][4].ratio)
+    assert one != two
+    assert two == pytest.approx(one, rel=0.01)
+
+
 def test_fit_per_label_set_and_weight_reference():
     features, targets, weight = sample(6, counts=((1, 4), (2, 3)))
     found = LabelSetStatistics.of(features, targets)

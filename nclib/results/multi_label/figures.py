@@ -391,10 +391,10 @@ def uneven(groups, triples):
     nets = {net: (look, "oD"[i]) for i, (net, look) in enumerate(list(looks.items())[:2])}
     for ax, column in ((middle, "angle"), (right, "scale")):
         panels.lines(ax, triples, "m", column, by="net", looks=nets)
-        ax.set(xlabel="labels per sample $m$", xticks=[2, 3], xlim=(1.9, 3.1), ylim=(0, None))
+        ax.set(xlabel="labels per sample $m$", xticks=[2, 3], xlim=(1.9, 3.1))
     right.plot(triples["m"], triples["theory"], "_", color="black", ms=16, label="theory")
-    middle.set(ylabel="angle ratio", title="Pairs and triples")
-    right.set(ylabel="scale $C_m$", title="Pairs and triples: scale")
+    middle.set(ylabel="angle ratio", title="Pairs and triples", ylim=(0, None))
+    right.set(ylabel="scale $C_m$", title="Pairs and triples: scale", ylim=(0, None))
     right.legend(loc="lower left")
     return figure
 

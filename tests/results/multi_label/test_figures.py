@@ -89,12 +89,14 @@ def test_collapse_curves(render, holds):
             "nc3": [1, 0.2], "angle_2": [0.2, 0.1], "data_loss": [2.0, 0.9], "margin_1": [1, 5],
             "margin_2": [1, 4], "scale_2": [0.9, 0.8], "soft_iou_2": [0.3, 0.9]}  # fmt: skip
     learned = pd.DataFrame(base).assign(net="learned", seed=0)
+    bce = learned.assign(net="bce")
     frozen = pd.DataFrame(base).assign(net="frozen", seed=0, nc2_centered=1e-8)
     theory = {"learned": {"margin_1": 6.0, "scale_2": 0.9}, "frozen": {"margin_1": 5.0}}
-    figure = render(figures.collapse(pd.concat([learned, frozen]), theory, 0.5, holds))
+    figure = render(figures.collapse(pd.concat([learned, frozen, bce]), theory, 0.5, holds))
     assert len(figure.axes) == 10
     loss = next(ax for ax in figure.axes if "floor" in ax.get_title(loc="left"))
     assert loss.lines[0].get_ydata().tolist() == pytest.approx([1.5, 0.4])
+    assert len([line for line in loss.lines if len(line.get_xdata())]) == 2  # not of another loss
     assert ("further" in figure._suptitle.get_text()) is holds
 
 
@@ -103,13 +105,14 @@ def test_control(render, holds):
     rows = [
         {"task": task, "net": "MLP", "pairs": pairs, "seed": seed, "angle_2": angle}
         for task in ("composed", "arbitrary")
-        for pairs, angle in ((nets.WITH, 0.1), (nets.WITHOUT, 0.7))
+        for pairs, angle in ((nets.WITH, 0.1), (nets.WITHOUT, 1.3))
         for seed in (0, 1)
     ]
     figure = render(figures.control(pd.DataFrame(rows), holds))
     trained = figure.axes[0].lines[0]
     assert trained.get_xdata().tolist() == [0.1] * 4
     assert trained.get_ydata().tolist() == [0, 0, 1, 1]
+    assert figure.axes[0].get_xlim()[1] > 1.3
     assert ("learned it" in figure.axes[0].get_title(loc="left")) is holds
 
 
@@ -121,7 +124,8 @@ def test_uneven(render):
     row = {"angle": 0.1, "scale": 0.8, "theory": 0.9}
     triples = pd.DataFrame([row | {"net": net, "m": m} for net in kinds[:2] for m in (2, 3)])
     figure = render(figures.uneven(groups, triples))
-    assert [bar.get_height() for bar in figure.axes[0].patches] == [0.1] * 9
+    assert [bar.get_height() for bar in figure.axes[0].patches] == pytest.approx([0.1] * 9)
+    assert figure.axes[2].get_ylim()[1] > 0.9  # the theory stays in sight
 
 
 @pytest.mark.parametrize("holds", [True, False])

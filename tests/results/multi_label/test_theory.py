@@ -211,9 +211,10 @@ def test_only_full_label_sets_is_the_zero_solution():
 def test_margin_solves_its_equation(log_gamma, K, data):
     m = data.draw(st.integers(1, K - 1))
     gamma = 10.0**log_gamma
-    (s,) = theory.margins_at(gamma, K=K, multiplicities=[m]).values()
+    way, weight = data.draw(st.sampled_from([("sum", 1), ("mean", 1 / m)]))
+    (s,) = theory.margins_at(gamma, K=K, multiplicities=[m], reduction=way).values()
     oracle = brentq(
-        lambda t: t * (m * math.exp(t) + K - m) - gamma, 0, 700, xtol=1e-300, rtol=1e-15
+        lambda t: t * (m * math.exp(t) + K - m) - weight * gamma, 0, 700, xtol=1e-300, rtol=1e-15
     )
     assert s == pytest.approx(oracle, rel=1e-12)
 
