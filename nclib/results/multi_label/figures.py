@@ -129,13 +129,13 @@ def scale_curves(curve, dips, measured, holds):
 
     ``curve``, ``measured`` (optimiser): reduction, m, margin_1, scale; ``dips``:
     ``{m: (margin, scale)}``; ``holds``: row L18."""
-    figure, axes = style.grid(1, 2, height=3.5, sharey=True)
+    figure, axes = style.grid(1, 2, height=3.5)
     titles = ('"sum": from 1 through a dip back to 1', '"mean": rising from $1/m$ to 1')
     for ax, way, title in zip(axes, ("sum", "mean"), titles, strict=True):
         for m, part in curve[curve["reduction"] == way].groupby("m"):
             ax.plot(part["margin_1"], part["scale"], **THEORY)
             place = part.iloc[12][["margin_1", "scale"]] if way == "mean" else dips[m]
-            below = {"xytext": (0, 1 if way == "mean" else -14), "textcoords": "offset points"}
+            below = {"xytext": (0, 3 if way == "mean" else -16), "textcoords": "offset points"}
             ax.annotate(f"$m={m}$", place, ha="center", fontsize=8, **below)
             own = measured.query("reduction == @way and m == @m")
             ax.plot(own["margin_1"], own["scale"], style.MARKERS[m - 1], color=SIZE_COLORS[m],
@@ -143,6 +143,7 @@ def scale_curves(curve, dips, measured, holds):
             if way == "sum":
                 ax.plot(*dips[m], "+", color="black", ms=9, zorder=6)
         ax.axhline(1, **GUIDE)
+        ax.margins(y=0.12)
         ax.set(xlabel="margin $s_1$ of the single labels", xscale="log")
         ax.set_title(title if holds else f'"{way}": $C_m$ against $s_1$')
     axes[0].set_ylabel("scale $C_m = s_m/s_1$")
