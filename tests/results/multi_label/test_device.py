@@ -79,7 +79,6 @@ CASES = {
     "nets.train_nets": trained,
     "nets.with_control": trained,
     "nets.Nets": lambda t: trained(t).worst("nc1", "learned"),
-    "nets.Trained": lambda t: trained(t).nets["learned", 0].net,
 }
 
 # Functions and classes that take no tensor.

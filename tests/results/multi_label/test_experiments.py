@@ -92,6 +92,14 @@ def test_threshold():
     assert found.query("factor > 1")["gain"].abs().max() < 1e-11
 
 
+def test_single_numbers_meet_what_stands_beside_them():
+    """Rows L4, L20, L21: found by an optimiser, or explicit, and exact."""
+    for found, exact in (study.frozen_margins()["value"], study.single_factor()):
+        assert found == pytest.approx(exact, rel=1e-11)
+    assert study.self_duality(**CASE)["self_dual"] < 1e-9
+    assert abs(study.nonnegative_alone(3)[1]["excess"]) < 1e-9
+
+
 def test_multiplicity_imbalance_is_exact():
     found = table.over(study.multiplicity_imbalance, ratio=[0.05, 20])
     assert found["nc2"].max() < 1e-10
