@@ -174,7 +174,7 @@ def descents(problem, *, lr, steps, init_scale=0.1, seed=0, seeds=1, record=60):
     """Gradient descent from ``seeds`` random starts: ``(table, final points)``.
 
     ``table``: one row per record, seed and layer with ``step, seed, layer, excess`` (objective
-    minus closed form), ``balance`` (largest residual of the conservation laws), ``nuclear``
+    minus the linear optimum), ``balance`` (largest residual of the conservation laws), ``nuclear``
     (:func:`nuclear_gain`), ``nc3`` and the columns of
     :func:`~nclib.results.extended_ufm.metrics.layer_table`.
     """
@@ -182,7 +182,7 @@ def descents(problem, *, lr, steps, init_scale=0.1, seed=0, seeds=1, record=60):
     first = problem.start(generator, init_scale, (seeds,))
     first |= {name: torch.zeros_like(x) for name, x in first.items() if name == "bias"}
     run = descend(problem, first, rate=lr, steps=steps, record=record)
-    floor, rows = theory.optimum(problem).value, []
+    floor, rows = theory.optimum(replace(problem, relu=False)).value, []
     points = [[{n: x[s] for n, x in at.items()} for s in range(seeds)] for at in run.points]
     for step, values, at in zip(run.steps, run.values.tolist(), points, strict=True):
         for s, own in enumerate(at):
@@ -232,7 +232,9 @@ def left_behind(problem, point):
     what is optimal without those, in another pattern of the ReLU; ``excess`` over the optimum, and
     ``predicted`` where none is in between, with 1/(2N) for each that is stuck and the optimum of
     the others."""
-    known, sizes, targets = theory.optimum(problem), problem.targets.bincount(), problem.targets
+    checks.require(problem.relu and len(problem.layers) == 2, "needs two layers and a ReLU")
+    known, targets = theory.optimum(replace(problem, relu=False)), problem.targets
+    sizes = targets.bincount()
     own = problem.logits(point).gather(1, targets[:, None]).squeeze(1)
     alive = own >= 0.1 * known.scales[targets]
     counts, N = targets[alive].bincount(minlength=problem.K), len(own)
@@ -265,6 +267,11 @@ def cosines(named_means):
 
 def best_weight(problem, features):
     """The weight (…, K, d) that is optimal for ``features`` (…, N, d); M = 1, no bias."""
+    checks.require(
+        problem.loss == losses.MeanSquaredError() and list(problem.shapes) == ["features", "weight"]
+        and bool((problem.counts == 1).all()),
+        "the optimal weight is known for squared error, one layer without bias, one row per sample",
+    )  # fmt: skip
     (N, d), targets = features.shape[-2:], nn.functional.one_hot(problem.targets).double()
     gram = features.mT @ features + N * problem.decays[1] * torch.eye(d, dtype=torch.float64)
     return torch.linalg.solve(gram, features.mT @ targets).mT
@@ -362,7 +369,10 @@ def rises(paths, arms):
 def tied(beta, *, K, n, d, lam, seed=0):
     """NC1 of features tied to random ones H_0 by β/(2N) ‖H − H_0‖² (claim 5.X7): ``nc1``, that of
     H_0 (``anchor``), and that of the central path from H_0 at time 1/β (``path``)."""
-    problem = theory.problem([n] * K, [lam, lam], widths=d)
+    problem, beta = (
+        theory.problem([n] * K, [lam, lam], widths=d),
+        checks.real("beta", beta, above=0),
+    )
     generator = torch.Generator().manual_seed(seed)
     anchor = torch.randn(K * n, d, generator=generator, dtype=torch.float64)
 
@@ -602,12 +612,21 @@ def nuclear_gain(problem, point):
     return theory.nuclear_gain(layers(problem, point)["W1H1"])
 
 
+def hexagon(kappa_share):
+    """Six classes on a hexagon before the ReLU of two layers, κ = share · κ* (claims 5.E7, X8):
+    ``ratio`` of its loss over the linear optimum, and ``nuclear`` (:func:`nuclear_gain`)."""
+    problem, collapsed = deep_relu(6, 2, kappa_share=kappa_share, width=6)
+    point = theory.hexagon_point(problem)
+    ratio = float(problem.value(point)) / collapsed
+    return {"ratio": ratio, "nuclear": nuclear_gain(problem, point)}
+
+
 def deep_relu(K, L, *, kappa_share, width):
     """``(problem, loss of deep neural collapse)``: L layers with ReLU at κ = share · κ*(L)."""
     checks.real("kappa_share", kappa_share, above=0, below=1)
     kappa = kappa_share * theory.thresholds(L)[0]
     problem = balanced(L, kappa, K=K, n=1, widths=width, relu=True)
-    return problem, theory.optimum(problem).value
+    return problem, theory.optimum(replace(problem, relu=False)).value
 
 
 FAMILIES = {"graph": theory.complete_graph_chain, "segment": theory.segment_chain}
@@ -616,7 +635,7 @@ FAMILIES = {"graph": theory.complete_graph_chain, "segment": theory.segment_chai
 def chain_ratio(family, size, L, *, kappa_share):
     """A low-rank chain of one of :data:`FAMILIES` (nodes of the graph, or classes of the segment)
     against deep neural collapse: ``K, cost, ratio``."""
-    chain = FAMILIES[family](size, L)
+    chain = FAMILIES[checks.choice("family", family, FAMILIES)](size, L)
     K = len(chain[0])
     problem, collapsed = deep_relu(K, L, kappa_share=kappa_share, width=K)
     ratio = theory.chain_point(problem, *chain)[0] / collapsed

@@ -229,9 +229,10 @@ def relu_shapes(table, maps, title):
     return figure
 
 
-def nuclear(circles, run, title):
-    """What a ReLU does to a nuclear norm.  ``circles``: K, gain; ``run``: step, seed, nuclear."""
-    figure, (left, right) = style.grid(1, 2, width=8.6, height=2.5)
+def nuclear(circles, run, hexagon, title):
+    """What a ReLU does to a nuclear norm.  ``circles``: K, gain; ``run``: step, seed, nuclear;
+    ``hexagon``: kappa_share, ratio."""
+    figure, (left, right, last) = style.grid(1, 3, width=9.6, height=2.5)
     lines(left, circles, "K", "gain", log="x", xlabel="points on a circle $K$",
           title="Cosines of $K$ points on a circle",
           ylabel=r"$\|\sigma(Z)\|_*\,/\,\|Z\|_*$")  # fmt: skip
@@ -241,10 +242,10 @@ def nuclear(circles, run, title):
     for _, part in run.groupby("seed"):
         right.plot(part["step"], part["nuclear"], color=PALETTE[0], lw=1)
     scales(right, "x")
-    right.set(
-        xlabel="gradient-descent step", title=r"$Z=W_1H_1$ during descent, one line per start"
-    )
-    for ax in (left, right):
+    right.set(xlabel="gradient-descent step", title="$Z=W_1H_1$, $K=4$, one line per start")
+    lines(last, hexagon, "kappa_share", "ratio", xlabel=r"$\kappa\,/\,\kappa^*$",
+          ylabel="loss / linear optimum", title="$K=6$: classes on a hexagon")  # fmt: skip
+    for ax in (left, right, last):
         ax.axhline(1, **GUIDE)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return figure

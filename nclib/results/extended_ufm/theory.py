@@ -8,7 +8,8 @@ the objective of :func:`problem`, with N samples, K classes and one-hot targets 
 
 The factors 1/(2N) and ½ are part of every formula below, and decays are always listed in the order
 of the data's way, (λ_H, λ_1, …, λ_M).  M = 1 is the plain model, M = 2 the "extended" one; with a
-ReLU between the two layers the optimal value is the same (claim 5.E7).
+ReLU between the two layers the optimal value is the same, but for many classes close to κ* (claim
+5.E7).
 
 Everything decouples over the singular directions of the target: a direction with singular value s
 carries s·u, and u minimises the scalar problem (:mod:`nclib.ufm.scalar` with M + 1 factors)
@@ -38,13 +39,13 @@ def problem(counts, decays, *, widths, bias=None, relu=False):
     ``counts``: samples per class, n_1, …, n_K.  ``decays``: λ_H, λ_1, …, λ_M.  ``widths``: d of the
     features, then d_1, …, d_{M−1} (an int: all equal).  ``bias``: None, 0.0 (free) or its decay.
     """
-    decays = [checks.real(f"decays[{i}]", lam, above=0) for i, lam in enumerate(decays)]
-    options = {"widths": widths, "decays": decays, "bias": bias, "relu": relu}
+    options = {"widths": widths, "decays": _positive(decays), "bias": bias, "relu": relu}
     return UFM.classes(counts, MeanSquaredError(), **options)
 
 
 def kappa(K, n, decays):
     """κ = K (nΛ)^{1/(M+1)} of K balanced classes: the one number that rules everything."""
+    K, n = checks.integer("K", K, 2), checks.real("n", n, above=0)
     return K * n ** (1 / len(decays)) * _geometric(decays)
 
 
@@ -59,7 +60,11 @@ def thresholds(M):
 
 def _geometric(decays):
     """Λ^{1/(M+1)} through logarithms, so that tiny decays do not underflow."""
-    return math.exp(math.fsum(map(math.log, decays)) / len(decays))
+    return math.exp(math.fsum(map(math.log, _positive(decays))) / len(decays))
+
+
+def _positive(decays):
+    return [checks.real(f"decays[{i}]", lam, above=0) for i, lam in enumerate(decays)]
 
 
 # --- stationary points of the matrix problem -----------------------------------------------------
@@ -113,14 +118,10 @@ def optimum(problem):
 
     For any class sizes, decays, widths and bias; unequal classes with a decayed bias have no known
     closed form and raise :class:`~nclib.checks.InputError`.  Where decay is too large the result is
-    the zero solution, no error.  The value holds for a ReLU between the layers too if M = 2 without
-    bias (claim 5.E7), or if K = 2 at any depth (claim 5.E19), and all widths are at least K: on
-    less a ReLU can do better than the linear model, and that is an error.
+    the zero solution, no error.  As far as known the value holds for a ReLU between the layers too,
+    without a bias and with widths of at least K, if K = 2 (claim 5.E19), or M = 2 and K <= 4 or all
+    κ_i <= 0.8 κ* (claim 5.E7): elsewhere a ReLU can do better or worse, and that is an error.
     """
-    checks.require(
-        not problem.relu or len(problem.decays) == 2 or min(problem.widths) >= problem.K,
-        f"with a ReLU the closed form needs widths of at least K={problem.K}, got {problem.widths}",
-    )
     target = _Target.of(problem)
     values, u = scalar.shrink(1.0, target.kappas, len(problem.decays))
     gain, width = target.shares * (0.5 - values), min(problem.widths)
@@ -146,6 +147,7 @@ def critical_point(problem, keep):
         raise checks.InputError(
             f"keep must hold distinct directions in 0..{len(u) - 1}, got {keep}"
         )
+    _fits(min(problem.widths), len(keep))
     u[keep] = scalar.local(1.0, target.kappas[keep], len(problem.decays))
     if not bool((u[keep] > 0).all()):
         raise checks.InputError(
@@ -169,17 +171,32 @@ class _Target:
 
     @classmethod
     def of(cls, problem):
+        sizes, bound = _sizes(problem), problem.fixed or hasattr(problem.bias, "__len__")
         checks.require(
-            problem.loss == MeanSquaredError() and not problem.sphere and min(problem.decays) > 0,
+            problem.loss == MeanSquaredError() and problem.scale == 1 and min(problem.decays) > 0
+            and not (bound or problem.sphere or problem.nonnegative) and bool((sizes > 0).all()),
             "closed forms are known for results.extended_ufm.theory.problem only",
+        )  # fmt: skip
+        K, M, widths = problem.K, len(problem.decays) - 1, problem.widths
+        checks.require(
+            not _rectified(problem)
+            or (problem.bias is None and min(widths) >= K and (M == 2 or K == 2)),
+            f"with a ReLU the closed form needs two layers or two classes, no bias, and widths of "
+            f"at least K={K}; got {M} layers, bias {problem.bias}, widths {widths}",
         )
-        sizes = _sizes(problem)
         left, s, right = _directions(sizes, problem.bias)
         N, factors, decay = sizes.sum(), len(problem.decays), problem.bias
         kappas, shares = N * _geometric(problem.decays) * s ** (2 / factors - 2), s**2 / N
         if decay:
             kappas[-1] *= 1 + 1 / decay
             shares[-1] *= decay / (1 + decay)
+        largest, star = float(kappas.max()), thresholds(M)[0]
+        checks.require(
+            not _rectified(problem) or K <= 4 or largest <= 0.8 * star,
+            f"with a ReLU and more than four classes the closed form needs decays with κ <= 0.8 κ* "
+            f"= {0.8 * star:.4g}, got {largest:.4g}: closer to κ* other points are lower "
+            "(hexagon_point)",
+        )
         return cls(problem, sizes, left, s, right, kappas, shares)
 
     def point(self, u, tied):
@@ -200,6 +217,11 @@ class _Target:
             self.problem, value, u, self.kappas, self.s, t2, gram, logits, bias,
             self.left, self.right / roots[:, None],
         )  # fmt: skip
+
+
+def _rectified(problem):
+    """Whether there is a ReLU: one layer has none."""
+    return problem.relu and len(problem.decays) > 2
 
 
 def _sizes(problem):
@@ -239,7 +261,9 @@ def realise(point, generator=None):
     """
     kept = (point.scales > 0).nonzero().flatten()
     t, decays = point.layer_scales[kept].sqrt(), point.problem.decays
-    bases = [_frame(d, len(kept), generator) for d in point.problem.widths]
+    first, *rest = point.problem.widths
+    hidden = _nonnegative_frame if _rectified(point.problem) else _frame
+    bases = [_frame(first, len(kept), generator), *(hidden(d, len(kept), generator) for d in rest)]
     samples = point.right[point.problem.targets][:, kept]
     found = {"features": samples * (t / math.sqrt(decays[0])) @ bases[0].T}
     outputs = [*bases[1:], point.left[:, kept]]
@@ -250,11 +274,14 @@ def realise(point, generator=None):
 
 def _frame(d, r, generator):
     """Random (d, r) matrix with orthonormal columns; the first r unit vectors without generator."""
-    if d < r:
-        raise checks.InputError(f"a width of {d} cannot hold a solution of rank {r}; widen it")
+    _fits(d, r)
     if generator is None:
         return torch.eye(d, dtype=torch.float64)[:, :r]
     return frames.random_rotation(d, generator=generator)[:, :r]
+
+
+def _fits(d, r):
+    checks.require(r <= d, f"a width of {d} cannot hold a solution of rank {r}; widen it")
 
 
 # --- landscape and dynamics ----------------------------------------------------------------------
@@ -266,7 +293,7 @@ def hessian_index(point):
     M = 1: a missing direction with κ < 1 opens d − r descent directions, r the rank of the point.
     Any M: one more for every pair (missing, kept) with a larger target singular value missing.
     So balanced M = 1 gives (d−r)(K−r), and balanced M ≥ 2 none: spurious local minima.
-    No bias or free bias.
+    No bias or free bias, no ReLU.
     """
     missing, kept = _split(point)
     s = point.target
@@ -307,8 +334,10 @@ def orbit_dimension(point):
 
 
 def _split(point):
-    if point.problem.bias:
-        raise checks.InputError("the landscape is worked out for no bias and a free one only")
+    checks.require(
+        not point.problem.bias and not _rectified(point.problem),
+        "the landscape is worked out for linear layers without bias or with a free one only",
+    )
     positive = point.scales > 0
     return (~positive).nonzero().flatten(), positive.nonzero().flatten()
 
@@ -317,7 +346,7 @@ def minority_threshold(N, decays):
     """Class size below which a class of N samples in all is dropped, bias-free (claim 5.E15):
     κ_k > κ* iff n_k < n_min = (N^{M+1} Λ / κ*^{M+1})^{1/M}.
     """
-    M = len(decays) - 1
+    M, N = len(decays) - 1, checks.integer("N", N)
     return (N * _geometric(decays) / thresholds(M)[0]) ** ((M + 1) / M)
 
 
@@ -328,7 +357,7 @@ def late_phase_rates(decays):
     H at rate λ_H and of W_i at rate λ_i, so NC1 of layer j falls like e^{−2(λ_H+λ_1+…+λ_{j−1})t}
     (claim 5.E10; gradient descent: t = step size × steps).
     """
-    return [-2 * math.fsum(decays[:j]) for j in range(1, len(decays))]
+    return [-2 * math.fsum(_positive(decays)[:j]) for j in range(1, len(decays))]
 
 
 # --- ReLU ----------------------------------------------------------------------------------------
@@ -365,6 +394,43 @@ def relu_point(problem, correlation, generator=None):
     }
 
 
+def hexagon_point(problem):
+    """Explicit point of the balanced two-layer ReLU problem with six classes: from about 0.93 κ* on
+    it lies below the linear optimum (claim 5.E7, this project).
+
+    The classes stand on a hexagon and each of six neurons is on for two neighbours: Z = W_1H_1 is a
+    multiple of the circulant (1, 1, 0, −1, −1, 0), of rank 2.  The ReLU raises its nuclear norm by
+    the factor (2 + √3)/(2√3) = 1.077.  W_2 is optimal for it; its size is best near κ*.
+    """
+    n, (lam_h, lam_1, lam_2), K = _per_class(problem, 2), problem.decays, problem.K
+    checks.require(K == 6, f"a hexagon has six classes, got {K}")
+    row = torch.tensor([1.0, 1.0, 0.0, -1.0, -1.0, 0.0], dtype=torch.float64)
+    scale = 0.42 * math.sqrt(K * lam_2 / kappa(K, n, problem.decays))
+    Z = scale * torch.stack([row.roll(k) for k in range(K)])
+    left, s, right = torch.linalg.svd(Z)
+    mix, root = (n * lam_h / lam_1) ** 0.25, s[:2].sqrt()
+    active = Z.relu()
+    ridge = active.T @ active + K * lam_2 * torch.eye(K, dtype=torch.float64)
+    weights = [mix * (root[:, None] * right[:2]).T, torch.linalg.solve(ridge, active.T).T]
+    return _padded(problem, left[:, :2] * root / mix, weights)
+
+
+def _padded(problem, means, weights):
+    """The point of ``problem`` with these class means and weights; further neurons are zero."""
+    widths = [weight.shape[1] for weight in weights]
+    checks.require(
+        len(means) == problem.K
+        and all(own <= d for own, d in zip(widths, problem.widths, strict=True)),
+        f"a chain of {len(means)} classes and widths {widths} does not fit a problem of "
+        f"{problem.K} classes and widths {problem.widths}",
+    )
+    found = {"features": means[problem.targets], **dict(zip(problem.layers, weights, strict=True))}
+    for name, x in found.items():
+        found[name] = torch.zeros(problem.shapes[name], dtype=torch.float64)
+        found[name][: len(x), : x.shape[1]] = x
+    return found
+
+
 def _per_class(problem, depth):
     """n of a balanced problem with ``depth`` layers, ReLU in between and no bias."""
     sizes = _sizes(problem)
@@ -379,8 +445,7 @@ def _per_class(problem, depth):
 
 def _nonnegative_frame(d, K, generator):
     """(d, K) non-negative with orthonormal columns, hence disjoint supports."""
-    if d < K:
-        raise checks.InputError(f"a ReLU layer of width {d} cannot hold {K} orthogonal classes")
+    _fits(d, K)
     if generator is None:
         return torch.eye(d, dtype=torch.float64)[:, :K]
     owner = torch.arange(d)[torch.randperm(d, generator=generator)] % K
@@ -395,8 +460,7 @@ def two_layer_ratio(preactivations):
     The small-decay limit of the two-layer ReLU loss relative to deep neural collapse, whatever the
     scales; 1 at Z = aSPᵀ.  ``inf`` where σ(Z) cannot separate the classes (rank < K).
     """
-    Z = checks.matrix("preactivations", preactivations, dtype=torch.float64)
-    Z = geometry.scaled(Z)
+    Z = geometry.scaled(checks.matrix("preactivations", preactivations, dtype=torch.float64))
     K, active = len(Z), torch.linalg.svdvals(Z.relu())
     if len(active) < K or active[-1] <= 1e-12 * active[0]:
         return math.inf
@@ -406,14 +470,14 @@ def two_layer_ratio(preactivations):
 def nuclear_gain(preactivations):
     """‖σ(Z)‖_* / ‖Z‖_* of pre-activations Z (rows, d_1); 1 at the minimum is what Theorem 4.2
     assumes (claim 5.X8)."""
-    Z = checks.matrix("preactivations", preactivations, dtype=torch.float64)
+    Z = geometry.scaled(checks.matrix("preactivations", preactivations, dtype=torch.float64))
     return float(torch.linalg.svdvals(Z.relu()).sum() / torch.linalg.svdvals(Z).sum())
 
 
 def circle(K):
     """Cosines of the angles between K points on a circle, (K, K): a Z whose nuclear norm a ReLU
     raises, by 2/π + ½ as K → ∞ (the Fourier coefficients of the positive part of cos)."""
-    angles = 2 * math.pi * torch.arange(K, dtype=torch.float64) / K
+    angles = 2 * math.pi * torch.arange(checks.integer("K", K), dtype=torch.float64) / K
     return torch.cos(angles[:, None] - angles)
 
 
@@ -428,16 +492,16 @@ def chain_cost(means, weights):
     q < 1 beats it.  q = (Π ‖factor‖²)^{1/(L+1)} / (K · output scale^{2/(L+1)}).
     """
     means = checks.matrix("means", means, dtype=torch.float64)
-    weights = [checks.matrix("weights", w, dtype=torch.float64) for w in weights]
-    K, hidden = len(means), means
-    for weight in weights[:-1]:
-        hidden = (hidden @ weight.T).relu()
-    logits = hidden @ weights[-1].T
-    scale = float(logits.diagonal().mean())
-    identity = torch.eye(K, dtype=torch.float64)
+    K, logits, norms = len(means), means, [float(means.square().sum())]
+    for j, weight in enumerate(weights):
+        hidden = logits.relu() if j else logits
+        options = {"columns": hidden.shape[1], "dtype": torch.float64}
+        weight = checks.matrix(f"weights[{j}]", weight, **options)
+        logits = hidden @ weight.T
+        norms.append(float(weight.square().sum()))
+    scale, identity = float(logits.diagonal().mean()), torch.eye(K, dtype=torch.float64)
     if logits.shape != (K, K) or scale <= 0 or (logits / scale - identity).abs().max() > 1e-9:
         raise checks.InputError("the chain must map the K means to a positive multiple of I_K")
-    norms = [float(x.square().sum()) for x in (means, *weights)]
     return _geometric(norms) / K * scale ** (-2 / len(norms))
 
 
@@ -448,26 +512,17 @@ def chain_point(problem, means, weights):
     unused neurons stay zero.  All is zero where decay exceeds the chain's own threshold.
     """
     factors, n = (means, *weights), _per_class(problem, len(weights))
-    widths = [weight.shape[1] for weight in weights]
-    checks.require(
-        len(means) == problem.K
-        and all(own <= d for own, d in zip(widths, problem.widths, strict=True)),
-        f"a chain of {len(means)} classes and widths {widths} does not fit a problem of "
-        f"{problem.K} classes and widths {problem.widths}",
-    )
     effective = chain_cost(means, weights) * kappa(problem.K, n, problem.decays)
     value, u = scalar.shrink(1.0, effective, len(factors))
     # every decayed squared norm equals κ q u^{2/(L+1)} (equipartition)
     share = effective * u ** (2 / len(factors))
     decays = [n * problem.decays[0], *problem.decays[1:]]
-    found = {}
-    for name, x, lam in zip(["features", *problem.layers], factors, decays, strict=True):
-        x = torch.as_tensor(x, dtype=torch.float64)
-        x = x * (math.sqrt(share / lam) / float(x.norm()))
-        x = x[problem.targets] if name == "features" else x
-        found[name] = torch.zeros(problem.shapes[name], dtype=torch.float64)
-        found[name][: len(x), : x.shape[1]] = x
-    return value, found
+    factors = [torch.as_tensor(x, dtype=torch.float64) for x in factors]
+    first, *rest = (
+        x * (math.sqrt(share / lam) / float(x.norm()))
+        for x, lam in zip(factors, decays, strict=True)
+    )
+    return value, _padded(problem, first, rest)
 
 
 def complete_graph_chain(r, depth):

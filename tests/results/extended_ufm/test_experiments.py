@@ -44,6 +44,15 @@ def test_parameters_that_decide_nothing_are_refused():
     assert study.bias_openings(0.2, [0.1, 9.0])[1] == pytest.approx(0.25)
     with pytest.raises(InputError, match="lambda_b_grid needs decays on both sides"):
         study.bias_openings(0.2, [3.0, 9.0])
+    biased, linear = (problem([2, 2], [0.1] * 2, bias=b) for b in (0.0, None))
+    for call, message in (
+        (lambda: study.central_path(biased, torch.ones(4, 4), [0, 1]), "optimal weight"),
+        (lambda: study.tied(0.0, K=2, n=2, d=3, lam=0.1), "beta"),
+        (lambda: study.chain_ratio("tree", 4, 4, kappa_share=0.2), "family"),
+        (lambda: study.left_behind(linear, linear.start(gen())), "two layers and a ReLU"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
 
 
 # --- closed forms against the solver -------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Closed forms of the extended unconstrained-features model against independent oracles."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -337,6 +338,8 @@ def test_relu_minimisers_attain_the_linear_value(shape, seed):
     made = theory.relu_point(asked, S, None if seed is None else gen(seed))
     value, _ = value_and_slope(made, asked)
     assert value == pytest.approx(theory.optimum(asked).value, abs=1e-14)
+    collapsed = theory.realise(theory.optimum(asked), None if seed is None else gen(seed))
+    assert value_and_slope(collapsed, asked)[0] == pytest.approx(value, abs=1e-14)
     means = made["features"][::3]
     gram = means @ means.T
     torch.testing.assert_close(gram / gram[0, 0], S, atol=1e-12, rtol=0)
@@ -361,6 +364,27 @@ def test_a_relu_needs_half_the_width_where_the_linear_model_has_no_closed_form(c
     assert value < narrow - 0.1
     with pytest.raises(InputError, match="widths of at least K"):
         theory.optimum(asked)
+
+
+@pytest.mark.parametrize(("n", "decays"), [(1, (1, 1, 1)), (3, (1, 2, 0.5))])
+@pytest.mark.parametrize(("share", "below"), [(0.9, False), (0.95, True), (1.0, True)])
+def test_a_hexagon_is_lower_than_the_linear_optimum_near_the_threshold(n, decays, share, below):
+    """Oracle: eigenvalues of circulants.  In units of κ, f = Σ κ/(12 (c² + κ)) + κ ‖Z‖_*/6."""
+    kappa = share * 0.5 ** (4 / 3)
+    lam = kappa / (6 * (n * math.prod(decays)) ** (1 / 3))
+    asked = problem([n] * 6, [lam * x for x in decays], widths=7, relu=True)
+    made = theory.hexagon_point(asked)
+    value, _ = value_and_slope(made, asked)
+    row = 0.42 * np.array([1, 1, 0, -1, -1, 0])
+    z, c = (np.abs(np.fft.fft(x)) for x in (row, row.clip(0)))
+    assert value == pytest.approx((kappa / (12 * (c**2 + kappa))).sum() + kappa * z.sum() / 6)
+    assert (value < theory.optimum(replace(asked, relu=False)).value) == below
+    assert torch.linalg.matrix_rank(made["features"]) == 2
+    gain = theory.nuclear_gain(made["features"] @ made["hidden_1"].T)
+    assert gain == pytest.approx((2 + 3**0.5) / (2 * 3**0.5))
+    weight = made["weight"].requires_grad_()
+    (slope,) = torch.autograd.grad(objective(made, asked), weight)
+    assert slope.abs().max() < 1e-14  # the classifier is optimal
 
 
 def test_relu_point_is_worse_at_acute_angles_and_zero_beyond_the_threshold():
@@ -406,7 +430,7 @@ def test_low_rank_chain_at_its_best_scale(chain, rank, q):
     asked = problem([2] * K, decays, widths=K + 1, relu=True)
     value, made = theory.chain_point(asked, means, weights)
     assert float(objective(made, asked)) == pytest.approx(value, abs=1e-13)
-    assert (value < theory.optimum(asked).value) == (q < 1)
+    assert (value < theory.optimum(replace(asked, relu=False)).value) == (q < 1)
 
     def scaled(logs):  # oracle: an optimiser over the scale of every factor
         factors = zip(made.items(), logs, strict=True)
@@ -467,8 +491,26 @@ def test_bad_arguments_elsewhere():
     relu = problem([1] * 3, [0.1] * 3, widths=(3, 2), relu=True)
     other = UFM.classes([2, 2], losses.CrossEntropy(), widths=2, decays=(0.1, 0.1))
     deep = lambda K, d, **options: problem([2] * K, [0.01] * 4, d, relu=True, **options)
+    with_relu = lambda *a, **options: theory.optimum(problem(*a, relu=True, **options))
+    known, near = "closed forms are known for", [0.06] * 3  # κ = 0.36, κ* = 0.397
+    squared, layer = losses.MeanSquaredError(), {"widths": 2, "decays": (0.1, 0.1)}
+    for change in ({"scale": 2.0}, {"nonnegative": True}, {"fixed": {"weight": torch.eye(2)}},
+                   {"bias": [0.1, 0.2]}, {"targets": [0, 2]}):  # fmt: skip
+        with pytest.raises(InputError, match=known):
+            theory.optimum(UFM(**{"loss": squared, "targets": [0, 1]} | layer | change))
     for call, message in (
-        (lambda: theory.optimum(other), "closed forms are known for"),
+        (lambda: theory.optimum(other), known),
+        (lambda: with_relu([2] * 3, [0.01] * 4), "two layers or two classes"),
+        (lambda: with_relu([2] * 3, [0.01] * 3, bias=0.0), "no bias"),
+        (lambda: with_relu([1] * 6, near), "lower"),
+        (lambda: theory.hexagon_point(problem([1] * 5, near, relu=True)), "six classes"),
+        (lambda: theory.critical_point(problem([2] * 3, [0.01] * 2, 2), [0, 1, 2]), "width of 2"),
+        (lambda: theory.kappa(1, 2, near), "K must be at least 2"),
+        (lambda: theory.kappa(3, 2, [0.1, 0.0]), "greater than 0"),
+        (lambda: theory.minority_threshold(-3, near), "N must be at least 1"),
+        (lambda: theory.late_phase_rates([0.1, -0.1]), "greater than 0"),
+        (lambda: theory.circle(0), "K must be at least 1"),
+        (lambda: theory.chain_cost(torch.eye(2), [torch.eye(3)]), "2 columns"),
         (lambda: theory.critical_point(good, [0, 0]), "distinct"),
         (lambda: theory.critical_point(good, [2]), "distinct directions in 0..1"),
         (lambda: theory.critical_point(heavy, [0]), "exceeds"),
@@ -477,7 +519,7 @@ def test_bad_arguments_elsewhere():
         (lambda: theory.lowest_curvature(theory.optimum(problem([2, 1], [0.1, 0.1], 1))), "spare"),
         (lambda: theory.relu_point(relu, 2 * torch.eye(3) - 1), "positive semidefinite"),
         (lambda: theory.relu_point(relu, torch.eye(2)), r"symmetric \(3, 3\)"),
-        (lambda: theory.relu_point(relu, torch.eye(3)), "width 2"),
+        (lambda: theory.relu_point(relu, torch.eye(3)), "width of 2"),
         (lambda: theory.chain_cost(torch.eye(2), [-torch.eye(2)] * 2), "multiple of I_K"),
         (
             lambda: theory.relu_point(problem([1, 2], [0.1] * 3, relu=True), torch.eye(2)),
@@ -496,5 +538,6 @@ def test_bad_arguments_elsewhere():
     ):
         with pytest.raises(InputError, match=message):
             call()
-    with pytest.raises(InputError, match="landscape"):
-        theory.hessian_index(theory.optimum(problem([2, 2], [0.1, 0.1], bias=0.3)))
+    for other in (problem([2, 2], [0.1, 0.1], bias=0.3), problem([2, 2], [0.1] * 3, relu=True)):
+        with pytest.raises(InputError, match="landscape"):
+            theory.hessian_index(theory.optimum(other))

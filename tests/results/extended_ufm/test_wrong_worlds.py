@@ -110,9 +110,9 @@ def e6():
 
 
 def e7():
-    """A ratio below one would be a point below the linear model."""
+    """A ratio below one would be below the linear model; a hexagon far from the threshold."""
     found = compared(theory.problem([3] * 4, [0.02] * 3, relu=True, widths=(8, 24)))
-    below = {"floor": -found.below, "scale_free": 0.9}
+    below = {"floor": -found.below, "scale_free": 0.9, "hexagon": study.hexagon(0.8)["ratio"]}
     return {"value": found.gap, "frame": found.last_of} | below
 
 
@@ -257,12 +257,13 @@ def x7():
 
 
 def x8():
-    """A random point; few points on the circle."""
+    """A random point; few points on the circle, an even number for the hexagon's half step."""
     problem = theory.problem([3] * 4, [0.02] * 3, relu=True, widths=(8, 24))
     off = abs(study.nuclear_gain(problem, random_point(problem)) - 1)
     few = {K: theory.nuclear_gain(theory.circle(K)) for K in (5, 7)}
     limit = (few[7], 2 / math.pi + 0.5)
-    return {"minimum": off, "shapes": off, "circle": few[5], "limit": limit}
+    even = theory.nuclear_gain(theory.circle(6))
+    return {"minimum": off, "shapes": off, "hexagon": even, "circle": few[5], "limit": limit}
 
 
 WORLDS = {"E1": e1, "E2": e2, "E3": e3, "E4": e4, "E5": e5, "E6": e6, "E7": e7, "E8": e8, "E9": e9,
