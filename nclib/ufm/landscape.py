@@ -86,8 +86,9 @@ def balancedness(layers, decays=None, *, relu=False):
     """Largest entry of ``λ_{j+1} W_{j+1}ᵀ W_{j+1} - λ_j W_j W_jᵀ``, one float per pair of layers.
 
     ``layers``: matrices (out, in), first first; features (R, d) enter transposed, times √n_r.
-    ``decays``: one λ_j each, default equal.  Zero at critical points and conserved by gradient flow
-    of the data term (Arora et al. 2018; claims 5.E2, 6.C2); with ReLU only the diagonals are.
+    ``decays``: one λ_j each, default equal.  Zero at critical points and, for equal ones, conserved
+    by gradient flow of the data term (Arora et al. 2018; claims 5.X5, 6.C2); with ReLU only the
+    diagonals are.
     """
     decays = [1.0] * len(layers) if decays is None else list(decays)
     if len(decays) != len(layers):

@@ -189,6 +189,10 @@ def test_slopes_and_levels_by_hand():
         "first_level": 4.0,
         "h1_shape": pytest.approx(2 - 3 * math.exp(-9)),
     }
+    ends = {"model": ["no bias", "free bias"], "nc1": 0.1, "nc3": 0.15, "excess": [1e-10, 1.0]}
+    ends = pd.DataFrame(ends | {"of": [0.3, 9.0], "etf": [8.0, 0.2]})
+    assert study.descent_ends(ends, "no bias") == (0.3, True)
+    assert study.descent_ends(ends, "free bias") == (0.2, False)
 
 
 def test_cosines():
@@ -362,6 +366,9 @@ def test_low_rank_tables():
     assert study.chain_gap(4, [0.01, 0.01, 0.02, 0.01]) < 1e-13
     refined = study.refined([theory.segment_chain(3, 4)], width=6, kappa_share=0.25, max_iter=120)
     assert refined["ratio"][0] < refined["explicit"][0] < 0.99
+    far, near = study.hexagon(0.85), study.hexagon(0.98)
+    assert near["ratio"] < 1 < far["ratio"]
+    assert near["nuclear"] == pytest.approx((2 + 3**0.5) / (2 * 3**0.5))
     found, spectra = study.depth_race(2, 3, width=6, kappa_share=0.3, starts=3, max_iter=150)
     assert found.min() >= 1 - 1e-9  # claim 5.E19
     assert set(spectra["layer"]) == {"H1", "H2", "H3"}

@@ -79,7 +79,7 @@ def e2():
 
 def e3():
     found = compared(balanced(1, bias=0.0))
-    ends = {"bias": 1 / 3, "descent": one_step("free bias", 0.0)}
+    ends = {"bias": found.offset, "descent": one_step("free bias", 0.0)}
     return {"value": found.gap, "etf": found.etf, "gram": found.gram} | ends | thresholds(1)
 
 
@@ -91,7 +91,7 @@ def e4():
     values = [theory.optimum(balanced(1, bias=decay)).value for decay in (0.1, 2.0)]
     return {
         "value": found.gap,
-        "bias": abs(small["bias"] - large["bias"]),
+        "bias": found.offset,
         "sweep": abs(values[0] - values[1]),
         "spectrum": abs(small["mean"] - large["mean"]),
         "etf": large["mean"],
