@@ -122,3 +122,7 @@ def test_bad_blocks():
     net.forward = lambda x: net[1](net[0](x))
     with pytest.raises(InputError, match="no part"):
         layers.block_features(net, torch.ones(2, 3), ["spare"])
+    used = iter((net.spare, nn.Identity()))  # in the first batch only
+    net.forward = lambda x: next(used)(net[1](net[0](x)))
+    with pytest.raises(InputError, match="no part"):
+        layers.block_features(net, torch.ones(2000, 3), ["spare"])
