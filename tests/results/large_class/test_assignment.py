@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nclib import checks, frames
+from nclib.results.large_class import assignment
 from nclib.results.large_class.assignment import SQUARE, assign_classes
 
 
@@ -24,7 +25,8 @@ def brute_force(distances, code):
     )
 
 
-def test_assignment_is_optimal_for_few_classes():
+def test_assignment_is_optimal_for_few_classes(monkeypatch):
+    monkeypatch.setattr(assignment, "quadratic_assignment", None)  # all orders are tried
     for K, code in ((4, frames.polygon(4)), (6, frames.cross_polytope(3))):
         points = torch.randn(K, 3, generator=torch.Generator().manual_seed(K), dtype=torch.float64)
         distances = torch.cdist(points, points)

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torchvision.datasets import FashionMNIST
 
 from nclib import checks
 from nclib.deep import data as images
@@ -11,7 +12,7 @@ from nclib.results.large_class import data, experiments, nets
 
 
 def test_moved_classes_are_what_they_say():
-    train, test = data.moved("digits", per_class=3, test_per_class=2)
+    train, test = data.moved("digits", per_class=3, test_per_class=2, seed=1)
     assert len(train) == 360 and len(test) == 240 and train.num_classes == 120
     assert torch.bincount(train.labels).tolist() == [3] * 120
     plain = train.inputs[train.labels == 7]
@@ -22,19 +23,30 @@ def test_moved_classes_are_what_they_say():
     assert torch.equal(negative, -image)
     turned = train.inputs[train.labels == 67][0, 0]
     assert torch.equal(turned, image.flip(1).T)  # a quarter turn
-    seen = {tuple(row.tolist()) for row in train.inputs[train.labels < 10].flatten(1)}
-    assert not seen & {tuple(row.tolist()) for row in test.inputs[test.labels < 10].flatten(1)}
+    whole = images.load("digits", train_per_class=data.DIGITS, seed=1)
+    for part, of in zip((train, test), whole, strict=True):
+        known = {tuple(row.tolist()) for row in of.inputs.flatten(1)}
+        assert {tuple(row.tolist()) for row in part.inputs[part.labels < 10].flatten(1)} <= known
 
 
 def test_similar_images():
     train, test, names = data.similar_images("digits", per_class=5)
     assert len(train) == 20 and names == ("1", "8", "0", "6") and train.inputs.shape[1] == 64
-    whole, _ = images.load("digits", train_per_class=5)
+    whole, rest = images.load("digits", train_per_class=5)
+    assert len(test) == sum(int((rest.labels == k).sum()) for k in (1, 8, 0, 6))
     eights = whole.inputs[whole.labels == 8].flatten(1)
     own = train.inputs[train.labels == 1]
     assert torch.equal(own.sort(0).values, eights.sort(0).values)
     with pytest.raises(checks.InputError, match="dataset"):
         data.similar_images("mnist")
+
+
+def test_similar_classes_have_their_official_names():
+    official = {"digits": "0123456789", "fashion_mnist": FashionMNIST.classes}
+    official["cifar10"] = {1: "automobile", 3: "cat", 5: "dog", 9: "truck"}
+    for name, (kept, names) in data.SIMILAR.items():
+        for k, word in zip(kept, names, strict=True):
+            assert word.lower() in official[name][k].lower()
 
 
 TEXT = list("abcabdabcabcxyzxyz")
@@ -68,8 +80,11 @@ def test_balanced_words_have_one_follower_and_equal_counts(monkeypatch):
     for context, label in zip(found.inputs.tolist(), found.labels.tolist(), strict=True):
         (word,) = followers[tuple(context)]  # exactly one
         per_class.setdefault(label, set()).add(word)
-    assert all(len(words) == 1 for words in per_class.values())
+    enough = Counter(word for found in followers.values() if len(found) == 1 for word in found)
+    chosen = [word for word in sorted(enough) if enough[word] >= 3][:40]
+    assert [per_class[k] for k in range(40)] == [{word} for word in chosen]
     assert len(set(map(tuple, found.inputs.tolist()))) == 120
+    assert not found.inputs.equal(data.balanced_words(tokens, vocabulary=40, seed=1).inputs)
     with pytest.raises(checks.InputError, match="unambiguous contexts"):
         data.balanced_words(tokens, vocabulary=2000)
 
@@ -77,6 +92,7 @@ def test_balanced_words_have_one_follower_and_equal_counts(monkeypatch):
 def test_spoiled_images_are_blurred_and_noisy(monkeypatch):
     _, test = images.load("digits")
     spoiled = data.spoiled(test).inputs
+    assert not spoiled.equal(data.spoiled(test, seed=1).inputs)
     monkeypatch.setattr(data, "NOISE", 0.0)
     blurred = data.spoiled(test).inputs
     assert float(blurred[0, 0, 3, 3]) == pytest.approx(float(test.inputs[0, 0, 2:5, 2:5].mean()))
