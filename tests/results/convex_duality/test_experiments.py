@@ -1,5 +1,6 @@
 """Tables of result 6: small runs against closed forms, by-hand numbers and brute force."""
 
+import itertools
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nclib import checks
-from nclib.deep import train
+from nclib.deep import collect, train
 from nclib.results.convex_duality import experiments as study
 from nclib.results.convex_duality import nets, ramps, theory
 from nclib.table import over
@@ -182,6 +183,9 @@ def test_imbalance_decays_at_the_predicted_rate(whitened):
     first = flow[flow["step"] == 0]  # the start, by hand
     start = study.deep_linear(X, Y, 3, 0.3).start(torch.Generator().manual_seed(0))
     last = 2.0 * start["weight"]
+    layers = [0.5 * start["hidden_1"], start["hidden_2"], last]
+    off = [float((a @ a.T - b.T @ b).abs().max()) for a, b in itertools.pairwise(layers)]
+    assert first["balance"].tolist() == pytest.approx([max(off)] * 3)
     assert first["frobenius"].iloc[2] == pytest.approx(float(last.norm()))
     assert first["operator"].iloc[2] == pytest.approx(float(torch.linalg.matrix_norm(last, 2)))
 
@@ -260,6 +264,8 @@ def test_planar():
     curve, neurons = study.constraint_curve(6, 0.3)
     assert curve["value"].abs().max() <= 1 + 1e-6
     np.testing.assert_allclose(neurons["value"].abs(), 1, atol=1e-6)
+    there = np.interp(neurons["angle"], curve["angle"], curve["value"])
+    np.testing.assert_allclose(there, neurons["value"], atol=1e-2)
     assert (np.sign(neurons["value"]) == np.sign(neurons["weight"])).all()
 
 
@@ -271,6 +277,7 @@ def test_whitened_classes():
     fits, outputs = study.whitened_classes([4, 1], [0.5, 1.5], 2, max_iter=300)
     assert fits["excess"].abs().max() < 1e-7
     assert fits[["features", "weights"]].max().max() < 1e-4
+    assert fits["path"].abs().max() < 1e-4  # balanced neurons
     expected = [max(0, 1 - b / math.sqrt(n)) for b in (0.5, 1.5) for n in (4, 1)]
     np.testing.assert_allclose(outputs["output"], expected, atol=1e-4)
     known = over(study.output_theory, beta=[0.5, 1.5], counts=(4, 1))
@@ -290,6 +297,8 @@ def test_optimisers():
     assert trace.query("run == 'Adam'")["objective"].iloc[-1] == pytest.approx(final)
     assert trace.query("run == 'L-BFGS'")["objective"].is_monotonic_decreasing
     assert trace["simplex"].notna().all()
+    assert (trace["gap"] == trace["objective"] - trace["dual"]).all()
+    assert (trace.groupby("run")["gap"].last() < 2e-2).all()  # closed by the end
 
 
 def test_low_rank_against_collapse():
@@ -360,10 +369,10 @@ def test_decay_vanishes_before_or_after_the_knots_settle():
 
 @pytest.mark.slow
 def test_training_closes_the_certified_gap():
-    images, rho = toy(), 0.4
+    images, other, rho = toy(), toy(20, seed=9), 0.4  # other centres
     net = nets.build("mlp", images, hidden=(32,), width=8, normalise=False)
     decay = theory.weight_decay_for(3, rho)
-    history = study.train_net(net, images, RECIPE, decay, points=12, test=images)
+    history = study.train_net(net, images, RECIPE, decay, points=12, test=other)
     assert (history["dual"] <= history["optimum"] + 1e-6).all()
     assert (history["objective"] >= history["optimum"] - 1e-6).all()
     end = history.iloc[-1]
@@ -371,14 +380,22 @@ def test_training_closes_the_certified_gap():
     assert end["objective"] < 1.02 * end["optimum"]
     assert end["simplex"] < 0.1 and end["orthogonal"] < 0.1 and end["nc1"] < 1e-2
     assert end["gamma_over_alpha"] == pytest.approx(math.sqrt(2), rel=0.1)
-    assert end["test_accuracy"] > 0.9
+    assert end["test_accuracy"] == collect.accuracy(net, other) < 0.9
+    assert collect.accuracy(net, images) > 0.9
+    scale, shift = (x.detach().numpy() for x in (net.norm.weight, net.norm.bias))
+    ratios = (scale / shift)[abs(scale) > 0.1 * abs(scale).max()]
+    low, high = np.quantile(ratios, [0.1, 0.9])
+    assert end["gamma_spread"] == pytest.approx((high - low) / np.median(ratios))
     means, outputs = study.final_classes(net, images)
     np.testing.assert_allclose(outputs, 1 - rho, atol=0.02)
     cosines = study.class_cosines({"a": means})
     off = cosines.query("kind == 'raw, a' and row != column")["value"]
     assert off.abs().max() < 0.1 and len(cosines) == 18
+    off = cosines.query("kind == 'centred, a' and row != column")["value"]
+    np.testing.assert_allclose(off, -0.5, atol=0.1)
     table = study.class_outputs(means, outputs, [6] * 3, rho * math.sqrt(6))
     np.testing.assert_allclose(table["theory"], 1 - rho)
+    np.testing.assert_allclose(table["mean_norm"], [float(mean.norm()) for mean in means])
 
 
 def test_certified_batch_checkpoint_and_refusal(tmp_path):
@@ -412,6 +429,8 @@ def test_deep_nets_on_images():
     same = dict(inputs=white, labels=images.labels, test_inputs=white, test_labels=images.labels)
     trace = study.deep_images(3, 0, **same, beta=0.1, width=10, steps=500)
     assert abs(trace["excess"].iloc[-1]) < 1e-2 and trace["accuracy"].iloc[-1] == 1
+    same |= dict(test_inputs=white[::2], test_labels=images.labels[::2].roll(1))  # all wrong
+    assert study.deep_images(3, 0, **same, beta=0.1, width=10, steps=500)["accuracy"].iloc[-1] == 0
     history = study.batch_norm_depth(
         4, 0, data=images, test=images, weight_decay=0.1, epochs=40, width=8
     )
@@ -428,5 +447,6 @@ def test_whitened_images_and_accuracy():
     expected = float((outputs.argmax(1) == test.labels).double().mean())
     found = study.closed_form_accuracy(2, data=images, test=test, rho=0.3)
     assert found["accuracy"] == pytest.approx(expected) and found["n"] == 6
+    assert found["condition"] == pytest.approx(np.linalg.cond(images.inputs.flatten(1).double()))
     with pytest.raises(checks.InputError, match="at most as many samples"):
         study.whitened_images(toy(6, side=4), test)

@@ -17,6 +17,7 @@ def test_two_distances_of_three_points_by_hand():
     np.testing.assert_allclose(table["one_vs_one"], np.sqrt(2))
     np.testing.assert_allclose(table["one_vs_rest"], [np.sqrt(2), 1, np.sqrt(2)])
     np.testing.assert_allclose(table.loc[1, ["hull_x", "hull_y"]].astype(float), 0, atol=1e-9)
+    np.testing.assert_allclose(table.loc[[0, 2], ["near_x", "near_y"]], [[0, 1]] * 2, atol=1e-15)
 
 
 def test_vertices_mark_rattlers():

@@ -27,6 +27,8 @@ def test_cosine_head_returns_cosines_and_ignores_norms():
             )
     torch.testing.assert_close(head(5 * features), found)
     assert head.bias is None
+    norms = nets.CosineHead(400, 50).weight.norm(dim=1)  # about 1, by at most 1/sqrt(800) each
+    assert float(norms.mean().detach()) == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("momentum", [None, 0.5])
@@ -98,6 +100,8 @@ def test_class_means_do_not_depend_on_how_often_a_class_occurs():
 
 def test_class_means_move_in_training_only_and_survive_a_checkpoint():
     net = nets.sphere_mlp(6, 3, 4, hidden=(8,), momentum=0.9)
+    layers = [type(layer).__name__ for layer in net.backbone]
+    assert layers == ["Flatten", "Linear", "BatchNorm1d", "ReLU", "Linear"]
     loss = nets.objective(nets.NormalizedSoftmax(0.2))
     inputs, labels = normal(12, 6), torch.arange(12) % 4
     net.eval()
@@ -123,13 +127,15 @@ def test_plain_loss_is_cross_entropy_of_cosines_over_the_temperature():
 
 @pytest.mark.parametrize("kind", ["cosface", "arcface"])
 def test_margins_by_hand(kind):
-    cosines = torch.tensor([[0.3, -0.2, 0.7], [0.9, 0.1, -0.5]], dtype=torch.float64)
-    labels = torch.tensor([0, 2])
+    cosines = [[0.3, -0.2, 0.7], [0.9, 0.1, -0.5], [-0.95, 0.1, 0.2]]
+    cosines, labels = torch.tensor(cosines, dtype=torch.float64), torch.tensor([0, 2, 0])
     loss = nets.NormalizedSoftmax(0.1, margin=0.4, margin_type=kind)
     changed = cosines.clone()
     for i, y in enumerate(labels.tolist()):
         c = float(cosines[i, y])
         changed[i, y] = c - 0.4 if kind == "cosface" else math.cos(math.acos(c) + 0.4)
+        if kind == "arcface" and math.acos(c) + 0.4 > math.pi:  # where the cosine rises again
+            changed[i, y] = c - 0.4 * math.sin(0.4)
     expected = torch.nn.functional.cross_entropy(changed / 0.1, labels, reduction="none")
     torch.testing.assert_close(loss.per_sample(cosines, labels), expected)
     torch.testing.assert_close(loss.logits(cosines), cosines / 0.1)  # predictions: no margin
