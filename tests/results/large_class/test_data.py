@@ -69,24 +69,22 @@ def test_balanced_words_have_one_follower_and_equal_counts(monkeypatch):
     monkeypatch.setattr(data, "CONTEXT", 4)
     monkeypatch.setattr(data, "PER_WORD", 3)
     tokens = data.words()[:6000]
-    found = data.balanced_words(tokens, vocabulary=40)
-    assert torch.bincount(found.labels).tolist() == [3] * 40
     followers = {}
     ids = {word: i for i, (word, _) in enumerate(Counter(tokens).most_common())}
     for i in range(len(tokens) - 4):
         context = tuple(ids[word] for word in tokens[i : i + 4])
         followers.setdefault(context, set()).add(ids[tokens[i + 4]])
-    per_class = {}
+    count = Counter(word for found in followers.values() if len(found) == 1 for word in found)
+    chosen = [word for word in sorted(count) if count[word] >= 3]
+    K = len(chosen)
+    found = data.balanced_words(tokens, vocabulary=K)
+    assert torch.bincount(found.labels).tolist() == [3] * K
     for context, label in zip(found.inputs.tolist(), found.labels.tolist(), strict=True):
-        (word,) = followers[tuple(context)]  # exactly one
-        per_class.setdefault(label, set()).add(word)
-    enough = Counter(word for found in followers.values() if len(found) == 1 for word in found)
-    chosen = [word for word in sorted(enough) if enough[word] >= 3][:40]
-    assert [per_class[k] for k in range(40)] == [{word} for word in chosen]
-    assert len(set(map(tuple, found.inputs.tolist()))) == 120
-    assert not found.inputs.equal(data.balanced_words(tokens, vocabulary=40, seed=1).inputs)
+        assert followers[tuple(context)] == {chosen[label]}
+    assert len(set(map(tuple, found.inputs.tolist()))) == 3 * K
+    assert not found.inputs.equal(data.balanced_words(tokens, vocabulary=K, seed=1).inputs)
     with pytest.raises(checks.InputError, match="unambiguous contexts"):
-        data.balanced_words(tokens, vocabulary=2000)
+        data.balanced_words(tokens, vocabulary=K + 1)
 
 
 def test_spoiled_images_are_blurred_and_noisy(monkeypatch):
@@ -119,6 +117,14 @@ def test_image_folder(tmp_path):
         experiments.require("folder", {}, folder=str(tmp_path), architecture="mlp")
     with pytest.raises(checks.InputError, match="say many_dataset=folder"):
         experiments.require("digits", {}, folder=str(tmp_path))
+    experiments.require("digits x 12", {"many_per_class": 130})
     for count in (None, 131):
         with pytest.raises(checks.InputError, match="parameter many_per_class must be a number"):
             experiments.require("digits x 12", {"many_per_class": count})
+
+
+def test_as_many_images_as_the_smallest_class_of_the_train_part_has(monkeypatch):
+    monkeypatch.setattr(images, "require", lambda name: None)  # is not here
+    experiments.require("mnist x 12", {"n": 5421})
+    with pytest.raises(checks.InputError, match="at most 5421"):
+        experiments.require("mnist x 12", {"n": 5422})

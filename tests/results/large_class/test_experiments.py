@@ -1,5 +1,8 @@
 """Tables behind the figures of result 4: oracles, small cases, tiny trainings."""
 
+import itertools
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -39,6 +42,14 @@ def test_codes_are_read_as_directions():
         experiments.vertices(frames.cross_polytope(4))
     with pytest.raises(checks.InputError, match="2 columns"):
         experiments.two_distances(frames.cross_polytope(3))
+
+
+def test_known_margins():
+    """Stated from K = sqrt(2 pi sqrt(3 e)) = 4.2 on in space; a lower bound is no known margin."""
+    table = pd.DataFrame(experiments.known_margin(*size) for size in ((4, 3), (7, 3), (100, 10)))
+    assert table["margin"].tolist() == pytest.approx([4 / 3, 0.7898616872694, np.nan], nan_ok=True)
+    assert table["status"].tolist() == ["proven", "tabulated", "unknown"]
+    assert table["stated"].tolist() == [False, True, True]
 
 
 def test_searched_where_nothing_is_known_or_polished():
@@ -108,6 +119,7 @@ def test_large_tables():
     heads = {"random": experiments.random_classifier(50, 5), "E8": codes.e8_roots()}
     samples = experiments.distances(heads, sample=20)
     assert samples.groupby("classifier").size().to_dict() == {"E8": 20, "random": 20}
+    assert not samples.equals(experiments.distances(heads, sample=20, seed=1))
     table = over(experiments.certificate, classifier=heads).set_index("classifier")
     assert table.loc["E8", "lower"] == pytest.approx(0.5, abs=1e-6)
     exact = margins.hull_projections(heads["random"]).distance.min()
@@ -123,7 +135,7 @@ def test_lone_rows_leave_twins_out():
 
 
 def test_require_sizes():
-    experiments.require_sizes([[7, 3]], [[100, 10], [56, 7]])
+    experiments.require_sizes([[7, 3], [15, 10]], [[100, 10], [56, 7]])
     for sizes, message in (([[37, 6]], r"no margin .* \(37, 6\)"), ([[27, 6]], "use large_sizes")):
         with pytest.raises(checks.InputError, match=message):
             experiments.require_sizes(sizes, [])
@@ -159,14 +171,21 @@ def tiny(classes=6, seed=0):
     return [Data("points", means[labels] + part, labels, classes) for part in noise]
 
 
+def wrongly_labelled(part):
+    return Data("wrong", part.inputs, part.labels.roll(1), part.num_classes)
+
+
 def test_nets_collapse_on_easy_data():
     points, test = tiny()
+    test = wrongly_labelled(test)
     table = experiments.train_nets(
         experiments.builder("mlp", points, 3, hidden=(32,)), points, test,
         experiments.recipe(epochs=30, batch_size=20), temperatures=[0.5, 0.2], seeds=[0, 1],
         measure_at=[0], reference=1.0,
     )  # fmt: skip
     assert sorted(set(table["epoch"])) == [0, 30] and len(table) == 8
+    assert table.query("epoch == 0")["gnc3"].nunique() == 2  # seeds, not temperatures
+    assert table.query("epoch == 30")["test_accuracy"].max() < 0.2
     found = experiments.collapse(table[table["temperature"] == 0.2], twice=2.0)
     assert found["gnc1"] < 0.3 and found["train_accuracy"] > 0.95
     last = table.query("temperature == 0.2 and epoch == 30")["gnc2"].min()
@@ -184,8 +203,24 @@ def test_measure_uses_the_normalised_rows_of_a_cosine_head_only():
         assert after[name] == pytest.approx(value, abs=1e-5, nan_ok=True), name
 
 
+def test_accuracies_of_measure_by_hand():
+    part, test = tiny()
+    test = wrongly_labelled(test)
+    net = experiments.builder("mlp", part, 3, hidden=(8,))().eval()
+    net.head = torch.nn.Linear(3, 6)
+    with torch.no_grad():
+        net.head.weight.copy_(torch.arange(18.0).sin().view(6, 3) * torch.arange(1, 7)[:, None])
+        net.head.bias.copy_(torch.tensor([0.0, 0, 3, 0, 0, 2]))
+    row = experiments.measure(net, part, test)
+    for name, some in (("train_accuracy", part), ("test_accuracy", test)):
+        right = net(some.inputs).argmax(1) == some.labels
+        assert row[name] == pytest.approx(float(right.double().mean())), name
+    assert len({row[n] for n in ("train_accuracy", "test_accuracy", "ncc_accuracy")}) == 3
+
+
 def test_other_last_layers():
     points, test = tiny()
+    test = wrongly_labelled(test)
     found = experiments.classifiers(
         "mlp", points, test, experiments.recipe(epochs=8, batch_size=20), dim=3, hidden=(16,),
         temperature=0.2, seeds=[0], reference=1.0, momenta=[0.9],
@@ -194,6 +229,7 @@ def test_other_last_layers():
     plain, hard, means = found["parameters"]
     assert plain == hard == means + 6 * 3
     assert found["gnc3"].iloc[2] < 0.05
+    assert (found["test_accuracy"] < found["train_accuracy"]).all()
 
 
 def test_assignments_and_learned_opposites():
@@ -209,6 +245,24 @@ def test_assignments_and_learned_opposites():
     assert len(learned) == 2 and set(learned["opposite"]) <= {1, 2, 3}
     pairs = Data("pairs", torch.tensor([[0.0, 1], [0, 2], [9, 1], [9, 2]]), torch.arange(4), 4)
     assert experiments.chosen_opposite(pairs, frames.polygon(4)) != 1
+
+
+def test_opposite_of_class_0_by_brute_force():
+    angles = np.radians([0, 50, 150, 230])  # of no symmetry
+    code = np.stack([np.cos(angles), np.sin(angles)], 1)
+
+    def score(means, placed):
+        pairs = itertools.combinations(range(4), 2)
+        norm = np.linalg.norm
+        return sum(norm(means[i] - means[j]) * norm(placed[i] - placed[j]) for i, j in pairs)
+
+    for seed in range(6):
+        means = np.random.default_rng(seed).standard_normal((4, 3))
+        placed = [code[list(order)] for order in itertools.permutations(range(4))]
+        best = max(placed, key=partial(score, means))
+        part = Data("points", torch.tensor(means), torch.arange(4), 4)
+        found = experiments.chosen_opposite(part, torch.tensor(code))
+        assert found == (best @ best[0]).argmin()
 
 
 def test_fine_tunings(monkeypatch):

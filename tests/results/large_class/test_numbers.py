@@ -33,6 +33,7 @@ def test_searched_away_from_the_optimum(monkeypatch):
     assert row["margin"] == pytest.approx(float(distance[worst]), abs=1e-12)
     assert row["duality_gap"] == pytest.approx(1 - float(u[worst] @ code[worst]), abs=1e-12)
     assert row["duality_gap"] > 1e-6 and row["rattlers"] == 11
+    assert row["hard_margin"] == pytest.approx(row["margin"], abs=1e-9)  # at its own features
     assert row["angle_margin"] == pytest.approx(1 - 5**-0.5, abs=1e-9)  # polished, margin is not
 
 
@@ -166,13 +167,18 @@ def points(classes):
 def test_other_last_layers_have_their_own_heads_and_losses(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        experiments.train, "fit", lambda net, part, loss, *rest, **options: seen.append((net, loss))
-    )
+        experiments.train, "fit",
+        lambda net, part, loss, *rest, seed, **options: seen.append((net, loss, seed)),
+    )  # fmt: skip
     part = points(6)
     experiments.classifiers(
         "mlp", part, part, experiments.recipe(epochs=1), dim=3, hidden=(8,), temperature=0.2,
-        seeds=[0], reference=1.0, momenta=[0.25],
+        seeds=[0, 3], reference=1.0, momenta=[0.25],
     )  # fmt: skip
+    assert [seed for *_, seed in seen] == [0, 3] * 3
+    first = [next(net.backbone.parameters()) for net, *_ in seen]
+    assert not any(torch.equal(a, b) for a, b in zip(first[::2], first[1::2], strict=True))
+    seen = [found[:2] for found in seen[::2]]
     kinds = [type(net.head) for net, _ in seen]
     assert kinds == [nn.Linear, nets.CosineHead, nets.ClassMeanHead]
     assert seen[0][0].head.bias is None and seen[2][0].head.momentum == 0.25
@@ -200,15 +206,18 @@ def test_class_means_move_in_training_only():
 def test_learned_opposites_read_the_learned_rows(monkeypatch):
     """Class 2 is the least aligned with class 0, whatever the lengths."""
     part = points(4)
+    wrong = images.Data("wrong", part.inputs, part.labels.roll(1), 4)
     net = nets.sphere_mlp(5, 2, 4, hidden=(8,))
     with torch.no_grad():
         net.head.weight.copy_(torch.tensor([[2.0, 0], [-3, 4], [-0.5, 0.1], [0, -9]]))
     one = SimpleNamespace(net=net, cell=train.Cell(nets.NormalizedSoftmax(0.5), 7, 1))
     monkeypatch.setattr(experiments.train, "grid", lambda *arguments, **options: [one])
+    monkeypatch.setattr(experiments.collect, "accuracy", lambda net, some: some.name == "points")
     found = experiments.learned_opposites(
-        part, part, experiments.recipe(epochs=1), temperature=0.5, seeds=[7], hidden=(8,)
+        part, wrong, experiments.recipe(epochs=1), temperature=0.5, seeds=[7], hidden=(8,)
     )
     assert found[["seed", "opposite"]].to_numpy().tolist() == [[7, 2]]
+    assert found["train_accuracy"].item() and not found["test_accuracy"].item()
 
 
 def test_placements_are_judged_in_their_own_order(monkeypatch):
@@ -221,10 +230,12 @@ def test_placements_are_judged_in_their_own_order(monkeypatch):
     trained = [SimpleNamespace(net=net, cell=cell(o)) for o in (order, SQUARE[1])]
     monkeypatch.setattr(experiments.train, "grid", lambda *arguments, **options: trained)
     monkeypatch.setattr(experiments.collect, "logits", lambda net, inputs: cosines)
+    wrong = images.Data("wrong", part.inputs, part.labels.roll(1), 4)
     found = experiments.assignments(
-        part, part, vertices, experiments.recipe(epochs=1), temperature=0.2, seeds=[0], hidden=(8,)
+        part, wrong, vertices, experiments.recipe(epochs=1), temperature=0.2, seeds=[0], hidden=(8,)
     )
-    assert found["test_accuracy"].iloc[0] == 1 and found["train_accuracy"].iloc[1] < 1
+    assert found["train_accuracy"].iloc[0] == 1 and found["train_accuracy"].iloc[1] < 1
+    assert found["test_accuracy"].iloc[0] == 0
 
 
 def test_transfer_takes_other_kinds(monkeypatch):
@@ -255,7 +266,9 @@ def test_three_ways_to_fine_tune(monkeypatch):
 
     def fit(net, part, loss, settings, **options):
         first = next(iter(net.backbone.parameters()))
-        calls.append((part.num_classes, first.requires_grad, settings.lr, first.detach().clone()))
+        head = net.head.weight.detach().clone()
+        tuned = part.num_classes, first.requires_grad, settings.lr
+        calls.append((*tuned, first.detach().clone(), head))
         with torch.no_grad():
             first.add_(1.0)
 
@@ -265,16 +278,17 @@ def test_three_ways_to_fine_tune(monkeypatch):
 
     monkeypatch.setattr(experiments.train, "fit", fit)
     monkeypatch.setattr(experiments.collect, "accuracy", accuracy)
-    found = experiments.fine_tunings("digits", experiments.recipe(epochs=1), seeds=[0])
-    assert [call[:2] for call in calls] == [
+    found = experiments.fine_tunings("digits", experiments.recipe(epochs=1), seeds=[0, 1])
+    assert [call[:2] for call in calls] == 2 * [
         (60, True), (5, True), (5, False), (5, True), (5, True),
     ]  # fmt: skip
-    assert [call[2] for call in calls] == pytest.approx([0.1] + [0.01] * 4)
+    assert [call[2] for call in calls] == pytest.approx(2 * ([0.1] + [0.01] * 4))
+    assert not torch.equal(calls[1][4], calls[6][4])  # each seed has a new head of its own
     base = calls[0][3] + 1
     for at, more in ((1, 0), (2, 0), (3, 1), (4, 0)):
         torch.testing.assert_close(calls[at][3], base + more)
-    assert list(found["tuning"]) == list(experiments.TUNINGS)
-    assert ["spoiled" in name for name in tested] == [False, True] * 3
+    assert list(found["tuning"]) == 2 * list(experiments.TUNINGS)
+    assert ["spoiled" in name for name in tested] == [False, True] * 6
 
 
 def test_language_model_has_its_yardsticks():

@@ -102,6 +102,26 @@ def test_race_and_its_ratios():
     }
 
 
+def test_steps_to_collapse_wait_for_all_three():
+    problem = theory.matched_problems(6, 2, 2.0, 7)["hybrid"]
+    point, worst = problem.place(study.unit_start(problem, 0)), []
+    steps = study.steps_to_collapse(problem, 0)
+    for step in range(steps + 1):
+        if step in (steps - 10, steps):
+            found = study.collapse(problem, point)
+            worst.append(max(found[name] for name in ("nc1", "nc2", "nc3")))
+        slopes = problem.gradient(point)
+        point = problem.place({name: x - 10 * slopes[name] for name, x in point.items()})
+    assert worst[0] >= 0.01 > worst[1]
+
+
+def test_logits_of_problems_that_are_not_matched_differ(monkeypatch):
+    right = theory.matched_problems
+    wrong = lambda K, n, scale, d: right(K, n, scale, d) | {"hybrid": right(K, n, 3.0, d)["hybrid"]}
+    monkeypatch.setattr(theory, "matched_problems", wrong)
+    assert study.matched_logits(2.0, K=4, n=2, d=5) > 0.1
+
+
 def test_conditioning_of_matched_problems():
     setting = {"K": 4, "n": 2, "d": 5}
     table = over(study.conditioning, name=["normalized", "regularized"], scale=[2.0], **setting)
@@ -298,6 +318,7 @@ def test_maps_contain_the_minimum(scale):
 
 def test_dimensions_and_codes():
     table = study.dimensions([4], 2.0).set_index("d")
+    assert table.index.tolist() == [2, 3, 4]
     assert table.loc[2, "gap"] > 1e-2
     assert table.loc[3:, "gap"].abs().max() < 1e-12
     cases = [("square", frames.polygon(4), 2.0), ("bipyramid", frames.bipyramid(5), 10.0)]
@@ -356,7 +377,11 @@ def test_imbalance_and_nonnegative():
     assert row["orthonormal"] < 1e-4
 
 
-def test_derivatives():
+def test_derivatives(monkeypatch):
     errors = study.derivative_errors([3, 1, 2], 3, 2.0)
     assert errors["gradient"] < 1e-12
     assert errors["hessian"] < 1e-10
+    right = theory.multipliers
+    half_wrong = lambda *where: (right(*where)[0], 2 * right(*where)[1], *right(*where)[2:])
+    monkeypatch.setattr(theory, "multipliers", half_wrong)
+    assert study.derivative_errors([3, 1, 2], 3, 2.0)["gradient"] > 0.1

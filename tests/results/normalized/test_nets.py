@@ -156,6 +156,9 @@ class TestTraining:
         assert sphere["test_accuracy"] > 85
         assert math.isnan(random["test_accuracy"])
         assert random["nc1"] > sphere["nc1"]
+        own = normalized.random_labels(train_data)
+        assert random["train_accuracy"] == 100 * collect.accuracy(study.nets[2], own)
+        assert random["train_accuracy"] != 100 * collect.accuracy(study.nets[2], train_data)
         again = normalized.train_nets(*arguments, every=20, checkpoint=path)
         assert again.final["nc1"].equals(study.final["nc1"])
 
@@ -164,14 +167,19 @@ class TestTraining:
         recipe = replace(RECIPE, epochs=2)
         run = lambda seed: normalized.train_cell(
             normalized.Cell(normalized.Mode("normalized"), 16, 4, seed), "mlp", train_data, recipe
-        )[1]["nc2"].iloc[-1]
-        assert run(0) == run(0)
-        assert run(0) != run(1)
+        )[1]["nc2"].tolist()
+        first = run(0)
+        assert first == run(0)
+        assert first[0] != run(1)[0]  # other weights at the start
 
     def test_measure_by_hand(self, digits):
         train_data, test_data = digits
         net = build(normalized.Mode("regularized", feature_decay=0.1), train_data).eval()
-        found = normalized.measure(net, train_data, test_data)
+        found = normalized.measure(net.train(), train_data, test_data)
+        sphere = build(normalized.Mode("normalized", scale=2.5), train_data)
+        found_scale = normalized.measure(sphere, train_data)["effective_scale"]
+        assert found_scale == pytest.approx(2.5, rel=1e-5)
+        net.eval()
         logits = collect.logits(net, train_data.inputs)
         assert abs(found["loss"] - float(F.cross_entropy(logits, train_data.labels))) < 1e-6
         features = collect.features(net, train_data.inputs)
@@ -198,16 +206,20 @@ class TestTraining:
         layers = [
             m.weight.shape[0] for m in base.modules() if isinstance(m, (nn.Linear, nn.Conv2d))
         ]
+        assert architecture != "mlp" or isinstance(base.backbone[-1], nn.Linear)
         if architecture in ("mlp", "cnn"):
             assert layers == {"mlp": [16, 16, 8, 4], "cnn": [4, 8, 16, 8, 4]}[architecture]
 
     def test_relu_features_are_nonnegative(self, digits):
         train_data, _ = digits
-        mode = normalized.Mode("normalized")
-        signed = collect.features(build(mode, train_data), train_data.inputs)
-        assert float(signed.min()) < 0
-        rectified = build(mode, train_data, feature_relu=True)
-        assert float(collect.features(rectified, train_data.inputs).min()) >= 0
+        cell, recipe = (
+            normalized.Cell(normalized.Mode("normalized"), 32, 8),
+            replace(RECIPE, epochs=1),
+        )
+        for options in ({}, {"feature_relu": True}):
+            net, _ = normalized.train_cell(cell, "mlp", train_data, recipe, **options)
+            least = float(collect.features(net, train_data.inputs).min())
+            assert least >= 0 if options else least < 0
 
 
 class TestData:
@@ -239,6 +251,8 @@ class TestFilm:
         assert len(film) == 3 * (48 + 4)
         last = film.query("epoch == 4 and kind == 'classifier'")[["x0", "x1", "x2"]].to_numpy()
         assert abs(last - net.weight.double().numpy()).max() < 1e-6
+        labels = [*train_data.labels.tolist(), 0, 1, 2, 3]
+        assert film["label"].tolist() == 3 * labels
         norms = (film[["x0", "x1", "x2"]] ** 2).sum(axis=1)
         assert (norms - 1).abs().max() < 1e-5
 
@@ -274,6 +288,9 @@ def test_comparisons_are_not_means():
     hidden = table.assign(nc1=table["scale"], nc2=3 - table["scale"], nc3=0.0)
     hidden.loc[hidden["scale"] == 1, "nc3"] = 5.0
     assert normalized.best_scale(hidden) == 2.0
+    spread = table.assign(nc1=3.0, nc2=0.0, nc3=0.0)
+    spread.loc[spread["scale"] == 1, "nc1"] = [1.0, 9.0]
+    assert normalized.best_scale(spread) == 2.0
 
 
 @pytest.mark.parametrize("nonnegative", [False, True])
