@@ -253,3 +253,16 @@ def test_equal_features_have_exactly_equal_means(value):
     empty = torch.tensor([0, *counts.tolist()])
     mean = geometry.sample_mean(torch.cat([torch.zeros(1, 3).double(), means]), empty)
     assert bool((mean == value).all())
+
+
+def test_nc1_keeps_no_more_directions_than_class_means_can_have():
+    """Two classes far from zero in many dimensions: the rounding of the global mean, which both
+    centred means share, is a second direction above the floor."""
+    labels = torch.arange(2).repeat(200)
+    features = 0.1 * torch.randn(400, 4096, generator=gen(), dtype=torch.float64)
+    features[:, :2] += torch.eye(2)[labels]
+    means = torch.stack([features[labels == k].mean(0) for k in range(2)])
+    gap = means[1] - means[0]
+    along = (features - means[labels]) @ gap / gap.norm()
+    expected = float(along.square().mean() / (gap.square().sum() / 4)) / 2
+    assert nc1(features + 1e6, labels, cut=0.0) == pytest.approx(expected, rel=1e-6)

@@ -61,8 +61,9 @@ def test_knots():
     assert study.mass_near(positions, masses, x) == 1
     assert set(np.round(positions, 9)) == set(np.round(spline.knots, 9))
     # Two neurons on one knot are one knot; a dead neuron is none.
-    positions, masses = study.knots([2.0, -1.0, 0.0], [-1.0, 0.5, 3.0], [1.0, 3.0, 1.0])
-    assert positions.tolist() == [0.5] and masses.tolist() == [5.0]
+    four = [2.0, -1.0, 0.0, 1.0], [-1.0, 0.5, 3.0, -2.0], [1.0, 3.0, 1.0, 1e-6]
+    positions, masses = study.knots(*four)
+    assert positions.tolist() == [0.5, 2.0] and masses.tolist() == [5.0, 1e-6]
     assert study.mass_near(np.array([1.0, 3.0]), np.array([5.0, 1.0]), [1.0005]) == 5 / 6
     assert math.isnan(study.mass_near(*study.knots([0.0], [1.0], [1.0]), [0.0]))
 

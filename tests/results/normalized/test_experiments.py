@@ -297,6 +297,19 @@ def test_a_search_that_got_stuck_ends_above(monkeypatch):
     assert row["gap"] == pytest.approx(1 - floor)
 
 
+def test_the_largest_angle_and_the_spread_of_a_search(monkeypatch):
+    weight = frames.polygon(3)
+    turned = torch.tensor([[0, 0.3], [0, 0], [0, 0]])  # the first one
+    rows = F.normalize(weight + turned, dim=1)
+    point, values = {"features": rows, "weight": weight}, torch.tensor([1.0, 4.0, 3.5])
+    found = SimpleNamespace(value=1.0, values=values, point=point)
+    monkeypatch.setattr(study, "best", lambda *arguments, **options: found)
+    monkeypatch.setattr(theory, "certificate", lambda *arguments: 0.0)  # of critical points only
+    angle = math.degrees(math.atan(0.3))
+    assert study.dimension(3, 2, scale=2.0)["alignment"] == pytest.approx(angle)
+    assert study.imbalance([([1, 1, 1], 2, 2.0)])[0]["spread"].item() == 3
+
+
 def test_antipodes():
     table = over(study.antipode, scale=[1.0, 3.0, 5.0], K=4, n=2)
     assert (table["measured"] - table["predicted"]).abs().max() < 1e-13
