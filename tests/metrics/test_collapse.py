@@ -170,6 +170,9 @@ def test_float32_features_far_from_zero_keep_six_digits(K, d, width):
     for got in (whole, stream.metrics(W, b)):
         for name in got:
             assert got[name] == pytest.approx(want[name], rel=1e-7, abs=1e-12), name
+    classes = by_class(torch.tensor(F), y)
+    for name in ("nc1", "nc1_ratio"):  # their means over samples
+        assert classes[name] @ classes["count"] / len(y) == pytest.approx(want[name], rel=1e-7)
 
 
 @pytest.mark.parametrize("case", ["plain", "one thin direction", "two equal means", "far mean"])

@@ -176,11 +176,11 @@ def test_invariances(K, d, seed):
 
 def test_missing_classes_are_dropped_from_everything_and_said():
     features, labels, weight = sample(6, 3, seed=2)
-    kept = [0, 2, 3, 5]
+    kept, bias = [0, 2, 3, 5], np.array([0.0, 9, 0.5, -0.5, 9, 1])
     chosen = np.isin(labels, kept)
-    found = generalized_nc(features[chosen], labels[chosen], weight)
+    found = generalized_nc(features[chosen], labels[chosen], weight, bias)
     renumbered = np.searchsorted(kept, labels[chosen])
-    small = generalized_nc(features[chosen], renumbered, weight[kept])
+    small = generalized_nc(features[chosen], renumbered, weight[kept], bias[kept])
     assert found["num_classes"] == 4 and found["dropped_classes"] == [1, 4]
     assert "2 of 6 classes have no sample" in found["notes"][0]
     for key, value in small.items():
