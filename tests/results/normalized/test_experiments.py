@@ -233,6 +233,16 @@ def test_least_gradient_vanishes_at_critical_points_only():
     assert float(least(**scaled)) == pytest.approx(float(least(**start)))
 
 
+def test_starts_that_end_at_no_critical_point_are_left_out(monkeypatch):
+    minimum = theory.minimum(3, 1, 4)
+    near = {name: F.normalize(x, dim=1) for name, x in study.shaken(minimum, 1e-3, 0).items()}
+    points = {name: torch.stack([near[name], minimum[name]]) for name in near}
+    ends = SimpleNamespace(points=points)
+    monkeypatch.setattr(study, "best", lambda *arguments, **options: ends)
+    (gap,) = study.critical_points(3, 4, 2.0, starts=2)["gap"]
+    assert abs(gap) < 1e-12
+
+
 def test_collapse_and_equal_classifiers():
     setting = {"K": 3, "n": 2, "scale": 1.0}
     table = over(study.collapse_angles, d=[2, 4], angle=[0.0, 1.0, math.pi / 2], **setting)
