@@ -432,3 +432,14 @@ def test_double_inputs_are_narrowed_where_the_device_has_no_double():
 
     value = torch.zeros(2, dtype=torch.float64).as_subclass(Double)
     assert collect._moved(value, mps) == torch.float32
+
+
+def test_what_leaves_a_layer_is_kept_though_the_next_one_works_in_place():
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(inplace=True), nn.Linear(4, K))
+    x, y = vectors()
+    with torch.no_grad():
+        model[0].bias.fill_(-9)
+    found = collect.statistics(model, [(x, y)], features_of="0:out").means
+    want = torch.stack([model[0](x[y == k]).detach().mean(0) for k in range(K)]).double()
+    assert want.max() < 0
+    torch.testing.assert_close(found, want, atol=1e-6, rtol=0)

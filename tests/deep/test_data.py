@@ -34,6 +34,12 @@ def test_class_sizes_can_be_chosen():
     with pytest.raises(ValueError, match="2 class sizes for 10 classes"):
         train.per_class([1, 2])
     assert len(train.per_class(np.int64(2))) == 20
+    assert torch.equal(train.per_class(1).inputs[3], train.inputs[train.labels == 3][0])
+    draws = [train.per_class(2, generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+    first, same, other = (data.checksum(part) for part in draws)
+    assert first == same != other
+    rolled = data.Data("digits", draws[0].inputs, draws[0].labels.roll(1), 10)
+    assert data.checksum(rolled) != first
     with pytest.raises(ValueError, match="samples per class must be at least 0, got -1"):
         train.per_class(-1)
     with pytest.raises(ValueError, match="train_per_class must be at least 1, got 0"):
@@ -92,7 +98,14 @@ def test_cifar_is_read_in_torchvisions_layout(tmp_path, monkeypatch, coarse):
     monkeypatch.setenv("NCLIB_DATA", str(tmp_path))
     train, test = data.load("cifar100" if coarse else "cifar10")
     assert tuple(train.inputs.shape) == ((20 if coarse else 100), 3, 32, 32)
-    assert torch.allclose(train.inputs.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
+    (folder,) = tmp_path.iterdir()
+    names = ["train"] if coarse else [f"data_batch_{i}" for i in range(1, 6)]
+    parts = [names, ["test" if coarse else "test_batch"]]
+    read = lambda name: torch.tensor(pickle.loads((folder / name).read_bytes())["data"])
+    raw = [torch.cat([read(name) for name in some]).view(-1, 3, 32, 32) / 255 for some in parts]
+    std, mean = torch.std_mean(raw[0], (0, 2, 3), keepdim=True)  # of the train part, both
+    for part, pixels in zip((train, test), raw, strict=True):
+        torch.testing.assert_close(part.inputs, (pixels - mean) / std, atol=1e-4, rtol=0)
     assert train.num_classes == (100 if coarse else 10)
 
 
