@@ -442,4 +442,4 @@ def test_what_leaves_a_layer_is_kept_though_the_next_one_works_in_place():
     found = collect.statistics(model, [(x, y)], features_of="0:out").means
     want = torch.stack([model[0](x[y == k]).detach().mean(0) for k in range(K)]).double()
     assert want.max() < 0
-    torch.testing.assert_close(found, want, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found, want, atol=1e-4, rtol=0)
