@@ -96,6 +96,14 @@ def test_the_minimum_is_nondegenerate_up_to_symmetry(loss, changes):
         assert theory.flat_directions(loss.name, **setting) == row["known"]
 
 
+def test_class_logits_are_means_of_samples_centred_over_outputs():
+    ufm = study.problem(CE, **BASE)
+    point = ufm.start(generator(), 1.0)
+    means = ufm.logits(point).numpy().reshape(4, 3, 4).mean(1)
+    want = means - means.mean(1, keepdims=True)
+    np.testing.assert_allclose(study.class_logits(ufm, point), want, atol=1e-14)
+
+
 @pytest.mark.parametrize("rank", [0, 1, 2])
 @pytest.mark.parametrize("loss", [CE, FL, MSE])
 def test_saddles_have_the_predicted_negative_curvature(loss, rank):
@@ -106,7 +114,9 @@ def test_saddles_have_the_predicted_negative_curvature(loss, rank):
     assert row["certificate"] == pytest.approx(-row["predicted"] / 2, rel=1e-9)
     assert row["height"] > 1e-4
     # An oracle without autograd: the value falls as the parabola does, up to the fourth order.
-    way = study.way_down(rank, loss=loss, **setting).set_index("t")["value"]
+    ways = study.way_down(rank, loss=loss, **setting).set_index("t")
+    assert ways["parabola"].iloc[0] == pytest.approx(1.5**2 / 2 * row["predicted"])
+    way = ways["value"]
     one, two = (way[way.index[30 + i]] + way[way.index[30 - i]] for i in (1, 2))
     second = (16 * one - two) / 12 / way.index[31] ** 2
     assert second == pytest.approx(row["predicted"], rel=1e-4)
@@ -302,6 +312,7 @@ def test_ends_compare_with_the_first_epoch_of_zero_error():
     names = [*study.SHOWN[:-1]]
     curves[names] = np.array([8.0, 4.0, 2.0, 1.0])[:, None] * np.ones(len(names))
     worse = curves.assign(seed=1, nc1=[8.0, 4.0, 4.0, 3.0], train_accuracy=50.0)
+    assert study.ends(curves).loc["ce", ["first", "nc1_fall"]].tolist() == [2, 0.25]
     found = study.ends(pd.concat([curves, worse])).loc["ce"]
     assert found[["first", "nc1", "nc2", "train_accuracy"]].tolist() == [8, 3, 1, 50]
     assert found[["nc2_fall", "residual_fall"]].tolist() == [
