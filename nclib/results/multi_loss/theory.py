@@ -188,9 +188,8 @@ def _mse(loss, K, c, lambda_b):
             candidates.append(stationary(free_s, lambda_b, 0.0))
         if split < math.inf:
             candidates.append(stationary(free_s, 0.0, c))
-    for u in (0.0, min(split, M)):
-        right = tau * (kappa * (M - u) * (K - 1) / K + (K - 1) * u / K) - c * (K - 1)
-        candidates.append((max(0.0, right / ss), u))
+    right = tau * kappa * M * (K - 1) / K - c * (K - 1)
+    candidates.append((max(0.0, right / ss), 0.0))
     feasible = [(value(s, u), s, u) for s, u in candidates if s >= 0 and u >= 0]
     best, s, u = min(feasible)
     b = min(u, split) if lambda_b is not None else 0.0

@@ -118,6 +118,12 @@ def test_accuracies_by_length_have_a_panel_per_width_and_one_for_the_control():
     found = [drawn(ax)[0] for ax in axes]
     assert found == [[[1, 52]], [[5, 60], [20, 70]], [[5, 80]]]
     assert [ax.get_title(loc="left") for ax in axes[1:]] == ["width 2", "width 8"]
+    spans = [
+        x.get_segments()[0][:, 1].tolist()
+        for x in axes[0].collections
+        if hasattr(x, "get_segments")
+    ]
+    assert spans[-1] == [50, 54]
 
 
 def test_collapse_curves_mark_zero_error_drops_and_the_limit():

@@ -25,6 +25,7 @@ M4 = {"K": 4, "n": 3, "lambda_w": 0.01, "lambda_h": 0.004}
         ("ce", {}, SMALL, 6.435277, 0.1059080738, 0),
         ("ls", {"alpha": 0.05}, SMALL, 4.962491, 0.3549864126, 0),
         ("ls", {"alpha": 0.1}, SMALL, 4.348306, 0.5632968507, 0),
+        ("fl", {"gamma": 0.0}, SMALL, 6.435277, 0.1059080738, 0),
         ("fl", {"gamma": 1.0}, SMALL, 4.569739, 0.0726324806, 0),
         ("fl", {"gamma": 3.0}, SMALL, 3.290712, 0.0513950734, 0),
         ("ce", {}, dict(K=3, n=2, lambda_w=0.002, lambda_h=0.008), 5.163509, 0.0697966325, 0),
@@ -65,11 +66,14 @@ def test_reference_values(name, params, setting, margin, value, bias):
 
 
 @pytest.mark.parametrize(
-    ("lambda_b", "value"), [(None, 0.1505307621), (0.05, 0.0314831431), (0.0, 0.0255307621)]
+    ("lambda_b", "value", "bias"),
+    [(None, 0.1505307621, 0), (0.05, 0.0314831431, 1 / 4.2), (0.0, 0.0255307621, 1 / 4)],
 )
-def test_mse_in_dimension_K_minus_1(lambda_b, value):
+def test_mse_in_dimension_K_minus_1(lambda_b, value, bias):
     setting = {"K": 4, "n": 3, "lambda_w": 0.005, "lambda_h": 0.005, "lambda_b": lambda_b}
-    assert theory.optimum("mse", d=3, **setting).value == pytest.approx(value, abs=1e-10)
+    best = theory.optimum("mse", d=3, **setting)
+    assert best.value == pytest.approx(value, abs=1e-10)
+    assert best.bias == pytest.approx(bias, abs=1e-12)
 
 
 def scalar_oracle(name, params, K, c, lambda_b):
@@ -212,6 +216,34 @@ def test_focal_convexity_threshold_table(gamma, t):
     assert theory.focal_convexity_threshold(gamma) == pytest.approx(t, abs=1e-7)
 
 
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 3.0, 10.0])
+def test_the_slope_of_the_focal_loss_is_lowest_at_the_sufficient_threshold(gamma):
+    t, options = theory.focal_sufficient_threshold(gamma), {"xatol": 1e-9}
+    found = minimize_scalar(
+        lambda x: theory.focal_slope(gamma, x),
+        bounds=(1e-6, 0.3),
+        method="bounded",
+        options=options,
+    )
+    assert t == pytest.approx(found.x, abs=1e-6)
+    assert theory.focal_sufficient_threshold(0.0) == pytest.approx(0.2031878700, abs=1e-9)
+
+
+@pytest.mark.parametrize("lambda_b", [0.05, 0.4, None])
+@pytest.mark.parametrize("d", [3, 4])
+def test_the_mse_scales_with_tau_and_all_decays(d, lambda_b):
+    setting = {"K": 4, "n": 3, "d": d}
+    one, two = (
+        theory.optimum(
+            "mse", tau=a, lambda_w=a * 0.01, lambda_h=a * 0.004, **setting,
+            lambda_b=lambda_b and a * lambda_b,
+        )
+        for a in (1.0, 2.0)
+    )  # fmt: skip
+    assert two.value == pytest.approx(2 * one.value, rel=1e-13)
+    assert [two.margin, two.bias] == pytest.approx([one.margin, one.bias], rel=1e-12)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 3.0, 5.0])
 def test_focal_loss_is_convex_exactly_above_the_threshold(gamma):
@@ -234,7 +266,7 @@ def test_focal_loss_is_convex_exactly_above_the_threshold(gamma):
 
 @pytest.mark.parametrize(("name", "params"), [CE, LS, FL, ("fl", {"gamma": 0.5})])
 def test_scalar_loss_is_the_loss_at_equal_wrong_logits(name, params):
-    for s in (-1.0, 0.0, 0.7, 5.0, 40.0):
+    for s in (-600.0, -1.0, 0.0, 0.7, 5.0, 40.0):
         z = torch.zeros(1, 7, dtype=torch.float64)
         z[0, 3] = s
         want = float(losses.get(name, **params)(z, torch.tensor([3])))
