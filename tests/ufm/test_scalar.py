@@ -145,7 +145,9 @@ def test_local_at_two_factors_and_at_the_spinodal_value():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.4])
-@pytest.mark.parametrize(("K", "c"), [(2, 0.1), (4, 0.02), (10, 1e-4), (3, 0.19), (3, 0.5)])
+@pytest.mark.parametrize(
+    ("K", "c"), [(2, 0.1), (4, 0.02), (10, 1e-4), (3, 0.19), (3, 0.32), (3, 0.5)]
+)
 def test_cross_entropy_against_a_search_over_margins(K, c, alpha):
     def penalised(s):
         log_p = -math.log1p((K - 1) * math.exp(-s))
