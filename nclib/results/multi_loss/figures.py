@@ -142,7 +142,7 @@ def bias_geometry(sweep, theory, transition, *, title):
         style.scales(ax, "x")
         ax.set_xticks([0.01, 0.1, 1, 10, edge], ["0.01", "0.1", "1", "10", "no\nbias"])
         ax.set(xlabel=r"bias penalty $\lambda_b$")
-    axes[0].set(ylabel="bias $b$", title="Bias: capped at $c/\\lambda_b$ from the dots on")
+    axes[0].set(ylabel="bias $b$", title="Bias: $c/\\lambda_b$ past the dotted line")
     axes[1].set(ylabel="singular values of $W$", title="ETF → ETF + mean → orthogonal frame")
     axes[1].legend(loc="center right", title="closed form dashed", title_fontsize=8)
     axes[2].set(ylabel="NC2, distance to the simplex ETF", title=title)
