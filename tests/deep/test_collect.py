@@ -135,7 +135,7 @@ def test_the_head_is_found_however_it_is_called(how):
         ("functional", "no linear layer's .* output: body 5→4"),
         ("softmax", "no linear layer's .* output: body 5→4, fc 4→3"),
         ("softcap", "no linear layer's .* output: body 5→4, fc 4→3"),
-        ("twice", "fc was called 2 time\(s\)"),
+        ("twice", r"fc was called 2 time\(s\)"),
         ("two outputs", "several linear layer's .* output: fc, unused"),
     ],
 )
@@ -149,7 +149,7 @@ def test_layers_that_are_not_called_or_called_twice_are_named():
     with pytest.raises(checks.InputError, match="fc was not called .* called were: body\\."):
         collect.statistics(Net("functional"), batches(x, y), K, features_of="fc")
     model = Net("twice")
-    with pytest.raises(checks.InputError, match="fc was called 2 time\(s\)"):
+    with pytest.raises(checks.InputError, match=r"fc was called 2 time\(s\)"):
         collect.statistics(model, batches(x, y), K, features_of="fc")
     want = model.features(x).detach()
     for which, factor in ((0, 1), (1, 2), (-1, 2)):
