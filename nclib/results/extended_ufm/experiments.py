@@ -369,10 +369,8 @@ def rises(paths, arms):
 def tied(beta, *, K, n, d, lam, seed=0):
     """NC1 of features tied to random ones H_0 by β/(2N) ‖H − H_0‖² (claim 5.X7): ``nc1``, that of
     H_0 (``anchor``), and that of the central path from H_0 at time 1/β (``path``)."""
-    problem, beta = (
-        theory.problem([n] * K, [lam, lam], widths=d),
-        checks.real("beta", beta, above=0),
-    )
+    beta = checks.real("beta", beta, above=0)
+    problem = theory.problem([n] * K, [lam, lam], widths=d)
     generator = torch.Generator().manual_seed(seed)
     anchor = torch.randn(K * n, d, generator=generator, dtype=torch.float64)
 

@@ -303,7 +303,8 @@ def nonnegative_optimum(*, K, counts, lambda_w, lambda_h, reduction="sum"):
     whose extremes are t = 1 and K-1.  For K >= 5 that subset directions suffice is numerical
     evidence where all m lie on one side of K/2.  Mixtures across K/2 are searched for a better
     direction, which exists for K = 7 and counts ``{2: 8, 4: 12, 6: 199}`` (it has three values);
-    where one is found, :class:`~nclib.checks.InputError` says so.
+    where one is found, and for K > 10, where none can be sought, :class:`~nclib.checks.InputError`
+    says so.
     """
     K, counts = _counts(K, counts)
     lambda_w, lambda_h = _positive(lambda_w=lambda_w, lambda_h=lambda_h)
@@ -339,13 +340,15 @@ def nonnegative_optimum(*, K, counts, lambda_w, lambda_h, reduction="sum"):
         push = [
             sqrt(n) * label_weight(m, reduction) * K / (m * np.exp(margins[m]) + K - m)
             * (label_sets(K, m) - m / K)
-            for m, n in counts.items() if m < K
+            for m, n in counts.items() if m < K <= 10
         ]  # fmt: skip
-        if _steepest(torch.cat(push)) > price * _num_samples(K, counts) * (1 + 1e-6):
+        bound = price * _num_samples(K, counts) * (1 + 1e-6)
+        if not push or _steepest(torch.cat(push)) > bound:
             raise checks.InputError(
-                f"for counts {counts} of K={K} classes directions other than those of subsets are "
-                "better, and the minimum with nonnegative features has no known form: look for it "
-                "with nclib.ufm.solve.best(theory.balanced(…, nonnegative=True))"
+                f"for counts {counts} of K={K} classes directions other than those of subsets "
+                f"{'are' if push else 'may be'} better, and the minimum with nonnegative features "
+                "has no known form: look for it with nclib.ufm.solve.best(theory.balanced(…, "
+                "nonnegative=True))"
             )
     return Optimum(
         K, counts, lambda_h, lambda_w, reduction, value, margins,
