@@ -359,6 +359,8 @@ def test_mixtures_with_a_better_direction_are_refused():
     case = {"K": 7, "lambda_w": 3e-4, "lambda_h": 1e-7}
     with pytest.raises(InputError, match="other than those of subsets"):
         theory.nonnegative_optimum(**case, counts={2: 8, 4: 12, 6: 199})
+    with pytest.raises(InputError, match="may be better"):  # and no search over 10^8 sets
+        theory.nonnegative_optimum(**case | {"K": 30, "counts": {1: 5, 16: 1}})
     assert list(theory.nonnegative_optimum(**case, counts={4: 12, 6: 199}).blocks) == [6]
     problem = theory.balanced(3, K=3, counts={1: 1}, lambda_w=1e-3, lambda_h=1e-3)
     with pytest.raises(InputError, match="nonnegative"):
