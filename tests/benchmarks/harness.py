@@ -38,21 +38,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: ``prepare(**sizes) -> Task``, with ``full`` and ``toy`` sizes.
-
-    ``goal``: the least baseline/ours that is asked for, if any; ``most``: the most ours/floor.
-    ``tolerance``: of the values, relative.
-    """
+    """One line of the table: ``prepare(**sizes) -> Task``, with ``full`` and ``toy`` sizes."""
 
     name: str
     what: str
     prepare: Callable
     full: dict
     toy: dict
+    repeats: int = 3
+    #: Of the values, relative.
+    tolerance: float = 1e-6
+    #: The least baseline/ours and the most ours/floor that are asked for.
     goal: float | None = None
     most: float | None = None
-    tolerance: float = 1e-6
-    repeats: int = 3
 
     def task(self, size):
         """The task at ``full`` or ``toy`` size, from the same inputs every time."""

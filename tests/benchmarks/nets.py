@@ -133,7 +133,7 @@ TOY = {"N": 200, "size": 8, "epochs": 2, "seeds": 1}
 MLP = {"N": 600, "size": 8, "epochs": 40, "seeds": 3}
 CNN = {"N": 600, "size": 28, "epochs": 4, "seeds": 3}
 WAYS = (
-    ("mlp", "together", "4 losses × 3 seeds of a small MLP, stacked in one program", MLP, None),
+    ("mlp", "together", "4 losses × 3 seeds of a small MLP, stacked in one program", MLP, 2),
     (
         "mlp",
         "processes",
@@ -141,9 +141,15 @@ WAYS = (
         MLP | {"seeds": 12, "epochs": 240},
         4,
     ),
-    ("cnn", "together", "4 losses × 3 seeds of a small CNN, stacked in one program", CNN, None),
-    ("cnn", "apart", "4 losses × 3 seeds of a small CNN, one by one, channels-last", CNN, None),
-    ("cnn", "processes", "4 losses × 3 seeds of a small CNN, two processes, with start", CNN, None),
+    ("cnn", "together", "4 losses × 3 seeds of a small CNN, stacked in one program", CNN, 1),
+    ("cnn", "apart", "4 losses × 3 seeds of a small CNN, one by one, channels-last", CNN, 1),
+    (
+        "cnn",
+        "processes",
+        "4 losses × 6 seeds of a small CNN, two processes, with start",
+        CNN | {"seeds": 6, "epochs": 24},
+        1.5,
+    ),
 )
 ROWS = [
     Row(
@@ -163,6 +169,7 @@ ROWS = [
         engine,
         {"N": 6000, "size": 28, "depth": 16, "epochs": 2},
         {"N": 256, "size": 8, "depth": 4, "epochs": 1},
+        goal=1,
         tolerance=0.05,
     )
 ]  # fmt: skip

@@ -374,9 +374,9 @@ COLUMNS = ("gnc1", "gnc2", "gnc2_ratio", "gnc3", "gnc3_centered", "etf_error", "
 def recipe(*, epochs, lr=0.1, weight_decay=5e-4, batch_size=128, bf16=False):
     """The paper's: SGD, Nesterov momentum .9, cosine per epoch, weight decay on everything."""
     return train.Recipe(
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
+        epochs,
+        lr,
+        batch_size,
         weight_decay=weight_decay,
         nesterov=True,
         schedule="cosine",
