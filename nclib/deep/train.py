@@ -317,10 +317,10 @@ def grid(
     data,
     recipe,
     *,
+    together=True,
     measure=None,
     measure_at=None,
     checkpoint=None,
-    together=True,
     augment=None,
     label="grid",
 ):

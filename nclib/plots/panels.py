@@ -63,23 +63,21 @@ def diagonal(ax, table, x, y, *, by=None, looks=None, labels=None, log="", **tex
     ax.set(**{"xlabel": x, "ylabel": y} | text)
 
 
-def starts(
-    ax, table, x, y="gap", *, by=None, looks=None, labels=None, edge=None, floor=1e-16, **text
-):
-    """Every random start as a dot above its ``x``, which is one of a few values.
+def starts(ax, table, x, *, by=None, looks=None, edge=None, **text):
+    """The ``gap`` of every random start as a dot above its ``x``, which is one of a few values.
 
-    ``y`` is drawn by its size, at least ``floor``.  ``edge``: the ``x`` from which on something is
+    Gaps are drawn by their size, at least 1e-16.  ``edge``: the ``x`` from which on something is
     different, marked by a thin line before it.
     """
     values = sorted(table[x].unique())
     places = {value: i for i, value in enumerate(values)}
-    groups = list(_groups(table, by, looks, labels))
+    groups = list(_groups(table, by, looks, None))
     wide = 0.6 / len(groups)
     for i, (_, part, look) in enumerate(groups):
         for value, own in part.groupby(x):
             beside = np.linspace(-0.4, 0.4, len(own)) if len(own) > 1 else np.zeros(1)
             at = places[value] + wide * (i - (len(groups) - 1) / 2 + beside)
-            ax.plot(at, own[y].abs().clip(lower=floor), ls="none", alpha=0.6, **look)
+            ax.plot(at, own["gap"].abs().clip(lower=1e-16), ls="none", alpha=0.6, **look)
             look = look | {"label": None}
     if edge is not None:
         ax.axvline(sum(value < edge for value in values) - 0.5, **style.GUIDE)

@@ -155,7 +155,7 @@ def landscape(gaps, saddles, K):
     """Figure 4: values from random starts by dimension; curvature at saddles, predicted and
     measured.  ``gaps``: d, start, gap; ``saddles``: rank, predicted, measured."""
     figure, (left, right) = style.grid(1, 2, height=3.4)
-    panels.starts(left, gaps, "d", edge=sorted(gaps["d"].unique()).index(K - 1) - 0.5)
+    panels.starts(left, gaps, "d", edge=K - 1)
     left.set(xlabel="feature dimension $d$", ylabel="value above the global minimum")
     left.set_title(f"Random starts: the minimum from $d={K - 1}$ on")
     looks = {
