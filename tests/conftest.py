@@ -104,7 +104,7 @@ def contents(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "manifest.json"}
 
 
-def eventually(read, seconds=60):
+def eventually(read, seconds=300):
     """What ``read`` returns as soon as it does not fail."""
     deadline = time.monotonic() + seconds
     while True:

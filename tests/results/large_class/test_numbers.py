@@ -291,7 +291,7 @@ def test_three_ways_to_fine_tune(monkeypatch):
     assert ["spoiled" in name for name in tested] == [False, True] * 6
 
 
-def test_language_model_has_its_yardsticks():
+def test_language_model_has_its_yardsticks(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randint(0, 20, (60, 3), generator=generator)
     text = images.Data("words", inputs, torch.arange(60) % 12, 12)
@@ -304,6 +304,13 @@ def test_language_model_has_its_yardsticks():
     own = margins.margin(net.head.weight).value
     assert history["gnc2"].iloc[-1] == pytest.approx(own, abs=1e-6)
     np.testing.assert_allclose(history["gnc2_ratio"], history["gnc2"] / 0.7)
+    seeded = experiments.seeded
+    monkeypatch.setattr(experiments, "seeded", lambda seed, *args, **kw: seeded(0, *args, **kw))
+    other, _ = experiments.language_model(
+        text, settings, dim=4, hidden=8, temperature=0.2, reference=0.7, seed=1
+    )
+    same = (other["gnc2"] == history["gnc2"]).tolist()
+    assert same == [True, False]  # the same start, another order of the batches
 
 
 def test_standardize_by_hand():

@@ -162,7 +162,7 @@ class TestTraining:
         again = normalized.train_nets(*arguments, every=20, checkpoint=path)
         assert again.final["nc1"].equals(study.final["nc1"])
 
-    def test_same_seed_same_result_and_seeds_differ(self, digits):
+    def test_same_seed_same_result_and_seeds_differ(self, digits, monkeypatch):
         train_data, _ = digits
         recipe = replace(RECIPE, epochs=2)
         run = lambda seed: normalized.train_cell(
@@ -171,6 +171,9 @@ class TestTraining:
         first = run(0)
         assert first == run(0)
         assert first[0] != run(1)[0]  # other weights at the start
+        seeded = nets.seeded
+        monkeypatch.setattr(nets, "seeded", lambda seed, build: seeded(0, build))
+        assert first[0] == run(1)[0] and first[-1] != run(1)[-1]  # another order of the batches
 
     def test_measure_by_hand(self, digits):
         train_data, test_data = digits
