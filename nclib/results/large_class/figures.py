@@ -216,7 +216,7 @@ PANELS = (
 def training(history, *, lines, hue="temperature", title=""):
     """GNC1, GNC2, GNC3 and accuracy against the epoch, one colour per ``hue``, bands over seeds.
 
-    ``lines``: value -> text, levels in the panel of GNC2; the first is ``rho*``.
+    ``lines``: value -> text, levels in the panel of GNC2: ``rho*``, that of chance, one between.
     """
     figure, axes = style.grid(1, len(PANELS), width=2.5 * len(PANELS), height=2.9)
     values = list(history[hue].unique())
@@ -234,11 +234,12 @@ def training(history, *, lines, hue="temperature", title=""):
     for ax, (column, _) in zip(axes, PANELS, strict=True):
         if column in ("gnc1", "gnc3"):
             ax.set_yscale("log")
-    for i, (value, text) in enumerate(lines.items()):
-        style.reference(axes[1], value, text, **({} if i == 0 else RANDOM | {"below": 9}))
+    looks = {}, RANDOM | {"below": 9}, RANDOM
+    for (value, text), look in zip(lines.items(), looks, strict=False):
+        style.reference(axes[1], value, text, **look)
     axes[1].set_ylim(0, 1.12 * max(lines))
     name = r"temperature $\tau$" if hue == "temperature" else hue
-    axes[-1].legend(title=name, loc="lower right")
+    axes[-1].legend(title=name)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return figure
 

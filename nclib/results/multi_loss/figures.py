@@ -111,6 +111,7 @@ def focal_region(thresholds, cases, window, *, edge, title):
     middle.set(
         xlabel=r"focusing parameter $\gamma$", ylabel="classes $K$", yscale="log", ylim=(0.1, 2000)
     )
+    style.scales(middle, "y", {"y": [1, 10, 100, 1000]})  # below 1 there is room for the legend
     middle.set_title("Is there a $c$ with two minimisers?")
     middle.legend(loc="lower right", frameon=True)
     right.plot(window["ratio"], window["fraction"], "o-", color=color)

@@ -281,9 +281,10 @@ def imbalance(grams, table):
 
 
 def _net_looks(curves, strong):
-    """Label -> its line: colour by mode; scales other than 1 dotted, matched penalties dashed."""
+    """Label -> its line: colour by mode; scales other than 1 dotted (lighter if not
+    ``strong``), matched penalties dashed."""
     looks, others = {}, sorted(set(curves["scale"]) - {strong, 1.0})
-    tints = dict(zip(others, sns.light_palette(PALETTE[0], len(others) + 2)[:1:-1], strict=True))
+    tints = dict(zip(others, sns.light_palette(PALETTE[0], len(others) + 2)[1:-1], strict=True))
     for label, part in curves.groupby("label", sort=False):
         name, scale = part["name"].iloc[0], part["scale"].iloc[0]
         looks[label] = {"color": MODE_COLORS[name], "lw": 1.5, "ls": "-"}

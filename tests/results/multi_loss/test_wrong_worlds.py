@@ -6,6 +6,7 @@ is an error here.
 """
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -224,23 +225,38 @@ def before():
     return study.measure_collapse(untrained(), digits())
 
 
+def accuracies(gap):
+    """Three seeds per loss, the MSE ``gap`` points below the others."""
+    rows = [(loss, seed) for loss in ("ce", "ls", "fl", "mse") for seed in range(3)]
+    table = pd.DataFrame(rows, columns=["loss", "seed"])
+    return table.assign(test_accuracy=97.0 + 0.1 * table["seed"] - gap * (table["loss"] == "mse"))
+
+
 def networks(row, net):
     """The checks of a row about networks, from an untrained one, or exchanged."""
-    apart = {f"{name}_fall": {"ce": 1.0} for name in study.COLLAPSE}
+    still = pd.DataFrame([net | {"loss": "ce", "seed": 0, "epoch": epoch} for epoch in (1, 9)])
+    end = study.ends(still).loc["ce"]  # nothing has changed since the first epoch
+    found, none = (study.equivalence(accuracies(gap)) for gap in (2.0, 0.0))
+    f = {name: (one["f_statistic"], one["f_limit"]) for name, one in (("f", found), ("none", none))}
+    gap = found["largest_gap"]
     return {
-        "L16": apart
+        "L16": {f"{name}_fall": {"ce": end[f"{name}_fall"]} for name in study.COLLAPSE}
         | {name: {"ce": net[name]} for name in study.COLLAPSE}
         | {"zero_error": {"ce": net["train_accuracy"]}},
-        "L17": {"gap": 2.0, "f": (11.6, 7.59), "linear": 0.0},
-        "L18": {"mse": net["residual"] / 4.74, "others": {"ce": 1.0}},
+        "L17": {"gap": gap, "f": f["f"], "linear": gap - gap},
+        "L18": {"mse": net["residual"] / 4.74, "others": {"ce": end["residual_fall"]}},
         "L19": {
             "etf": {"ce": net["logits_etf"]},
-            "fall": {"ce": 1.0},
+            "fall": {"ce": end["logits_etf_fall"]},
             "pair": {"ls": shuffled()},
             "seeds": {"ls": shuffled()},
         },
-        "L20": {"narrow": 0.0, "short": 0.0},
-        "L21": {"": 1.0},
+        "L20": {
+            "narrow": none["largest_gap"] - gap,
+            "narrow_f": f["none"],
+            "short": none["largest_gap"] - gap,
+        },
+        "L21": {"": end["nc2"] / net["nc2"]},
     }[row]
 
 

@@ -4,6 +4,7 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from nclib import frames
@@ -88,7 +89,7 @@ def test_spurious_and_imbalance(render):
 
 def curves():
     rows = []
-    modes = [("normalized", "normalized, τ = 3", 3.0), ("normalized", "normalized, τ = 1", 1.0)]
+    modes = [("normalized", f"normalized, τ = {scale:g}", scale) for scale in (3.0, 1.0, 10.0)]
     modes += [("hybrid", "hybrid, matched to τ = 3", 1.0)]
     for name, label, scale in modes:
         for seed, epoch in product((0, 1), (0, 1, 5)):
@@ -105,9 +106,11 @@ def test_network_curves(render):
     lowest = sorted(line.get_ydata()[0] for line in figure.axes[3].lines[-2:])
     assert lowest == [0.28, 1.37]
     assert figure.axes[3].get_title(loc="left") == "a finding"
+    looks = {f"{to_hex(line.get_color())} {line.get_linestyle()}" for line in figure.axes[0].lines}
+    assert len(looks) == 4  # no two ways of training look the same
     final = curves().query("epoch == 5")
     figure = render(plots.generalization(final, "accuracy"))
-    assert len(figure.axes[0].lines) == 6
+    assert len(figure.axes[0].lines) == 8
 
 
 def film(dim, K=4, epochs=(0, 1, 2)):
