@@ -206,7 +206,8 @@ def _group_bars(ax, groups, y="degrees", looks=None):
         part = part.agg(["mean", "min", "max"]).iloc[::-1]
         places = np.arange(len(part)) + (i - (len(settings) - 1) / 2) * 0.8 / len(settings)
         color = PALETTE[i] if looks is None else looks[setting]
-        span = [part["mean"] - part["min"], part["max"] - part["mean"]]
+        # Rounding can put the mean of equal values beyond them.
+        span = part[["min", "max"]].sub(part["mean"], axis=0).abs().T.to_numpy()
         ax.bar(places, part["mean"], 0.76 / len(settings), color=color, label=setting, yerr=span)
     ax.set_xticks(range(len(part)), [f"{n}" for n in part.index])
     ax.set(xlabel="samples per pair", ylim=(0, 1.45 * groups[y].max()))
