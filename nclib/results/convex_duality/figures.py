@@ -323,7 +323,7 @@ def sandwich(history, ratio):
     left.yaxis.set_minor_formatter(NullFormatter())
     left.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
     left.yaxis.set_major_formatter("{x:g}")
-    left.set_title(r"The objective $F$ between certified bounds")
+    left.set_title("Objective, closed form, dual bound")
     scales(middle, "xy")
     middle.set(xlabel="epoch", ylabel="deviation", title="Features against the closed form")
     shown = part[part["gamma_over_alpha"].between(0, 2 * ratio)]
