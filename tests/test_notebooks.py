@@ -3,6 +3,7 @@
 import configparser
 import json
 import re
+import shlex
 
 import pytest
 import yaml
@@ -67,6 +68,17 @@ def test_a_profile_has_a_section_for_every_notebook(profile):
     content = yaml.safe_load((paths.PROFILES / f"{profile}.yaml").read_text(encoding="utf-8"))
     assert list(content) == BOOKS
     assert all(isinstance(section, dict) for section in content.values())
+
+
+def test_the_commands_in_the_profile_make_every_published_cell_of_result_3():
+    text, made = (paths.PROFILES / "paper.yaml").read_text(encoding="utf-8"), set()
+    for command in re.findall("^# nclib (sweep 03 .*)", text, re.M):
+        plan = called(*shlex.split(command), "--dry-run")
+        assert plan.exit_code == 0, plan.output
+        made |= set(re.findall(r"dataset=(\w+),.* architecture=(\w+)", plan.output))
+    nets = ("resnet18", "resnet50", "vgg16", "vgg19")
+    composed = {(source, net) for source in ("mnist", "cifar10") for net in nets}
+    assert made == composed | {("svhn", "resnet18"), ("svhn", "resnet50")}
 
 
 def environment():

@@ -18,7 +18,7 @@ from torch import nn
 from nclib import checks, losses
 from nclib.deep import collect, train
 from nclib.deep import data as images
-from nclib.metrics import certified, geometry
+from nclib.metrics import certified, geometry, nc_metrics
 from nclib.results.convex_duality import linear, ramps, theory
 from nclib.results.convex_duality.nets import (
     ACTIVATIONS,
@@ -949,6 +949,12 @@ def final_classes(net, batch):
         own = net.head(hidden).gather(1, batch.labels[:, None])
     means, outputs = (geometry.class_means(x, batch.labels)[0].cpu() for x in (hidden, own))
     return means, outputs[:, 0]
+
+
+def duality(net, batch):
+    """NC3 of a net's features and last layer at the end, in training mode (6.C12)."""
+    with batch_statistics(net):
+        return nc_metrics(net.features(batch.inputs), batch.labels, net.head.weight)["nc3"]
 
 
 def class_cosines(nets):

@@ -235,7 +235,7 @@ def optimisers(trace, gram):
         for line, dash in zip(ax.lines, ("-", "--", "-."), strict=False):
             line.set_linestyle(dash)
     for run, part in trace[trace["step"] > 0].groupby("run", sort=False):
-        axes[2].plot(part["step"], part["simplex"], ":", color=looks[run][0], lw=1.5)
+        axes[2].plot(part.groupby("step")["simplex"].mean(), ":", color=looks[run][0], lw=1.5)
     axes[2].plot([], [], "-", color="0.3", label="raw: orthogonal")
     axes[2].plot([], [], ":", color="0.3", label="centred: simplex ETF")
     axes[2].legend(fontsize=7)
@@ -323,7 +323,7 @@ def sandwich(history, ratio):
     left.yaxis.set_minor_formatter(NullFormatter())
     left.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
     left.yaxis.set_major_formatter("{x:g}")
-    left.set_title(r"The objective $F$ between certified bounds")
+    left.set_title("Objective, closed form, dual bound")
     scales(middle, "xy")
     middle.set(xlabel="epoch", ylabel="deviation", title="Features against the closed form")
     shown = part[part["gamma_over_alpha"].between(0, 2 * ratio)]
@@ -398,9 +398,9 @@ def accuracy(table, dimension, trained):
     right.plot(table["n"], table["condition"], "o-", color=PALETTE[3])
     right.set(xlabel="training samples $n$", ylabel="condition number of the inputs", yscale="log")
     right.set_title("What whitening divides by")
-    for ax in (left, right):
+    for ax, (y, va) in ((left, (0.98, "top")), (right, (0.02, "bottom"))):  # where no curve ends
         ax.axvline(dimension, **GUIDE)
         where = {"xycoords": ("data", "axes fraction"), "fontsize": 7.5, "rotation": 90}
-        ax.annotate("input dimension", (dimension, 0.02), ha="right", va="bottom", **where)
+        ax.annotate("input dimension", (dimension, y), ha="right", va=va, **where)
     left.legend()
     return figure

@@ -56,7 +56,7 @@ def tagwise_picture(points, means, scale):
     ax.annotate(text, (0.5, 0.06), xycoords="axes fraction", ha="center", fontsize=10)
     spot = (0.62 * pair["x"], 0.62 * pair["y"] + 0.2)
     ax.annotate(r"$\mu_{12}$", spot, ha="right", color=SET_COLORS["1+2"])
-    ax.set_title("A pair is the scaled sum of its labels")
+    ax.set_title("A pair and the sum of its labels")
     # One scale for the late state and its geometry; the early state would be a dot on it.
     limit = 1.25 * np.abs(last.to_numpy()).max() + 0.1
     limits = [1.15 * np.abs(points.query("step == @steps[0]")[["x", "y"]].to_numpy()).max()]
@@ -107,7 +107,7 @@ def closed_form(check, sweep, curve, threshold):
     left.annotate("tolerance", (1e-11, 1.0), xycoords=left.get_xaxis_transform(), ha="right",
                   va="bottom", fontsize=7.5, color="0.4")  # fmt: skip
     left.set(xlim=(5e-18, 1e-9), xlabel=r"$|f_{\mathrm{found}}-f^*|$")
-    left.set_title("The optimiser meets the closed form", pad=14)
+    left.set_title("Optimiser and closed form", pad=14)
     left.tick_params(axis="y", labelsize=7)
     left.invert_yaxis()
     for m, part in curve.groupby("m"):
@@ -157,7 +157,7 @@ def landscape(gaps, saddles, K):
     figure, (left, right) = style.grid(1, 2, height=3.4)
     panels.starts(left, gaps, "d", edge=K - 1)
     left.set(xlabel="feature dimension $d$", ylabel="value above the global minimum")
-    left.set_title(f"Random starts: the minimum from $d={K - 1}$ on")
+    left.set_title(r"Random starts (right of the line: $d\geq K-1$)")
     looks = {
         rank: (PALETTE[i], style.MARKERS[i]) for i, rank in enumerate(saddles["rank"].unique())
     }
@@ -252,7 +252,8 @@ def blocks(alone, mixed, K):
     figure, (left, right) = style.grid(1, 2, height=3.3)
     kinds = enumerate(alone["kind"].unique())
     looks = {kind: (PALETTE[i], style.MARKERS[i]) for i, kind in kinds}
-    panels.lines(left, alone, "m", "excess", by="kind", looks=looks, points=True)
+    beside = alone.assign(m=alone["m"] + 0.05 * (pd.factorize(alone["kind"])[0] - 1))
+    panels.lines(left, beside, "m", "excess", by="kind", looks=looks, points=True)
     left.axhline(0, **THEORY)
     left.axvline(K / 2, **GUIDE)
     left.annotate("$m=K/2$", (K / 2, 0.97), xycoords=left.get_xaxis_transform(), fontsize=8)
@@ -264,9 +265,9 @@ def blocks(alone, mixed, K):
     for t, weight in wide.items():  # its name in the middle of where it leads
         if (own := wide.index[weight > 0.5]).size:
             right.text((own[0] * own[-1]) ** 0.5, 0.5, f"$t={t}$", ha="center", color="w")
-    right.set(xlabel="triples per set / singles per class", ylabel="weight of the blocks",
+    right.set(xlabel="triples per set / singles per class", ylabel="share of the subset sizes",
               xscale="log", ylim=(0, 1))  # fmt: skip
-    right.set_title("$K=5$, singles and triples: axes per subset of $t$ classes")
+    right.set_title("$K=5$, singles and triples: axes of subsets of $t$ classes")
     return figure
 
 
@@ -363,18 +364,16 @@ def control(table, holds):
     for i, (kind, part) in enumerate(table.groupby("pairs", sort=False)):
         at = [place[row.task, row.net] for row in part.itertuples()]
         color = PALETTE[0] if kind == "trained on pairs" else PALETTE[7]
-        ax.plot(part["angle_2"], at, style.MARKERS[3 * i], color=color, ms=7, label=kind)
+        ax.plot(part["angle_2"], at, style.MARKERS[3 * i], color=color, ms=7, mec="w", label=kind)
     for key, i in place.items():
         own = table[(table["task"] == key[0]) & (table["net"] == key[1])]["angle_2"]
         ax.plot([own.min(), own.max()], [i, i], color="0.8", lw=1, zorder=0)
     ax.set_yticks(range(len(rows)), [f"{task}\n{net}" for task, net in place], fontsize=8)
-    ax.invert_yaxis()
+    ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.axvline(1, **GUIDE)
     ax.set(xlabel="angle of the pairs to their tag-wise sum / mean angle (1: no relation)")
     ax.set(xlim=(0, 1.05 * max(1, table["angle_2"].max())))
-    finding = (
-        "Composed images are nearly additive; where they are not, linear features have learned it"
-    )
+    finding = "On arbitrary label sets, linear features have learned the tag-wise average"
     ax.set_title(finding if holds else "Is the tag-wise average learned?")
     _legend(figure, ax, 2)
     return figure

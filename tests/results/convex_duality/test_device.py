@@ -28,6 +28,7 @@ CASES = {
         [0], SHAPE, t.data, ADAM, 0.05, points=2, checkpoint=lambda seed: None
     ),
     "experiments.final_classes": train_net,
+    "experiments.duality": lambda t: study.duality(head(t), t.data),
     "experiments.class_cosines": lambda t: study.class_cosines({"a": train_net(t)[0]}),
     "experiments.class_outputs": lambda t: study.class_outputs(*train_net(t), [16] * K, 1.0),
     "experiments.cosine_deviations": lambda t: study.cosine_deviations(t.features, t.labels),

@@ -389,6 +389,9 @@ def test_training_closes_the_certified_gap():
     assert end["gamma_spread"] == pytest.approx((high - low) / np.median(ratios))
     means, outputs = study.final_classes(net, images)
     np.testing.assert_allclose(outputs, 1 - rho, atol=0.02)
+    product = net.head.weight.detach().double() @ (means - means.mean(0)).T
+    nc3 = float((product / product.norm() - (torch.eye(3) - 1 / 3) / math.sqrt(2)).norm())
+    assert study.duality(net, images) == pytest.approx(nc3, abs=1e-5) and nc3 < 0.1
     cosines = study.class_cosines({"a": means})
     off = cosines.query("kind == 'raw, a' and row != column")["value"]
     assert off.abs().max() < 0.1 and len(cosines) == 18

@@ -68,13 +68,15 @@ def test_constraint(render):
 def test_optimisers(render):
     trace = pd.DataFrame(
         [
-            dict(run=r, step=s, excess=1 / (1 + s), gap=2 / (1 + s), simplex=0.1, orthogonal=0.2)
+            dict(run=r, step=s, excess=1 / (1 + s), gap=2 / (1 + s), simplex=x, orthogonal=0.2)
             for r in ("Adam", "SGD")
+            for x in (0.1, 0.3)  # two seeds
             for s in (0, 1, 10)
         ]
     )
     figure = render(figures.optimisers(trace, np.eye(4)))
     np.testing.assert_allclose(ydata(figure.axes[0])[0], [1 / 2, 1 / 11])
+    np.testing.assert_allclose(ydata(figure.axes[2])[2], [0.2, 0.2])
 
 
 def test_minority(render):

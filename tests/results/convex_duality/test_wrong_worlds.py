@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nclib import catalogue, claims
-from nclib.metrics import certified
+from nclib.metrics import certified, nc_metrics
 from nclib.results.convex_duality import experiments as study
 from nclib.results.convex_duality import linear, nets, ramps, theory
 from nclib.results.convex_duality.nets import Network
@@ -131,7 +131,10 @@ def c11():
 def c12():
     """Untrained features; unequal classes for equal ones and the reverse; a control that does what
     the network does."""
-    H = Network(X2, HOT, 0.5, (6,)).hidden(untrained(Network(X2, HOT, 0.5, (6,)))[0])
+    network = Network(X2, HOT, 0.5, (6,))
+    point, _ = untrained(network)
+    H = network.hidden(point)
+    nc3 = nc_metrics(H, LABELS, point["weight"])["nc3"]
     found = study.cosine_deviations(H, LABELS)
     gram = study.collapse_error(H, LABELS, theory.collapse([3, 3], 0.5))
     uneven, even = (study.explicit_head(c, dimension=30) for c in ([9, 4, 2, 2], [4, 4, 4]))
@@ -140,6 +143,7 @@ def c12():
         "etf": uneven["simplex"], "exact_etf": uneven["simplex"], "net_etf": uneven["simplex"],
         "exact_frame": found["orthogonal"], "unbalanced": even["simplex"],
         "net_within": found["nc1"], "net_frame": found["orthogonal"],
+        "aligned": nc3, "net_aligned": nc3,
     }  # fmt: skip
 
 

@@ -113,7 +113,7 @@ def test_control(render, holds):
     assert trained.get_xdata().tolist() == [0.1] * 4
     assert trained.get_ydata().tolist() == [0, 0, 1, 1]
     assert figure.axes[0].get_xlim()[1] > 1.3
-    assert ("learned it" in figure.axes[0].get_title(loc="left")) is holds
+    assert ("have learned" in figure.axes[0].get_title(loc="left")) is holds
 
 
 def test_uneven(render):
