@@ -273,7 +273,7 @@ def flows(path, arms, titles):
 
 
 def against_floor(table, K, control, title):
-    """Networks on the objective of the theory.  ``table``: head, epoch, excess, norm_sq,
+    """Networks on the objective of the theory.  ``table``: head, seed, epoch, excess, norm_sq,
     norm_sq_theory, of, etf_w; ``control``: the head with hardly any decay, which has no floor."""
     figure, axes = style.grid(1, 4, width=10.0, height=2.7)
     table = table[table["epoch"] > 0].assign(percent=lambda t: 100 * t["excess"])

@@ -440,20 +440,35 @@ def test_heads_stay_above_their_floor(blobs):
 
 
 def test_floor_errors_by_hand():
-    columns = ["head", "loss", "of", "of_w", "etf", "etf_w", "nc3", "nc1", "norm_sq", "excess"]
+    columns = [
+        "head",
+        "seed",
+        "loss",
+        "of",
+        "of_w",
+        "etf",
+        "etf_w",
+        "nc3",
+        "nc1",
+        "norm_sq",
+        "excess",
+    ]
     rows = [
-        ("plain", 0.9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 9.0, 2.0),
-        ("plain", 0.4, 0.02, 0.01, 0.6, 0.6, 0.03, 0.01, 1.9, 0.01),
-        ("deep", 0.7, 0.01, 0.03, 0.6, 0.6, 0.02, 0.02, 2.1, 0.04),
-        ("free bias", 0.6, 0.3, 0.4, 0.04, 0.05, 0.01, 0.01, 2.0, 0.02),
-        ("control", 0.5, 0.8, 0.7, 0.7, 0.7, 0.9, 0.9, 7.0, 5.0),
+        ("plain", 0, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 9.0, 2.0),
+        ("plain", 0, 0.4, 0.02, 0.01, 0.6, 0.6, 0.03, 0.01, 1.9, 0.01),
+        ("deep", 0, 0.7, 0.01, 0.03, 0.6, 0.6, 0.02, 0.02, 2.1, 0.04),
+        ("free bias", 0, 0.6, 0.3, 0.4, 0.04, 0.05, 0.01, 0.01, 2.0, 0.02),
+        ("control", 0, 0.5, 0.8, 0.7, 0.7, 0.7, 0.9, 0.9, 7.0, 5.0),
     ]
     table = pd.DataFrame(rows, columns=columns).assign(floor=0.3, norm_sq_theory=2.0)
-    found = study.floor_errors(table, "control")
-    assert found == pytest.approx(
-        {"never_below": 0.1, "reaches": 0.04, "norm": 0.05, "nc1": 0.02, "frame": 0.03,
-         "etf": 0.05, "nc3": 0.03, "not_orthogonal": 0.3, "control": 40}
-    )  # fmt: skip
+    want = {"never_below": 0.1, "reaches": 0.04, "norm": 0.05, "nc1": 0.02, "frame": 0.03,
+            "etf": 0.05, "nc3": 0.03, "not_orthogonal": 0.3, "control": 40}  # fmt: skip
+    assert study.floor_errors(table, "control") == pytest.approx(want)
+    better = table.assign(seed=1, of=table["of"] * [1, 0.5, 0.5, 2, 2], nc1=0.001, etf_w=0.01)
+    worse = better.assign(etf=0.06, of=better["of"] / 3)
+    assert study.floor_errors(pd.concat([better, table]), "control") == pytest.approx(want)
+    want |= {"etf": 0.06, "not_orthogonal": 0.2, "control": 0.8 * 2 / 3 / 0.02}
+    assert study.floor_errors(pd.concat([table, worse]), "control") == pytest.approx(want)
 
 
 def test_train_nets_measures_what_the_net_does(blobs):

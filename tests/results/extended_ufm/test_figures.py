@@ -90,7 +90,7 @@ def test_bias_and_imbalance():
 
 def test_networks_and_low_rank():
     floor = pd.DataFrame({"head": "a", "epoch": [0, 1, 3], "excess": [3, 1, 0.5], "of": 0.1})
-    floor = floor.assign(norm_sq=0.8, norm_sq_theory=0.9, etf_w=0.2)
+    floor = floor.assign(norm_sq=0.8, norm_sq_theory=0.9, etf_w=0.2, seed=0)
     axes = figures.against_floor(floor, 4, "control", "").axes
     assert (3, 50) in drawn(axes[0])
     assert (0, 300) not in drawn(axes[0])
