@@ -224,7 +224,8 @@ DECLARED = {
         },
         "networks": ["per"],
     },
-    "L3": {"statement": "three", "source": "here", "needs": "paper", "check": {"below": 1}},
+    "L3": {"statement": "three", "source": "here", "needs": "paper"}
+    | {"check": {"below": 1, "when": "K = 3"}},
 }
 
 
