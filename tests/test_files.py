@@ -15,6 +15,7 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch
     before = path.read_bytes()
 
     def half(self, target, **_):
+        assert target.parent == tmp_path  # to replace it, on the same file system
         with open(target, "w") as handle:
             handle.write("a\n1")
         raise OSError(28, "No space left on device")

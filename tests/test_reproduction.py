@@ -369,6 +369,9 @@ def test_the_exit_code_of_a_run_counts_claims_and_differences(tiny, monkeypatch)
 
 
 def test_the_ledger_on_the_command_line_counts_failing_rows_only(tiny):
+    catalogue = tiny.books / "claims" / "90_tiny.yaml"
+    text = catalogue.read_text().replace("needs: paper", "needs: paper, networks: [net]")
+    catalogue.write_text(text)
     for name, verdicts, code in (
         ("quick", ["holds", "not converged", "not reproduced", "counterexample"], 0),
         ("standard", ["holds", "fails", "fails"], 1),
@@ -379,6 +382,11 @@ def test_the_ledger_on_the_command_line_counts_failing_rows_only(tiny):
         assert found.exit_code == code
         assert ("2 row(s) fail" in found.output) == (code == 1)
         assert found.output.count("\n  90.A") == 3  # also those that nothing was measured of
+        partly = "90.A3    not reproduced statement 3  [in networks]"
+        assert (partly in found.output) == (name == "quick")
+        assert "2e-05" not in found.output
+        listed = called("claims", "--all", "--profile", name, "--out", tiny.out)
+        assert "    90.A1  holds          2e-05 (<= 1)\n" in listed.output
 
 
 def test_own_results_take_the_place_of_damaged_stored_ones(tiny):
