@@ -53,6 +53,8 @@ def test_tables_agree_up_to_rounding(stored):
         ({"value": [-0.5, 1.0]}, "column value, row 1: 1.0, stored inf"),
         ({"value": [-0.5, None]}, "column value, row 1: nan, stored inf"),
         ({"gap": [1e-15, 2e-5]}, "column gap, row 1: 2e-05, stored 2e-09"),
+        ({"gap": [1.5, 2.0]}, "column gap, row 0: 1.5, stored 1e-15 and 1 more rows"),
+        ({"gap": ["x", 2e-9]}, "column gap, row 0: x, stored 1e-15"),
         ({"K": [2, 4]}, "column K, row 1: 4, stored 3"),
         ({"loss": ["ce", "fl"]}, "column loss, row 1: fl, stored mse"),
         ({"more": [1, 2]}, "has other columns: more; stored only: none"),
