@@ -150,9 +150,11 @@ def test_a_row_leads_to_its_cells_and_the_functions_that_made_its_numbers():
 
 def test_what_a_loop_or_a_function_names_itself_is_no_origin(tmp_path, monkeypatch):
     cells = [
+        "d: int = 2",
         "from nclib import frames as shapes, losses\nfrom nclib.metrics import nc_metrics\n"
         'run = notebook.start("01_x", globals())',
-        'name = shapes.simplex_etf(3, 3)\n !ls\nused = shapes.nc2_floor(4, 2)\nrun.verdict("L1")',
+        "name = shapes.simplex_etf(3, 3)\n !ls\nused = name\n"
+        'used = shapes.nc2_floor(4, d); run.verdict("L1")',
         "table = [nc_metrics(name) for name in range(3)]",
         "both = lambda used: table",
         'run.claim("L1", sum(both(0)))\nrun.claim("L10", used)',
@@ -160,8 +162,8 @@ def test_what_a_loop_or_a_function_names_itself_is_no_origin(tmp_path, monkeypat
     content = {"cells": [{"cell_type": "code", "source": [text]} for text in cells]}
     (tmp_path / "01_x.ipynb").write_text(json.dumps(content))
     monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
-    assert places.places("01_x", "L1") == [places.Place(5, [5, 4, 3], ["nclib.metrics.nc_metrics"])]
-    assert places.places("01_x", "L10") == [places.Place(5, [5, 2], ["nclib.frames.nc2_floor"])]
+    assert places.places("01_x", "L1") == [places.Place(6, [6, 5, 4], ["nclib.metrics.nc_metrics"])]
+    assert places.places("01_x", "L10") == [places.Place(6, [6, 3], ["nclib.frames.nc2_floor"])]
     assert places.places("01_x", "L2") == []
 
 

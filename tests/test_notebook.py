@@ -81,6 +81,7 @@ def test_tables_and_figures_are_byte_stable(started, tmp_path):
         files = [tmp_path / "figures" / f"one.{kind}" for kind in ("png", "pdf", "csv")]
         contents.append([file.read_bytes() for file in files])
     assert contents[0] == contents[1]
+    assert not any(word in contents[0][1] for word in (b"CreationDate", b"Producer", b"Creator"))
     assert contents[0][2] == b"x,name\n0.3,a\n1e-17,b\n"
 
 

@@ -172,7 +172,8 @@ def test_a_picture_carries_the_checksum_of_its_table(tmp_path, monkeypatch):
     monkeypatch.setenv(notebook.FIGURES, str(tmp_path))
     run = notebook.Run("00_quickstart", {"profile": "quick"})
     figure, axes = style.grid(1, 2)
-    run.figure(figure, "one", TABLE)
+    run.figure(figure, "one", TABLE, varies=("gap",))
+    assert run.tables == {"one": ["gap"]}
     assert table_of(tmp_path / "one.png") == files.digest(tmp_path / "one.csv")
     figure, axes = style.grid(1, 2)
     run.figure(figure, "two")

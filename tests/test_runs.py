@@ -175,6 +175,7 @@ def test_the_list_says_what_each_profile_took(tiny):
     ]
     found = called("sweep", "90", "-p", "K=4,5,6,7", "--jobs", 2, "--dry-run").output
     assert found.startswith("4 runs of 90_tiny; time about 3 s\n  quick: K=4\n  quick-")
+    assert called("doctor").exit_code == 0
 
 
 def test_what_is_up_to_date_is_said_of_all_only(tiny, monkeypatch):

@@ -146,7 +146,10 @@ def test_the_plot_draws_the_table():
     assert drawn == want and len(want) == 4
     assert figure.axes[0].get_yscale() == "log"
     assert tracker.plot() is figure and len(figure.axes) == 4  # drawn anew, for live plots
-    plt.close(figure)
+    inner = nclib.Tracker(model, loaders(), layers=["0:out"])  # before no classifier
+    inner.step(0)
+    assert [ax.get_ylabel() for ax in inner.plot().axes][:2] == ["nc1", "nc2_means"]
+    plt.close("all")
 
 
 def test_a_head_with_one_logit_and_missing_classes():

@@ -178,6 +178,26 @@ def test_scales_label_what_is_in_view():
     figure.canvas.draw()
 
 
+def test_a_reference_is_a_theory_line_with_its_name():
+    figure, ax = style.grid(1, 1)
+    style.reference(ax, 2.0, "two")
+    style.reference(ax, 3.0, "three", axis="x", linestyle=":")
+    level, upright = ax.get_lines()
+    assert (level.get_ydata(), upright.get_xdata()) == ([2.0, 2.0], [3.0, 3.0])
+    assert (level.get_linestyle(), upright.get_linestyle()) == ("--", ":")
+    assert [(text.get_text(), text.xy) for text in ax.texts] == [
+        ("two", (1.0, 2.0)), ("three", (3.0, 1.0)),
+    ]  # fmt: skip
+    figure.canvas.draw()
+
+
+def test_each_loss_has_its_name_colour_and_marker():
+    names = {"ce": "cross-entropy", "ls": "label smoothing", "fl": "focal", "mse": "MSE"}
+    assert names == style.LOSS_NAMES
+    for looks in (style.LOSS_COLORS, style.LOSS_MARKERS):
+        assert len(set(looks.values())) == len(looks.keys() & names.keys()) == 4
+
+
 def test_a_fixed_figure_keeps_its_layout():
     figure, ax = style.grid(1, 1)
     before = ax.get_position().bounds
