@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -116,11 +118,13 @@ def test_the_table_lacks_runs_that_failed_and_the_summary_seeds_and_what_has_one
     *done, failed = sweeps.grid("90", {"K": "5,6", "mode": "ok"}, seeds="0:2", out=tiny.out)
     for job in (*done, failed):  # its older results
         tiny.fake(job.name, job.parameters, ["holds"])
+        shutil.copytree(job.figures, job.figures.with_name("91_other"))
     outcomes = [runs.Outcome(job, "done", 1.0) for job in done]
     outcomes.append(runs.Outcome(failed, "failed", 1.0, "x"))
     folder = sweeps.write(outcomes, ["K", "mode", "seed"], out=tiny.out)
     assert set(pd.read_csv(folder / "sweep.csv")["run"]) == {job.name for job in done}
     summary = pd.read_csv(folder / "summary.csv")
+    assert set(summary["notebook"]) == {"90_tiny"}
     assert list(summary) == ["notebook", "id", "p.K", "mean", "sd", "n", "holds"]
     assert list(summary["n"]) == [2, 1]
     assert sweeps.write(outcomes[::-1], ["seed", "K"], out=tiny.out) == folder
