@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
 from PIL import Image
 
@@ -470,20 +469,3 @@ def test_a_change_of_what_is_measured_changes_the_checkpoint(tmp_path, monkeypat
     assert digest(book) == before
     (package / module).write_text((package / module).read_text() + "\n# changed\n")
     assert digest(book) != before
-
-
-def test_no_space_left_in_the_kernel_has_a_hint(tiny, monkeypatch):
-    job = runs.job("90", out=tiny.out)
-
-    def execute(source, target, **_):
-        (tiny.out / "x").parent.mkdir(exist_ok=True)
-        raise papermill.PapermillExecutionError(
-            1, 4, "x", "OSError", "[Errno 28] No space left on device", []
-        )
-
-    monkeypatch.setattr(papermill, "execute_notebook", execute)
-    outcome = runs.execute(job)
-    assert outcome.status == "failed"
-    assert "cell 4: OSError" in outcome.message
-    assert "free some and run again" in outcome.message
-    assert not list(job.folder.glob("staging-*"))

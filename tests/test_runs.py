@@ -141,9 +141,13 @@ def test_an_error_of_the_disk_has_a_way_out(tiny, text, hint):
     [
         (RuntimeError("dead"), "the kernel died or timed out after 1 cells (RuntimeError: dead)"),
         (OSError(errno.ENOSPC, "full"), "OSError: [Errno 28] full; no space is left"),
+        (
+            papermill.PapermillExecutionError(1, 4, "", "OSError", "[Errno 28] full", []),
+            "cell 4: OSError: [Errno 28] full; no space is left",
+        ),
     ],
 )
-def test_a_kernel_that_dies_under_way_is_not_tried_again(tiny, monkeypatch, error, said):
+def test_what_goes_wrong_under_way_is_said_and_not_tried_again(tiny, monkeypatch, error, said):
     calls = []
 
     def execute(source, target, **_):
@@ -157,6 +161,7 @@ def test_a_kernel_that_dies_under_way_is_not_tried_again(tiny, monkeypatch, erro
     outcome = runs.execute(runs.job("90", out=tiny.out))
     assert outcome.message.startswith(said)
     assert calls == [1]
+    assert not list(outcome.job.folder.glob("staging-*"))
 
 
 def test_a_notebook_is_named_or_refused():
