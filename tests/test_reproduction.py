@@ -373,7 +373,7 @@ def test_the_exit_code_of_a_run_counts_claims_and_differences(tiny, monkeypatch)
 def test_the_ledger_on_the_command_line_counts_failing_rows_only(tiny):
     catalogue = tiny.books / "claims" / "90_tiny.yaml"
     text = catalogue.read_text().replace("needs: paper", "needs: paper, networks: [net]")
-    catalogue.write_text(text)
+    catalogue.write_text(text.replace("A1: {", "A1: {seen: 02_second, "))
     for name, verdicts, code in (
         ("quick", ["holds", "not converged", "not reproduced", "counterexample"], 0),
         ("standard", ["holds", "fails", "fails"], 1),
@@ -389,6 +389,8 @@ def test_the_ledger_on_the_command_line_counts_failing_rows_only(tiny):
         assert "2e-05" not in found.output
         listed = called("claims", "--all", "--profile", name, "--out", tiny.out)
         assert "    90.A1  holds          2e-05 (<= 1)\n" in listed.output
+        one = called("claims", "90.A1", "--profile", name, "--out", tiny.out).output
+        assert f"picture   {tiny.out}/figures/{name}/90_tiny/02_second.png\n" in one
 
 
 def test_own_results_take_the_place_of_damaged_stored_ones(tiny):
