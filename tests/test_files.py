@@ -61,3 +61,10 @@ def test_the_digest_is_that_of_the_content(tmp_path):
     one.write_bytes(b"1"), two.write_bytes(b"1")
     os.utime(two, (0, 0))
     assert files.digest(one) == files.digest(two) == "6b86b273ff34fce1"
+
+
+def test_only_plain_names_lie_in_a_folder(tmp_path):
+    assert files.inside(tmp_path, "x.csv") == tmp_path / "x.csv"
+    for name in ("..", ".", "", "a/b", "../x"):
+        with pytest.raises(checks.InputError, match="must be a plain file name"):
+            files.inside(tmp_path, name)
