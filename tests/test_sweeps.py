@@ -92,16 +92,16 @@ def test_a_value_given_twice_is_one_run(tiny):
 
 def test_the_summary_pools_seeds_by_hand():
     rows = []
-    for width, values in ((2, [1.0, 3.0]), (8, [5.0, 9.0])):
+    for width, values in ((2, [1.0, 3.0]), (8, [5.0, 9.0, 10.0])):
         for seed, value in enumerate(values):
             verdict = {1.0: "holds", 3.0: "counterexample", 5.0: "holds"}.get(value, "fails")
             rows.append({"run": f"{width}{seed}", "notebook": "x", "id": "1.L1", "measured": value,
                          "verdict": verdict, "p.width": width, "p.seed": seed})  # fmt: skip
     rows.append(rows[0] | {"measured": None, "verdict": "not run", "p.seed": 2})
     got = sweeps.summary(pd.DataFrame(rows), ["width"]).set_index("p.width")
-    assert list(got["mean"]) == [2.0, 7.0]
-    np.testing.assert_allclose(got["sd"], [2**0.5, 8**0.5])
-    assert list(got["n"]) == [3, 2]
+    assert list(got["mean"]) == [2.0, 8.0]
+    np.testing.assert_allclose(got["sd"], [2**0.5, 7**0.5])
+    assert list(got["n"]) == [3, 3]
     assert list(got["holds"]) == [2, 1]
 
 
