@@ -48,7 +48,7 @@ def test_a_matrix_of_another_size_or_with_holes(value, options, message):
         checks.matrix("x", value, **options)
 
 
-def test_half_precision_is_upcast_and_a_vector_has_its_length():
+def test_half_precision_is_upcast_and_vectors_and_label_sets_have_their_size():
     half = torch.ones(1, 2, dtype=torch.float16)
     assert checks.matrix("x", half).dtype == torch.float32
     assert checks.matrix("x", half.int()).dtype == torch.float64
@@ -56,3 +56,6 @@ def test_half_precision_is_upcast_and_a_vector_has_its_length():
     for bad, message in (([1.0], r"b must have shape \(2,\)"), ([1.0, math.nan], "1 NaN")):
         with pytest.raises(checks.InputError, match=message):
             checks.vector("b", bad, 2)
+    for columns in (1, 3):
+        with pytest.raises(checks.InputError, match=f"targets must have {columns} columns"):
+            checks.label_sets([[1, 0]], columns=columns)
