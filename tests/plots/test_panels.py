@@ -70,9 +70,9 @@ def test_lines_without_groups_beside_a_finer_theory():
 def test_a_finer_theory_is_drawn_for_its_group_only():
     _, ax = style.grid(1, 1)
     fine = pd.DataFrame({"loss": ["ce", "mse"], "epoch": [2, 3], "nc1": [7.0, 8.0]})
-    panels.lines(ax, SEEDS, "epoch", "nc1", by="loss", theory=fine)
+    panels.lines(ax, SEEDS[::-1], "epoch", "nc1", by="loss", theory=fine)  # in its order
     theory = [line for line in ax.get_lines() if line.get_linestyle() == "--"]
-    assert [points(line) for line in theory] == [[[2, 7.0]], [[3, 8.0]]]
+    assert [points(line) for line in theory] == [[[3, 8.0]], [[2, 7.0]]]
 
 
 @pytest.mark.parametrize("log", ["", "xy"])
@@ -106,6 +106,7 @@ def test_heatmaps_write_numbers_that_can_be_read():
     )
     first, second = figure.axes[:2]
     assert [t.get_text() for t in first.texts] == ["1.00", "0.00", "0.50", "-1.00"]
+    assert [t.get_position() for t in first.texts] == [(0, 0), (1, 0), (0, 1), (1, 1)]  # x, y
     assert to_rgba(first.texts[0].get_color()) == to_rgba("white")
     assert to_rgba(first.texts[1].get_color()) == to_rgba("black")
     assert (first.get_title("left"), second.get_title("left")) == ("first", "b")
