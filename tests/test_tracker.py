@@ -162,8 +162,10 @@ def test_a_head_with_one_logit_and_missing_classes():
     assert row["nc1"] == pytest.approx(nc_metrics(model[:2](x).detach(), loader[0][1])["nc1"])
     assert "nc2" not in row
     keep = y < 2
-    with pytest.raises(checks.InputError, match="class 2 has no sample"):
-        nclib.Tracker(make(), [(x[keep], y[keep])]).step(0)
+    for K_given, missing in ((None, 2), (4, "2, 3")):
+        tracker = nclib.Tracker(make(), [(x[keep], y[keep])], layers=["0:out"], num_classes=K_given)
+        with pytest.raises(checks.InputError, match=f"class {missing} has no sample"):
+            tracker.step(0)
     assert nclib.Tracker(make(), [(x[keep], y[keep])], missing="skip").step(0)["nc1"].item() > 0
 
 
