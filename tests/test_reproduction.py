@@ -41,6 +41,7 @@ def compared(stored, table, varies=()):
 def test_tables_agree_up_to_rounding(stored):
     assert compared(stored, TABLE) == 0.0
     assert compared(stored, TABLE.assign(gap=[3e-12, 2.1e-9])) < 1e-9
+    assert compared(stored, TABLE.assign(value=[-0.50000048, float("inf")])) < 1e-6
     largest = compared(stored, TABLE.assign(value=[-0.5 * (1 + 1e-8), float("inf")]))
     assert largest == pytest.approx(0.5e-8 / 0.6, rel=1e-3)
 
@@ -49,6 +50,7 @@ def test_tables_agree_up_to_rounding(stored):
     ("change", "message"),
     [
         ({"value": [-0.505, float("inf")]}, "t, column value, row 0: -0.505, stored -0.5"),
+        ({"value": [-0.5000012, float("inf")]}, "row 0: -0.5000012, stored -0.5"),
         ({"value": [-0.5, 1.0]}, "column value, row 1: 1.0, stored inf"),
         ({"value": [-0.5, None]}, "column value, row 1: nan, stored inf"),
         ({"gap": [1e-15, 2e-5]}, "column gap, row 1: 2e-05, stored 2e-09"),
