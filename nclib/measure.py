@@ -144,7 +144,10 @@ def _plain(frame):
     return frame.astype(object).where(frame.notna(), None).to_dict(orient="index")
 
 
-def figure(paths, samples=2000):
+SAMPLES = 2000  # drawn of each file
+
+
+def figure(paths):
     """For each file: cosines of the centred class means, and samples in the plane that separates
     the class means best.
     """
@@ -165,8 +168,8 @@ def figure(paths, samples=2000):
         cosines = left.imshow(geometry.cosines(means), vmin=-1, vmax=1, cmap="RdBu_r")
         picture.colorbar(cosines, ax=left, label="cosine")
         left.set(title=f"class means (collapsed: {-1 / (len(means) - 1):.2g})", xlabel="class")
-        plane = torch.linalg.svd(means, full_matrices=False).Vh[:2]
-        chosen = torch.linspace(0, len(features) - 1, min(samples, len(features))).long()
+        plane = torch.linalg.svd(means, full_matrices=False).Vh[: min(2, len(means) - 1)]
+        chosen = torch.linspace(0, len(features) - 1, min(SAMPLES, len(features))).long()
         spots = (features[chosen] - statistics.global_mean) @ plane.T
         spots = torch.nn.functional.pad(spots, (0, 2 - spots.shape[1]))  # K = 2: a line
         right.scatter(*spots.T, c=labels[chosen], s=6, cmap="turbo")

@@ -109,7 +109,6 @@ class Run:
         style.save(figure, stem, table=digest)
         _show(f"{stem}.png", name, width=round(80 * figure.get_figwidth()))
         plt.close(figure)
-        self._reproduce(name)
 
     def claim(self, row, *single, **measured):
         """Check numbers against a row of the catalogue: :meth:`nclib.claims.Ledger.claim`.

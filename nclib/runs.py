@@ -197,30 +197,36 @@ def fingerprint(job):
 
     Of the library it takes the modules that the notebook imports, directly or not.
     """
-    cells = [(kind, text) for kind, text, _ in files.read_cells(job.source)]
     package = Path(__file__).parent
     library = notebook.library_files("\n".join(files.code(job.source)))
     catalogue = paths.CLAIMS / f"{job.notebook}.yaml"
+    decide = [_cells(job.source), job.parameters, job.threads, notebook.versions()]
     parts = [
-        json.dumps([cells, job.parameters, job.threads, notebook.versions()], sort_keys=True),
+        json.dumps(decide, sort_keys=True),
         *(f"{p.relative_to(package)}:{p.read_text(encoding='utf-8')}" for p in library),
         catalogue.read_text(encoding="utf-8") if catalogue.exists() else "",
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
+def _cells(path):
+    """Kinds and sources of the cells of a notebook, but for what papermill puts in."""
+    cells = files.read_cells(path)
+    return [(kind, text) for kind, text, tags in cells if "injected-parameters" not in tags]
+
+
 def finished(job):
-    """The manifest of a finished and undamaged run of this very job, or ``None``."""
+    """The manifest of a finished and undamaged run of this very job, or ``None``.
+
+    That run must be the last one: an edit that was run and taken back has left its own results.
+    """
     try:
-        files.read_json(job.folder / "notebook.ipynb")
+        executed = _cells(job.folder / "notebook.ipynb")
     except checks.InputError:
         return None
-    mark = fingerprint(job)
-    for folder in (job.own, job.figures):
-        manifest = reproduction.intact(folder)
-        if manifest and manifest.get("fingerprint") == mark:
-            return manifest
-    return None
+    manifest = reproduction.intact(job.own if job.own.exists() else job.figures)
+    good = manifest and executed == _cells(job.source)
+    return manifest if good and manifest.get("fingerprint") == fingerprint(job) else None
 
 
 def execute(job, force=False, progress=False, store=False):

@@ -143,8 +143,8 @@ def comparison(table, swept):
     ``table``: as :func:`nclib.runs.load` gives it; ``swept``: parameters with more than one value.
     The one with most values is the axis, combinations of the others are colours; seeds are the axis
     of a sweep over nothing else, which shows how far a check spreads.  Shows :data:`SHOWN` checks:
-    those whose verdict changes, then those that vary most relative to their size.  The bound is
-    dashed; crosses mark settings in which the check does not hold in some run.
+    those whose verdict changes, then those that vary most relative to their size.  A bound that
+    all runs share is dashed; crosses mark settings in which the check does not hold in some run.
     """
     names = [name for name in swept if name != "seed"] or ["seed"]
     pooled = summary(table, names)
@@ -162,7 +162,7 @@ def comparison(table, swept):
     for ax, name in zip(axes.flat, shown, strict=False):
         own = table[table["id"] == name]
         if name in chosen:
-            _draw(ax, pooled[pooled["id"] == name], own.iloc[0], places, labels, columns[0][2:])
+            _draw(ax, pooled[pooled["id"] == name], own, places, labels, columns[0][2:])
         sentence = f"{name}: {own['statement'].iloc[0]}" if name in chosen else name
         ax.set_title("\n".join(textwrap.wrap(sentence, 44, max_lines=3)), fontsize=8.5)
     for ax in axes.flat[len(shown) :]:
@@ -174,8 +174,8 @@ def comparison(table, swept):
     return figure
 
 
-def _draw(ax, part, claim, places, labels, axis):
-    """One panel: ``part`` of the summary, ``claim`` one row of the table for words and bound."""
+def _draw(ax, part, claims, places, labels, axis):
+    """One panel: ``part`` of the summary, ``claims`` its rows of the table for words and bound."""
     shifts = np.linspace(-0.15, 0.15, len(labels)) if len(labels) > 1 else [0.0]
     for i, (label, shift) in enumerate(zip(labels, shifts, strict=True)):
         own = part[part["colour"] == label].sort_values("place", key=lambda c: c.map(places.index))
@@ -190,12 +190,13 @@ def _draw(ax, part, claim, places, labels, axis):
     ax.set_xticks(range(len(places)), places)
     ax.margins(x=0.1)
     ax.set_xlabel(axis)
+    claim = claims.iloc[0]
     ax.set_ylabel("\n".join(textwrap.wrap(str(claim["note"] or "measured"), 32, max_lines=2)))
     values = part["mean"].to_numpy()
     log = len(values) and (values > 0).all() and values.max() / values.min() > 30
     if log:
         ax.set_yscale("log")
-    bound = claim.get("bound")
+    bound = claim["bound"] if claims["bound"].nunique() == 1 else None
     number = isinstance(bound, int | float) and not isinstance(bound, bool) and np.isfinite(bound)
     if number and (bound > 0 or not log):
         sign = {"below": "≤ ", "above": "≥ "}.get(claim["relation"], "")

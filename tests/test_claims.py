@@ -150,9 +150,11 @@ def test_a_row_leads_to_its_cells_and_the_functions_that_made_its_numbers():
 
 def test_what_a_loop_or_a_function_names_itself_is_no_origin(tmp_path, monkeypatch):
     cells = [
-        "from nclib import frames, losses\nfrom nclib.metrics import nc_metrics\n"
+        "d: int = 2",
+        "from nclib import frames as shapes, losses\nfrom nclib.metrics import nc_metrics\n"
         'run = notebook.start("01_x", globals())',
-        'name = frames.simplex_etf(3, 3)\nused = frames.nc2_floor(4, 2); run.verdict("L1")',
+        "name = shapes.simplex_etf(3, 3)\n !ls\nused = name\n"
+        'used = shapes.nc2_floor(4, d); run.verdict("L1")',
         "table = [nc_metrics(name) for name in range(3)]",
         "both = lambda used: table",
         'run.claim("L1", sum(both(0)))\nrun.claim("L10", used)',
@@ -160,8 +162,8 @@ def test_what_a_loop_or_a_function_names_itself_is_no_origin(tmp_path, monkeypat
     content = {"cells": [{"cell_type": "code", "source": [text]} for text in cells]}
     (tmp_path / "01_x.ipynb").write_text(json.dumps(content))
     monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
-    assert places.places("01_x", "L1") == [places.Place(5, [5, 4, 3], ["nclib.metrics.nc_metrics"])]
-    assert places.places("01_x", "L10") == [places.Place(5, [5, 2], ["nclib.frames.nc2_floor"])]
+    assert places.places("01_x", "L1") == [places.Place(6, [6, 5, 4], ["nclib.metrics.nc_metrics"])]
+    assert places.places("01_x", "L10") == [places.Place(6, [6, 3], ["nclib.frames.nc2_floor"])]
     assert places.places("01_x", "L2") == []
 
 
@@ -169,6 +171,17 @@ def test_a_module_is_no_function_of_the_same_name():
     assert places.source("nclib.table") is None  # nclib.measure has a function called table
     assert places.source("nclib.table.over")[0].name == "table.py"
     assert places.source("nclib.metrics.nc_metrics")[0].name == "collapse.py"
+
+
+def test_a_row_on_the_command_line_is_as_good_as_its_worst_check():
+    stored = claims.read(paths.figures() / "quick" / "01_multi_loss_equivalence" / "claims.json")
+    mixed = [own for own in claims.rows(stored).values() if len({one.verdict for one in own}) > 1]
+    listed = called("claims").output
+    assert mixed
+    for own in mixed:
+        assert f"{own[0].row:8} {claims.worst(own).verdict:14} {own[0].statement}" in listed
+    for one in {claim.verdict: claim for claim in mixed[0]}.values():
+        assert f"verdict   {one.verdict}" in called("claims", one.id).output
 
 
 def test_one_row_on_the_command_line_has_everything():
@@ -224,7 +237,8 @@ DECLARED = {
         },
         "networks": ["per"],
     },
-    "L3": {"statement": "three", "source": "here", "needs": "paper", "check": {"below": 1}},
+    "L3": {"statement": "three", "source": "here", "needs": "paper"}
+    | {"check": {"below": 1, "when": "K = 3"}},
 }
 
 
@@ -299,8 +313,9 @@ def test_a_bound_near_one_is_not_shown_as_one():
     )
     assert claim.expected == "<= 1.0000000000001"
     assert (claim.row, claim.seen) == ("1.L1", "01_picture")
-    html = one.claim("L1", known=0.5)._repr_html_()
+    html = one.claim("L1", known=0.5, limit=(2.5, 1.5))._repr_html_()
     assert "0.5 ± 0.001" in html
+    assert html.index("2.5") < html.index("&gt;= 1.5")  # measured, then expected
     assert "left" in html
 
 

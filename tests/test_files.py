@@ -15,6 +15,7 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch
     before = path.read_bytes()
 
     def half(self, target, **_):
+        assert target.parent == tmp_path  # to replace it, on the same file system
         with open(target, "w") as handle:
             handle.write("a\n1")
         raise OSError(28, "No space left on device")
@@ -60,3 +61,10 @@ def test_the_digest_is_that_of_the_content(tmp_path):
     one.write_bytes(b"1"), two.write_bytes(b"1")
     os.utime(two, (0, 0))
     assert files.digest(one) == files.digest(two) == "6b86b273ff34fce1"
+
+
+def test_only_plain_names_lie_in_a_folder(tmp_path):
+    assert files.inside(tmp_path, "x.csv") == tmp_path / "x.csv"
+    for name in ("..", ".", "", "a/b", "../x"):
+        with pytest.raises(checks.InputError, match="must be a plain file name"):
+            files.inside(tmp_path, name)

@@ -47,6 +47,8 @@ def test_other_names(tmp_path):
     renamed = dict(zip(("net.H", "Y", "fc.weight", "fc.bias"), WHOLE.values(), strict=True))
     path = save(tmp_path / "a.npz", renamed | {"epoch": 3})
     assert measure.table([path])["nc3"].item() == pytest.approx(WANT["nc3"])
+    short = save(tmp_path / "c.npz", dict(zip("XYWB", WHOLE.values(), strict=True)))
+    assert measure.table([short]).iloc[0].tolist() == measure.table([path]).iloc[0].tolist()
     path = save(tmp_path / "b.npz", {"embeddings": FEATURES, "targets": LABELS})
     assert measure.table([path])["nc1"].item() == pytest.approx(WANT["nc1"])
     assert "nc3" not in measure.table([path])
@@ -99,7 +101,7 @@ def test_json_and_classes(tmp_path):
     assert "count" in called("measure", path, "--by-class").output
 
 
-def test_the_picture_shows_cosines_and_the_plane_of_the_means(tmp_path):
+def test_the_picture_shows_cosines_and_the_plane_of_the_means(tmp_path, monkeypatch):
     paths = [save(tmp_path / "a.npz", WHOLE), save(tmp_path / "b.npz", WHOLE | {"labels": LABELS})]
     assert called("measure", *paths, "--figure", tmp_path / "nc.png").exit_code == 0
     assert Image.open(tmp_path / "nc.png").size[1] > 500
@@ -111,6 +113,13 @@ def test_the_picture_shows_cosines_and_the_plane_of_the_means(tmp_path):
     spots = torch.as_tensor(np.asarray(plane.collections[0].get_offsets()))
     drawn = torch.stack([spots[LABELS.eq(k)].mean(0) for k in range(K)])
     assert torch.allclose(torch.cdist(drawn, drawn), torch.cdist(means, means))  # K = 3: exact
+    assert heat.images[0].get_clim() == (-1, 1)
+    title = heat.get_title() + heat.get_title("left")  # as the style of the process says
+    assert title == "class means (collapsed: -0.5)"
+    monkeypatch.setattr(measure, "SAMPLES", 3)  # the first, one in the middle, the last
+    fewer = measure.figure(paths[:1]).axes[1].collections[0]
+    assert fewer.get_array().tolist() == LABELS[[0, 14, 29]].tolist()
+    assert np.allclose(fewer.get_offsets(), spots[[0, 14, 29]])
 
 
 @pytest.mark.parametrize(
@@ -135,6 +144,17 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, name, arrays, message):
     result = called("measure", path)
     assert result.exit_code == 2
     assert result.output.startswith("nclib: ") and result.output.count("\n") == 1
+
+
+def test_classes_without_samples_are_skipped_if_asked_for(tmp_path):
+    """And two classes lie on a line."""
+    path = save(tmp_path / "a.npz", WHOLE | {"labels": 2 * (LABELS > 0)})
+    options = ("--missing", "skip", "--figure", tmp_path / "NC.PNG")
+    found = json.loads(called("measure", path, "--json", *options).output)[str(path)]
+    assert found["nc1"] == pytest.approx(nc_metrics(FEATURES, LABELS > 0)["nc1"])
+    heat, plane = measure.figure([path]).axes[:2]
+    assert heat.images[0].get_array().shape == (2, 2)
+    assert not plane.collections[0].get_offsets()[:, 1].any()
 
 
 def test_a_picture_of_an_unknown_kind_is_refused_before_anything_is_computed(tmp_path):

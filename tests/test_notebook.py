@@ -1,3 +1,5 @@
+import random
+
 import pandas as pd
 import pytest
 import torch
@@ -33,6 +35,16 @@ def test_parameters_are_checked_before_anything_runs(started):
         started(space)
 
 
+def test_seed_and_threads_are_those_of_the_process(started, monkeypatch):
+    drawn = lambda: (random.random(), float(torch.rand(())))
+    monkeypatch.setenv(notebook.THREADS, "2")
+    started(namespace(seed=5))
+    first, threads = drawn(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    random.seed(5), torch.manual_seed(5)
+    assert (first, threads) == (drawn(), 2)
+
+
 def test_a_misspelt_injected_parameter_is_an_error_and_own_names_are_not(started):
     started(namespace(cells=["K: int = 3", "# Parameters\nK = 3\n", "own = 3"], own=3))
     with pytest.raises(checks.InputError, match="unknown parameter widht; this notebook accepts K"):
@@ -53,8 +65,9 @@ def test_a_device_that_is_not_there_is_named(monkeypatch, name):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(checks.InputError, match="device (must be one of auto, cpu, cuda|is )"):
-        notebook.device(name)
+        notebook.Run("90_tiny", {"device": name})
     assert str(notebook.device("cuda:0")) == "cuda:0"
+    assert notebook.device("auto").type == "cuda"
 
 
 def test_tables_and_figures_are_byte_stable(started, tmp_path):
@@ -68,15 +81,19 @@ def test_tables_and_figures_are_byte_stable(started, tmp_path):
         files = [tmp_path / "figures" / f"one.{kind}" for kind in ("png", "pdf", "csv")]
         contents.append([file.read_bytes() for file in files])
     assert contents[0] == contents[1]
+    assert not any(word in contents[0][1] for word in (b"CreationDate", b"Producer", b"Creator"))
     assert contents[0][2] == b"x,name\n0.3,a\n1e-17,b\n"
 
 
-def test_a_checkpoint_belongs_to_its_configuration(started):
+def test_a_checkpoint_belongs_to_its_configuration_and_library(started, monkeypatch):
     run = started(namespace())
     path = run.checkpoint("net", lr=0.1, width=3)
     assert path == run.checkpoint("net", width=3, lr=0.1)
     assert path != run.checkpoint("net", lr=0.2, width=3)
     assert path.parent == run.folder / "checkpoints"
+    with monkeypatch.context() as patch:
+        patch.setattr(notebook, "code_digest", lambda name: "of another library")
+        assert path != run.checkpoint("net", lr=0.1, width=3)
     run.threads = 2  # sums in another order
     assert path != run.checkpoint("net", lr=0.1, width=3)
 

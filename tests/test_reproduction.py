@@ -4,8 +4,8 @@ import base64
 import json
 import shutil
 
+import numpy as np
 import pandas as pd
-import papermill
 import pytest
 from PIL import Image
 
@@ -14,7 +14,7 @@ from nclib.plots import style
 from tests.conftest import called
 
 TABLE = pd.DataFrame(
-    {"K": [2, 3], "loss": ["ce", "mse"], "gap": [1e-15, 2e-9], "value": [0.5, float("inf")]}
+    {"K": [2, 3], "loss": ["ce", "mse"], "gap": [1e-15, 2e-9], "value": [-0.5, float("inf")]}
 )
 
 
@@ -41,17 +41,21 @@ def compared(stored, table, varies=()):
 def test_tables_agree_up_to_rounding(stored):
     assert compared(stored, TABLE) == 0.0
     assert compared(stored, TABLE.assign(gap=[3e-12, 2.1e-9])) < 1e-9
-    largest = compared(stored, TABLE.assign(value=[0.5 * (1 + 1e-8), float("inf")]))
+    assert compared(stored, TABLE.assign(value=[-0.50000048, float("inf")])) < 1e-6
+    largest = compared(stored, TABLE.assign(value=[-0.5 * (1 + 1e-8), float("inf")]))
     assert largest == pytest.approx(0.5e-8 / 0.6, rel=1e-3)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"value": [0.505, float("inf")]}, "t, column value, row 0: 0.505, stored 0.5"),
-        ({"value": [0.5, 1.0]}, "column value, row 1: 1.0, stored inf"),
-        ({"value": [0.5, None]}, "column value, row 1: nan, stored inf"),
+        ({"value": [-0.505, float("inf")]}, "t, column value, row 0: -0.505, stored -0.5"),
+        ({"value": [-0.5000012, float("inf")]}, "row 0: -0.5000012, stored -0.5"),
+        ({"value": [-0.5, 1.0]}, "column value, row 1: 1.0, stored inf"),
+        ({"value": [-0.5, None]}, "column value, row 1: nan, stored inf"),
         ({"gap": [1e-15, 2e-5]}, "column gap, row 1: 2e-05, stored 2e-09"),
+        ({"gap": [1.5, 2.0]}, "column gap, row 0: 1.5, stored 1e-15 and 1 more rows"),
+        ({"gap": ["x", 2e-9]}, "column gap, row 0: x, stored 1e-15"),
         ({"K": [2, 4]}, "column K, row 1: 4, stored 3"),
         ({"loss": ["ce", "fl"]}, "column loss, row 1: fl, stored mse"),
         ({"more": [1, 2]}, "has other columns: more; stored only: none"),
@@ -62,14 +66,25 @@ def test_a_difference_names_table_column_row_and_both_values(stored, change, mes
         compared(stored, TABLE.assign(**change))
 
 
+def test_only_what_is_missing_in_both_agrees(stored):
+    holes = TABLE.assign(loss=["ce", None], gap=[None, 2e-9])
+    files.write_csv(stored / "t.csv", holes)
+    assert compared(stored, holes) == 0.0
+    for column, values in (("loss", ["ce", "NA"]), ("gap", [0.0, 2e-9])):
+        with pytest.raises(reproduction.NotReproduced, match=f"column {column}.*, stored nan"):
+            compared(stored, holes.assign(**{column: values}))
+
+
 def test_rows_and_missing_tables_count(stored):
     with pytest.raises(reproduction.NotReproduced, match="has 1 rows, stored 2"):
         compared(stored, TABLE[:1])
     assert compared(stored, TABLE[:1], "rows") == 0.0
-    with pytest.raises(
-        reproduction.NotReproduced, match="has other columns: none; stored only: loss, gap, value"
+    for other, said in (
+        (TABLE[["K"]], "none; stored only: loss, gap, value"),
+        (TABLE.rename(columns={"gap": "gaps"}), "gaps; stored only: gap"),
     ):
-        compared(stored, TABLE[["K"]], "rows")
+        with pytest.raises(reproduction.NotReproduced, match=f"has other columns: {said}"):
+            compared(stored, other, "rows")
     (stored / "t.csv").unlink()
     with pytest.raises(reproduction.NotReproduced, match="table t is not stored"):
         compared(stored, TABLE)
@@ -79,6 +94,7 @@ def test_declared_columns_are_left_to_the_verdicts(stored):
     trained = TABLE.assign(gap=[0.3, 0.4], value=[0.7, 0.8])
     assert compared(stored, trained, True) == 0.0
     assert compared(stored, trained, ["gap", "value"]) == 0.0
+    assert compared(stored, TABLE.assign(gap=[0, 1]), True) == 0.0  # decimal where it is stored
     with pytest.raises(reproduction.NotReproduced, match="column value"):
         compared(stored, trained, ["gap"])
     with pytest.raises(reproduction.NotReproduced, match="column K"):
@@ -86,7 +102,7 @@ def test_declared_columns_are_left_to_the_verdicts(stored):
 
 
 def test_a_column_may_have_a_tolerance_of_its_own(stored):
-    moved = TABLE.assign(value=[0.5005, float("inf")])
+    moved = TABLE.assign(value=[-0.5005, float("inf")])
     assert compared(stored, moved, {"value": 1e-3}) == 0.0
     with pytest.raises(reproduction.NotReproduced, match="column value, row 0"):
         compared(stored, moved, {"value": 1e-4})
@@ -101,10 +117,17 @@ def test_verdicts_and_lost_tables_are_differences(stored, tmp_path):
     for place, verdict, more in ((stored, "holds", "1.B"), (mine, "not reproduced", "1.C")):
         found = [claim | {"verdict": verdict}, claim | {"id": more}]
         files.write_json(place / "claims.json", found)
-    files.write_csv(stored / "lost.csv", TABLE)
-    files.write_csv(mine / "t.csv", TABLE)
-    found = reproduction.compare(mine, stored, {"t": []})
-    assert found.summary().startswith("1 of 2 tables and 0 of 3 verdicts reproduced")
+    near = TABLE.assign(gap=[0.3, 0.4], value=[-0.5 * (1 + 1e-8), float("inf")])
+    for path, table in (
+        (stored / "lost.csv", TABLE),
+        (mine / "t.csv", near),
+        (mine / "u.csv", TABLE),
+        (stored / "u.csv", TABLE),
+    ):
+        files.write_csv(path, table)
+    found = reproduction.compare(mine, stored, {"t": ["gap"], "u": []})
+    said = "2 of 3 tables and 0 of 3 verdicts reproduced, largest difference 8e-09"
+    assert found.summary() == said
     assert found.lines() == [
         "table lost is stored, but not made by this run (lost.csv)",
         "claim 1.A: not reproduced, stored holds",
@@ -150,7 +173,8 @@ def test_a_picture_carries_the_checksum_of_its_table(tmp_path, monkeypatch):
     monkeypatch.setenv(notebook.FIGURES, str(tmp_path))
     run = notebook.Run("00_quickstart", {"profile": "quick"})
     figure, axes = style.grid(1, 2)
-    run.figure(figure, "one", TABLE)
+    run.figure(figure, "one", TABLE, varies=("gap",))
+    assert run.tables == {"one": ["gap"]}
     assert table_of(tmp_path / "one.png") == files.digest(tmp_path / "one.csv")
     figure, axes = style.grid(1, 2)
     run.figure(figure, "two")
@@ -177,14 +201,17 @@ def test_under_nbval_the_last_cell_fails_with_a_verdict(tmp_path, monkeypatch):
     monkeypatch.setenv(notebook.FIGURES, str(tmp_path))
     monkeypatch.setenv(notebook.REPRODUCE, "1")
     monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "books")
-    run = notebook.Run("00_quickstart", {"profile": "quick"})
+    run = notebook.Run("00_quickstart", {"profile": "standard"})
     run.claim("Q1", 0.0)
     run.claim("Q2", {"nc1": 0.0, "nc2_means": 0.0, "nc3": 0.0})
     run.claim("Q3", 0.0)
     run.claim("Q4", bound=0.0, gap=0.0)
-    folder = tmp_path / "figures/quick/00_quickstart"
+    folder = tmp_path / "figures/standard/00_quickstart"
     run.ledger.write(folder)
     run.finish()
+    record = files.read_json(tmp_path / "record.json")
+    assert record["parameters"] == run.parameters
+    assert record["versions"]["numpy"] == np.__version__
     text = (folder / "claims.json").read_text().replace('"holds"', '"counterexample"', 1)
     (folder / "claims.json").write_text(text)
     with pytest.raises(reproduction.NotReproduced, match="claim 0.Q1: holds, stored counterexamp"):
@@ -346,14 +373,26 @@ def test_the_exit_code_of_a_run_counts_claims_and_differences(tiny, monkeypatch)
 
 
 def test_the_ledger_on_the_command_line_counts_failing_rows_only(tiny):
+    catalogue = tiny.books / "claims" / "90_tiny.yaml"
+    text = catalogue.read_text().replace("needs: paper", "needs: paper, networks: [net]")
+    catalogue.write_text(text.replace("A1: {", "A1: {seen: 02_second, "))
     for name, verdicts, code in (
         ("quick", ["holds", "not converged", "not reproduced", "counterexample"], 0),
         ("standard", ["holds", "fails", "fails"], 1),
+        ("paper", ["holds"], 0),
     ):
         tiny.fake(name, {}, verdicts)
         found = called("claims", "--profile", name, "--out", tiny.out)
         assert found.exit_code == code
         assert ("2 row(s) fail" in found.output) == (code == 1)
+        assert found.output.count("\n  90.A") == 3  # also those that nothing was measured of
+        partly = "90.A3    not reproduced statement 3  [in networks]"
+        assert (partly in found.output) == (name == "quick")
+        assert "2e-05" not in found.output
+        listed = called("claims", "--all", "--profile", name, "--out", tiny.out)
+        assert "    90.A1  holds          2e-05 (<= 1)\n" in listed.output
+        one = called("claims", "90.A1", "--profile", name, "--out", tiny.out).output
+        assert f"picture   {tiny.out}/figures/{name}/90_tiny/02_second.png\n" in one
 
 
 def test_own_results_take_the_place_of_damaged_stored_ones(tiny):
@@ -370,6 +409,26 @@ def test_own_results_take_the_place_of_damaged_stored_ones(tiny):
     runs._outcome(job, "done", 1.0, store=False)
     assert (job.figures / "mine.csv").exists()
     assert not job.own.exists()
+
+
+def test_only_the_last_run_can_be_finished(tiny):
+    """An edit that was run and taken back: executed notebook and own results are those of it."""
+    tiny.fake("quick", {}, ["holds"], out=tiny.books.parent)
+    job = runs.job("90")
+    record = files.read_json(job.figures / "manifest.json") | {"files": {}}
+    record["fingerprint"] = runs.fingerprint(job)
+    files.write_json(job.figures / "manifest.json", record)
+    text, executed = job.source.read_text(), job.folder / "notebook.ipynb"
+    executed.parent.mkdir(parents=True)
+    executed.write_text(text)
+    assert runs.finished(job)["seconds"] == 1.5
+    executed.write_text(text.replace("lr=0.05", "lr=0.06"))
+    assert runs.finished(job) is None
+    executed.write_text(text)
+    shutil.copytree(job.figures, job.own)
+    assert runs.finished(job)
+    files.write_json(job.own / "manifest.json", record | {"fingerprint": "of the edit"})
+    assert runs.finished(job) is None
 
 
 def test_a_sweep_in_which_all_runs_fail_writes_no_table(tiny, monkeypatch):
@@ -394,6 +453,8 @@ def test_every_ingredient_changes_the_fingerprint(tiny, monkeypatch):
     marks.append(runs.fingerprint(base))
     monkeypatch.setattr(notebook, "versions", lambda: {"torch": "0"})
     marks.append(runs.fingerprint(base))
+    monkeypatch.setattr(notebook, "library_files", lambda source: [])
+    marks.append(runs.fingerprint(base))
     assert len(set(marks)) == len(marks)
     assert runs.fingerprint(base) == marks[-1]
 
@@ -412,20 +473,3 @@ def test_a_change_of_what_is_measured_changes_the_checkpoint(tmp_path, monkeypat
     assert digest(book) == before
     (package / module).write_text((package / module).read_text() + "\n# changed\n")
     assert digest(book) != before
-
-
-def test_no_space_left_in_the_kernel_has_a_hint(tiny, monkeypatch):
-    job = runs.job("90", out=tiny.out)
-
-    def execute(source, target, **_):
-        (tiny.out / "x").parent.mkdir(exist_ok=True)
-        raise papermill.PapermillExecutionError(
-            1, 4, "x", "OSError", "[Errno 28] No space left on device", []
-        )
-
-    monkeypatch.setattr(papermill, "execute_notebook", execute)
-    outcome = runs.execute(job)
-    assert outcome.status == "failed"
-    assert "cell 4: OSError" in outcome.message
-    assert "free some and run again" in outcome.message
-    assert not list(job.folder.glob("staging-*"))

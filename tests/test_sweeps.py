@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,12 +10,14 @@ from tests.conftest import SWEEP
 
 
 def test_the_grid_is_the_cartesian_product(tiny, tmp_path):
-    jobs = sweeps.grid("90", {"mode": "ok,raise", "epochs": "2,3"}, seeds="0:3", out=tmp_path)
+    texts, options = {"mode": "ok,raise", "epochs": "2,3"}, {"out": tmp_path, "threads": 2}
+    jobs = sweeps.grid("90", texts, seeds="0:3", **options)
     settings = {(j.parameters.get("mode"), j.parameters.get("epochs"), j.parameters.get("seed"))
                 for j in jobs}  # fmt: skip
     assert len(jobs) == len(settings) == 12
     assert len({job.name for job in jobs}) == 12
     assert [j.parameters.get("seed", 0) for j in jobs[:3]] == [0, 1, 2]
+    assert {(j.out, j.threads) for j in jobs} == {(str(tmp_path), 2)}
 
 
 def test_a_value_of_the_profile_keeps_the_profiles_name(tiny):
@@ -88,15 +92,16 @@ def test_a_value_given_twice_is_one_run(tiny):
 
 def test_the_summary_pools_seeds_by_hand():
     rows = []
-    for width, values in ((2, [1.0, 3.0]), (8, [5.0, 9.0])):
+    for width, values in ((2, [1.0, 3.0]), (8, [5.0, 9.0, 10.0])):
         for seed, value in enumerate(values):
             verdict = {1.0: "holds", 3.0: "counterexample", 5.0: "holds"}.get(value, "fails")
             rows.append({"run": f"{width}{seed}", "notebook": "x", "id": "1.L1", "measured": value,
                          "verdict": verdict, "p.width": width, "p.seed": seed})  # fmt: skip
+    rows.append(rows[0] | {"measured": None, "verdict": "not run", "p.seed": 2})
     got = sweeps.summary(pd.DataFrame(rows), ["width"]).set_index("p.width")
-    assert list(got["mean"]) == [2.0, 7.0]
-    np.testing.assert_allclose(got["sd"], [2**0.5, 8**0.5])
-    assert list(got["n"]) == [2, 2]
+    assert list(got["mean"]) == [2.0, 8.0]
+    np.testing.assert_allclose(got["sd"], [2**0.5, 7**0.5])
+    assert list(got["n"]) == [3, 3]
     assert list(got["holds"]) == [2, 1]
 
 
@@ -109,13 +114,21 @@ def test_the_cost_is_what_the_notebook_took_last(tiny):
     assert sweeps.estimate(sweeps.grid("90", {"K": "5"}, "standard")) is None
 
 
-def test_the_older_results_of_a_run_that_failed_are_not_in_the_table(tiny):
-    done, failed = sweeps.grid("90", {"K": "5,6"}, out=tiny.out)
-    for job in (done, failed):
+def test_the_table_lacks_runs_that_failed_and_the_summary_seeds_and_what_has_one_value(tiny):
+    *done, failed = sweeps.grid("90", {"K": "5,6", "mode": "ok"}, seeds="0:2", out=tiny.out)
+    for job in (*done, failed):  # its older results
         tiny.fake(job.name, job.parameters, ["holds"])
-    outcomes = [runs.Outcome(done, "done", 1.0), runs.Outcome(failed, "failed", 1.0, "x")]
-    folder = sweeps.write(outcomes, ["K"], out=tiny.out)
-    assert set(pd.read_csv(folder / "sweep.csv")["run"]) == {done.name}
+        shutil.copytree(job.figures, job.figures.with_name("91_other"))
+    outcomes = [runs.Outcome(job, "done", 1.0) for job in done]
+    outcomes.append(runs.Outcome(failed, "failed", 1.0, "x"))
+    folder = sweeps.write(outcomes, ["K", "mode", "seed"], out=tiny.out)
+    assert set(pd.read_csv(folder / "sweep.csv")["run"]) == {job.name for job in done}
+    summary = pd.read_csv(folder / "summary.csv")
+    assert set(summary["notebook"]) == {"90_tiny"}
+    assert list(summary) == ["notebook", "id", "p.K", "mean", "sd", "n", "holds"]
+    assert list(summary["n"]) == [2, 1]
+    assert sweeps.write(outcomes[::-1], ["seed", "K"], out=tiny.out) == folder
+    assert sweeps.write(outcomes[:1], ["K"], out=tiny.out) != folder
 
 
 @pytest.fixture
@@ -132,14 +145,14 @@ def table():
                     ("1.L3", level, True),
                     ("1.L4", np.inf, True),
                     ("1.L5", 1e-12, loss == "ce" or seed == 0),  # its verdict changes
-                    ("1.L6", 100 + level, True),
+                    ("1.L6", 100 + 2 * level, True),  # little, for its size
                     ("1.L7", 3.0, False),  # constant, fails everywhere
                 ):
                     rows.append(
                         {"notebook": "x", "p.gamma": gamma, "p.loss": loss, "p.seed": seed}
                         | {"id": name, "statement": f"Words of {name}.", "note": f"number {name}"}
                         | {"measured": value, "verdict": "holds" if holds else "fails"}
-                        | {"relation": "below", "bound": 11.5 if name == "1.L3" else None}
+                        | {"relation": "below", "bound": {"1.L3": 11.5, "1.L5": gamma}.get(name)}
                     )
     style.use()
     return pd.DataFrame(rows)
@@ -155,10 +168,13 @@ def test_the_figure_shows_what_varies_in_the_order_of_the_values(table, monkeypa
     assert titles(figure) == ["1.L3: Words of 1.L3.", "1.L5: Words of 1.L5."]
     ax, other = figure.axes[:2]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["1.0", "2.0", "10.0"]
-    assert ax.get_ylabel() == "number 1.L3"
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("gamma", "number 1.L3")
+    assert (ax.get_yscale(), other.get_yscale()) == ("linear", "linear")
     for container, values in zip(ax.containers, ([1, 2, 10], [2, 3, 11]), strict=True):
         np.testing.assert_allclose(container.lines[0].get_ydata(), values)
         assert list(np.round(container.lines[0].get_xdata())) == [0, 1, 2]
+        bars = [np.ptp(segment[:, 1]) for segment in container.lines[2][0].get_segments()]
+        np.testing.assert_allclose(bars, [2 * 0.02**0.5] * 3)  # of -0.1 and 0.1
     crosses = [line for line in other.lines if line.get_marker() == "x"]
     assert [len(line.get_xdata()) for line in crosses] == [0, 3]
 
@@ -171,7 +187,18 @@ def test_the_figure_names_colours_crosses_and_the_bound(table, monkeypatch):
     assert texts == {"loss=ce", "loss=ls", bound, "does not hold in some run"}
     lines = [[line for line in ax.lines if line.get_label() == bound] for ax in figure.axes[:2]]
     assert [list(line.get_ydata()) for line in lines[0]] == [[11.5, 11.5]]
-    assert lines[1] == []  # it has none
+    assert "≤ 11.5" in [text.get_text() for text in figure.axes[0].texts]
+    assert lines[1] == []  # another one for each gamma
+
+
+@pytest.mark.parametrize(("bound", "drawn"), [(1e-3, 1), (-1.0, 0), (0.0, 0)])
+def test_more_than_a_decade_is_drawn_logarithmically_with_a_bound_that_can_be(table, bound, drawn):
+    wide = table[table["id"] == "1.L3"].assign(bound=bound, relation="above")
+    wide["measured"] **= 2
+    (ax,) = sweeps.comparison(wide, ["loss", "gamma"]).axes
+    lines = [line for line in ax.lines if line.get_label() == "bound or expected value"]
+    assert (ax.get_yscale(), len(lines)) == ("log", drawn)
+    assert ("≥ 0.001" in [text.get_text() for text in ax.texts]) == drawn
 
 
 def test_a_sweep_over_seeds_shows_how_far_each_check_spreads(table):

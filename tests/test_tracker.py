@@ -146,7 +146,10 @@ def test_the_plot_draws_the_table():
     assert drawn == want and len(want) == 4
     assert figure.axes[0].get_yscale() == "log"
     assert tracker.plot() is figure and len(figure.axes) == 4  # drawn anew, for live plots
-    plt.close(figure)
+    inner = nclib.Tracker(model, loaders(), layers=["0:out"])  # before no classifier
+    inner.step(0)
+    assert [ax.get_ylabel() for ax in inner.plot().axes][:2] == ["nc1", "nc2_means"]
+    plt.close("all")
 
 
 def test_a_head_with_one_logit_and_missing_classes():
@@ -159,8 +162,10 @@ def test_a_head_with_one_logit_and_missing_classes():
     assert row["nc1"] == pytest.approx(nc_metrics(model[:2](x).detach(), loader[0][1])["nc1"])
     assert "nc2" not in row
     keep = y < 2
-    with pytest.raises(checks.InputError, match="class 2 has no sample"):
-        nclib.Tracker(make(), [(x[keep], y[keep])]).step(0)
+    for K_given, missing in ((None, 2), (4, "2, 3")):
+        tracker = nclib.Tracker(make(), [(x[keep], y[keep])], layers=["0:out"], num_classes=K_given)
+        with pytest.raises(checks.InputError, match=f"class {missing} has no sample"):
+            tracker.step(0)
     assert nclib.Tracker(make(), [(x[keep], y[keep])], missing="skip").step(0)["nc1"].item() > 0
 
 

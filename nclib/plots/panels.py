@@ -92,17 +92,15 @@ def matrices(table, *, by="name", value="value"):
     return {key: part.pivot(**wide).to_numpy() for key, part in table.groupby(by, sort=False)}
 
 
-def heatmaps(
-    matrices, *, label, titles=None, digits=None, limit=1.0, norm=None, width=None, axes=None
-):
-    """Matrices side by side with one colour bar; returns the figure.
+def heatmaps(matrices, *, label, titles=None, digits=None, norm=None, width=None, axes=None):
+    """Matrices side by side with one colour bar, from -1 to 1, white in the middle; returns the
+    figure.
 
     Args:
         matrices: name -> matrix.  Rows and columns of a DataFrame are named on the axes.
         label: of the colour bar.
         titles: name -> title; default the names.
         digits: if given, every entry is written into its place.
-        limit: colours run from ``-limit`` to ``limit``, white in the middle.
         norm: a norm of matplotlib instead, for values without a sign: from dark to light.
         width: of the figure in inches.
         axes: where to draw; default a figure of its own.
@@ -113,7 +111,7 @@ def heatmaps(
     axes = list(np.atleast_1d(axes))
     colors = {"norm": norm, "cmap": style.SEQUENTIAL}
     if norm is None:
-        colors = {"vmin": -limit, "vmax": limit, "cmap": style.DIVERGING}
+        colors = {"vmin": -1, "vmax": 1, "cmap": style.DIVERGING}
     for ax, (name, matrix) in zip(axes, matrices.items(), strict=True):
         values = np.asarray(matrix, dtype=float)
         image = ax.imshow(values, **colors)

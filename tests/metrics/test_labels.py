@@ -107,6 +107,7 @@ def test_booleans_are_two_classes():
         ([[1, 1], [1, 0]], None, "multi_label_metrics"),
         ([[0, 1], [0]], None, "cannot be read as an array"),
         ([0, 1, -100], None, "-100 .padding"),
+        ([0, 3], 3, r"must lie in 0\.\.2, found 3"),
         (np.eye(3), 4, "one-hot rows of 3 classes, expected 4"),
         ([1 + 2j, 0], None, "integer class indices"),
         ([0, 1], "ab", "list of names"),

@@ -70,9 +70,9 @@ def test_lines_without_groups_beside_a_finer_theory():
 def test_a_finer_theory_is_drawn_for_its_group_only():
     _, ax = style.grid(1, 1)
     fine = pd.DataFrame({"loss": ["ce", "mse"], "epoch": [2, 3], "nc1": [7.0, 8.0]})
-    panels.lines(ax, SEEDS, "epoch", "nc1", by="loss", theory=fine)
+    panels.lines(ax, SEEDS[::-1], "epoch", "nc1", by="loss", theory=fine)  # in its order
     theory = [line for line in ax.get_lines() if line.get_linestyle() == "--"]
-    assert [points(line) for line in theory] == [[[2, 7.0]], [[3, 8.0]]]
+    assert [points(line) for line in theory] == [[[3, 8.0]], [[2, 7.0]]]
 
 
 @pytest.mark.parametrize("log", ["", "xy"])
@@ -106,6 +106,7 @@ def test_heatmaps_write_numbers_that_can_be_read():
     )
     first, second = figure.axes[:2]
     assert [t.get_text() for t in first.texts] == ["1.00", "0.00", "0.50", "-1.00"]
+    assert [t.get_position() for t in first.texts] == [(0, 0), (1, 0), (0, 1), (1, 1)]  # x, y
     assert to_rgba(first.texts[0].get_color()) == to_rgba("white")
     assert to_rgba(first.texts[1].get_color()) == to_rgba("black")
     assert (first.get_title("left"), second.get_title("left")) == ("first", "b")
@@ -176,6 +177,26 @@ def test_scales_label_what_is_in_view():
     assert [text.get_text() for text in ax.get_yticklabels()] == ["1", "1.5", "2"]
     assert not len(ax.get_xticks(minor=True))
     figure.canvas.draw()
+
+
+def test_a_reference_is_a_theory_line_with_its_name():
+    figure, ax = style.grid(1, 1)
+    style.reference(ax, 2.0, "two")
+    style.reference(ax, 3.0, "three", axis="x", linestyle=":")
+    level, upright = ax.get_lines()
+    assert (level.get_ydata(), upright.get_xdata()) == ([2.0, 2.0], [3.0, 3.0])
+    assert (level.get_linestyle(), upright.get_linestyle()) == ("--", ":")
+    assert [(text.get_text(), text.xy) for text in ax.texts] == [
+        ("two", (1.0, 2.0)), ("three", (3.0, 1.0)),
+    ]  # fmt: skip
+    figure.canvas.draw()
+
+
+def test_each_loss_has_its_name_colour_and_marker():
+    names = {"ce": "cross-entropy", "ls": "label smoothing", "fl": "focal", "mse": "MSE"}
+    assert names == style.LOSS_NAMES
+    for looks in (style.LOSS_COLORS, style.LOSS_MARKERS):
+        assert len(set(looks.values())) == len(looks.keys() & names.keys()) == 4
 
 
 def test_a_fixed_figure_keeps_its_layout():
