@@ -592,7 +592,7 @@ def relu_shape(shape, *, n, decays, widths, seed=0):
     return {"excess": excess, "slope": slope, "of": frame_distances(means)["of"], "nuclear": gain}
 
 
-def low_rank_search(K, rank, *, kappa_share, starts=24, seed=0):
+def low_rank_search(K, rank, *, kappa_share, starts=32, seed=0):
     """Lowest loss of two layers with a ReLU over the linear optimum, κ = share · κ*, found among
     H_1 of at most this rank (claim 5.E7): ``ratio``.
 
