@@ -1,6 +1,7 @@
 """Tables of result 5: small runs against closed forms, by-hand numbers and independent oracles."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -41,7 +42,8 @@ def test_parameters_that_decide_nothing_are_refused():
     study.require_nonzero("lambdas", [3, 2], [0.01, 0.01])
     with pytest.raises(InputError, match="parameter lambdas: so large"):
         study.require_nonzero("lambdas", [3, 2], [1.0, 1.0])
-    assert study.bias_openings(0.2, [0.1, 9.0])[1] == pytest.approx(0.25)
+    found = study.bias_openings(0.2, [0.1, 9.0])  # κ (1 + 1/λ_b) = κ*
+    assert found == pytest.approx({1: 0.25, 2: 0.2 / (0.5 ** (4 / 3) - 0.2)})
     with pytest.raises(InputError, match="lambda_b_grid needs decays on both sides"):
         study.bias_openings(0.2, [3.0, 9.0])
     biased, linear = (problem([2, 2], [0.1] * 2, bias=b) for b in (0.0, None))
@@ -66,6 +68,19 @@ def test_closed_forms_sees_agreement_and_disagreement():
     trapped = study.closed_forms([good, problem([2, 2], [0.1, 0.1])], starts=2, scale=0.001)
     assert trapped["gap"] > 0.01
     assert trapped["gram"] > 0.1
+    some = study.closed_forms([good], starts=6, scale=(0.001, 0.5))
+    assert abs(some["below"]) < 1e-9  # of the lowest start
+
+
+def test_closed_forms_tell_the_worst_layer_and_the_last(monkeypatch):
+    asked = problem([2] * 3, [0.02] * 3, widths=(4, 6), relu=True)
+    point = asked.start(gen(), 0.5)
+    still = SimpleNamespace(point=point, value=0.0, values=torch.zeros(1))
+    monkeypatch.setattr(study, "search", lambda *_, **__: (still, 0.0))
+    found, (H1, H2) = study.closed_forms([asked]), asked.activations(point)
+    own = [frame_distances(h.reshape(3, 2, -1).mean(1))["of"] for h in (H1, H2)]
+    assert (found["of"], found["last_of"]) == pytest.approx((max(own), own[1]))
+    assert abs(own[0] - own[1]) > 0.05
 
 
 def test_search_goes_on_while_it_is_stuck_and_says_by_how_much(monkeypatch):
@@ -109,6 +124,11 @@ def test_layer_duality_pairs_every_level_with_the_rest_of_the_net():
     assert found["H1"] > 0.1  # H_1 no longer matches W_2 W_1
     relu = problem([2] * 3, [0.02, 0.02, 0.03], widths=6, relu=True)
     assert list(study.layer_duality(relu, theory.relu_point(relu, torch.eye(3)))) == ["H2"]
+    for bias, shift in ((0.0, 1.0), (0.5, 0.0)):  # a free bias: of centred means
+        asked = problem([2] * 3, [0.02] * 2, bias=bias)
+        made = theory.realise(theory.optimum(asked), gen())
+        moved = made | {"features": made["features"] + shift}
+        assert study.layer_duality(asked, moved)["H1"] < 1e-12
 
 
 # --- gradient descent and flows ------------------------------------------------------------------
@@ -125,8 +145,8 @@ def test_descents_record_every_seed_and_layer():
     hidden = study.layers(asked, final[1])["H2"].reshape(3, 3, 12).mean(1)
     assert last.loc["H2", "of"] == pytest.approx(frame_distances(hidden)["of"])
     assert last["nc3"].isna().tolist() == [True, True, False]
-    biased = study.descents(problem([2, 1], [0.1, 0.1], bias=0.0), lr=0.1, steps=2)[1]
-    assert biased[0]["bias"].abs().max() < 0.2  # it starts at zero
+    biased = study.descents(problem([2, 1], [0.1, 0.1], bias=0.0), lr=1e-9, steps=2)[1]
+    assert biased[0]["bias"].abs().max() < 1e-6  # it starts at zero
     with pytest.raises(InputError, match="diverged"):
         study.descents(asked, lr=1e4, steps=200)
 
@@ -140,14 +160,18 @@ def test_arms_differ_by_one_thing():
     generator = gen(1)
     shapes = (2, 4, 3), (2, 2, 3)
     H, W = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
-    point = {"features": H[1].clone().requires_grad_(), "weight": W[1].clone().requires_grad_()}
-    for _ in range(3):
-        slopes = torch.autograd.grad(asked.value(point), list(point.values()))
-        with torch.no_grad():
-            for tensor, slope in zip(point.values(), slopes, strict=True):
-                tensor -= 4 * 0.01 * slope
-    found = table.query("arm == 'random at the start' and start == 1 and step == 3")["nc1"].item()
-    assert found == pytest.approx(nc1_of(point["features"].detach(), asked.targets))
+    gram, hot = H[1].T @ H[1] + 4 * 0.03 * torch.eye(3), torch.eye(2).double()[asked.targets]
+    ridge = torch.linalg.solve(gram, H[1].T @ hot)  # the optimal classifier
+    for arm, weight in zip(study.ARMS[1:], (ridge.T, W[1]), strict=True):
+        point = {"features": H[1].clone(), "weight": weight.clone()}
+        point = {name: tensor.requires_grad_() for name, tensor in point.items()}
+        for _ in range(3):
+            slopes = torch.autograd.grad(asked.value(point), list(point.values()))
+            with torch.no_grad():
+                for tensor, slope in zip(point.values(), slopes, strict=True):
+                    tensor -= 4 * 0.01 * slope
+        found = table.query(f"arm == '{arm}' and start == 1 and step == 3")["nc1"].item()
+        assert found == pytest.approx(nc1_of(point["features"].detach(), asked.targets))
     # the first arm is the central path, by small steps
     table = study.one_change(asked, starts=1, rate=1e-4, steps=200, seed=1)
     first = torch.randn(1, 4, 3, generator=gen(1), dtype=torch.float64)[0]
@@ -214,6 +238,9 @@ def test_flows_are_monotone_and_measure_the_path():
     assert found["nc1"] < 0 and found["within"] <= 1e-9 and found["between"] > 0
     back = study.rises(table.assign(nc1=table["nc1"].iloc[::-1].to_numpy()), arms)
     assert back["nc1"] > 0
+    late = {"nc1": [1e-3, 1e-4, 2e-4], "within": 1.0, "between": [1.0, 0.999, 2.0], "setting": "a"}
+    late = study.rises(pd.DataFrame(late), arms)  # a rise and a fall far below the start
+    assert late["nc1"] == pytest.approx(math.log(2)) and late["between"] == pytest.approx(-1e-3)
     first = torch.randn(12, 5, generator=gen(2), dtype=torch.float64)
     assert table["nc1"][0] == pytest.approx(nc1_of(first, torch.arange(3).repeat_interleave(4)))
 
