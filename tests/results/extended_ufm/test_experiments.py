@@ -1,6 +1,7 @@
 """Tables of result 5: small runs against closed forms, by-hand numbers and independent oracles."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -378,6 +379,7 @@ def test_relu_shapes_and_low_rank_minima():
     assert table["slope"][0] < 1e-13
     assert table["excess"][1] > 1e-3
     assert table["of"][0] < 1e-12
+    assert table["of"][1] == pytest.approx(math.sqrt(2 - 6 / math.sqrt(3 * (3 + 6 * 0.3**2))))
     few, many = (study.low_rank_search(*at, kappa_share=0.5)["ratio"] for at in ((4, 3), (15, 5)))
     assert few == pytest.approx(1, abs=1e-6) and many < 0.98  # .9725 for eight seeds of eight
 
@@ -470,6 +472,10 @@ def test_heads_stay_above_their_floor(blobs):
     assert (last["excess"] < 0.2).all()
     assert (last["loss"] / last["floor"] - 1 - last["excess"]).abs().max() < 1e-12
     assert (last["norm_sq"] / last["norm_sq_theory"] - 1).abs().max() < 0.1
+    still, plain = train.Recipe(1, 1e-9, None, optimizer="adam"), {"plain": heads["plain"]}
+    options = {"widths": [16, 5], "points": 2}
+    starts = [study.train_heads(blobs, plain, still, **options, seed=s)["loss"][0] for s in (1, 2)]
+    assert abs(starts[0] - starts[1]) > 1e-4
 
 
 def test_floor_errors_by_hand():
@@ -506,9 +512,12 @@ def test_floor_errors_by_hand():
 
 def test_train_nets_measures_what_the_net_does(blobs):
     recipe = train.Recipe(4, 0.05, 8, weight_decay=1e-3)
-    asked = {"a": ("mse", False, 1e-3), "b": ("ce", True, 0.0)}
+    asked = {"a": ("mse", False, 1e-3), "b": ("ce", True, 0.0), "c": ("mse", False, 3.0)}
     shape = {"architecture": "mlp", "width": 6, "points": 4, "seeds": [3]}
-    deep, overall = study.train_nets(blobs, blobs, asked, recipe, **shape)
+    other = replace(blobs, labels=(blobs.labels + 1) % 3)
+    deep, overall = study.train_nets(blobs, other, asked, recipe, **shape)
+    frames = overall.pivot(index="epoch", columns="net", values="of_w")
+    assert frames["a"][0] == frames["c"][0] and abs(frames["a"][4] - frames["c"][4]) > 1e-3
     assert list(deep["block"].unique()) == [1, 2, 3]
     assert set(overall["epoch"]) == {0, 1, 2, 4}
     net = nets.seeded(3, study.build, "mlp", blobs, False, 6)  # before training
@@ -520,6 +529,10 @@ def test_train_nets_measures_what_the_net_does(blobs):
     means = torch.stack([shallow[blobs.labels == k].mean(0) for k in range(3)])
     assert first["of"] == pytest.approx(frame_distances(means)["of"])
     start = overall[(overall["net"] == "a") & (overall["epoch"] == 0)].iloc[0]
+    guess = net.eval()(blobs.inputs).argmax(1)
+    for name, data in (("train_accuracy", blobs), ("test_accuracy", other)):
+        assert start[name] == pytest.approx(100 * (guess == data.labels).double().mean().item())
+    assert start["train_accuracy"] != start["test_accuracy"]
     assert start["of_w"] == pytest.approx(frame_distances(net.weight)["of"])
     weight, means = net.weight, torch.stack([features[blobs.labels == k].mean(0) for k in range(3)])
     apart = weight / weight.norm() - means / means.norm()
@@ -571,9 +584,11 @@ def test_what_networks_reach_by_hand():
     assert found["nc3"] == {study.PLAIN: 0.07, study.BIASED: 0.01}
     assert (found["nc1"], found["other"], found["fits"]) == (0.02, 0.3, 99.0)
     assert found["control"] == pytest.approx({study.PLAIN: 0.5 / 0.07, study.BIASED: 0.5 / 0.03})
+    deep = tables[0]
+    deep.loc[(deep["epoch"] == 0) & (deep["block"] == 2), "nc1"] = 0.5  # before training
     found = study.depth_and_bias(*tables)
     assert found == pytest.approx(
-        {"through_depth": math.log(0.1), "control": math.log(0.1), "through_training": 0.1,
+        {"through_depth": math.log(0.1), "control": math.log(0.2), "through_training": 0.1,
          "of_w": 0.34, "etf_w": -0.27, "ce": -0.1}
     )  # fmt: skip
 
