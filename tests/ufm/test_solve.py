@@ -96,6 +96,12 @@ def test_starts_without_a_way_down_leave():
     assert float(found.gradient_norms.min()) > 0.01
 
 
+def test_a_start_without_a_step_down_stays():
+    edge = lambda x: torch.where(x < 1, torch.nan, x).sum()
+    found = solve.minimize_many(edge, {"x": torch.ones(2, 1)})
+    assert found.values.tolist() == [1, 1]
+
+
 def test_starts_with_nan_are_named():
     with pytest.raises(ValueError, match="x has 1 NaN"):
         solve.minimize(rosenbrock, {"x": torch.tensor([1.0, float("nan")])})
