@@ -47,6 +47,9 @@ def test_a_cosine_takes_the_rate_to_zero():
         slope = PROBLEM.gradient(before)["weight"]
         rate = 0.2 * (1 + math.cos(math.pi * step / 4)) / 2
         torch.testing.assert_close(after["weight"], before["weight"] - rate * slope)
+    adam = descend(PROBLEM, start(), rate=0.2, steps=4, cosine=True, record=[3], optimizer="adam")
+    last = (adam.points[1]["weight"] - adam.points[0]["weight"]).abs().max()
+    assert last < 0.06  # 0.2 (1 + cos 3π/4)/2 = 0.029, as Adam moves about its rate
 
 
 def test_rows_on_spheres_move_by_the_riemannian_gradient_and_stay_there():

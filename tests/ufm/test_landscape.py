@@ -146,6 +146,9 @@ def test_layers_are_balanced_at_critical_points_and_elsewhere_not(relu):
     found = landscape.balancedness(layers, decays, relu=relu)
     assert found[0] == pytest.approx(abs(gap).max(), rel=1e-12)
     assert landscape.balancedness([torch.eye(2), 2 * torch.eye(2)]) == [3.0]
+    skewed = torch.tensor([[1.0, 0.8], [0.0, 0.6]])  # columns of length one, cosine 0.8
+    found = landscape.balancedness([torch.eye(2), skewed], relu=relu)
+    assert found[0] == pytest.approx(0.0 if relu else 0.8, abs=1e-6)
 
 
 def test_what_has_no_such_saddle_is_refused():

@@ -230,7 +230,8 @@ def levels_reached(linear, relu):
 def left_behind(problem, point):
     """Samples that descent of the two-layer ReLU model left without a class (claim 5.E9):
     ``stuck``, whose own logit is below a tenth of the optimum's; ``between``, below nine tenths of
-    what is optimal without those, in another pattern of the ReLU; ``excess`` over the optimum, and
+    what is optimal without those, or on other neurons than most of the class (cosine with its mean
+    below 0.9), in another pattern of the ReLU; ``excess`` over the optimum, and
     ``predicted`` where none is in between, with 1/(2N) for each that is stuck and the optimum of
     the others."""
     checks.require(problem.relu and len(problem.layers) == 2, "needs two layers and a ReLU")
@@ -241,10 +242,13 @@ def left_behind(problem, point):
     counts, N = targets[alive].bincount(minlength=problem.K), len(own)
     fewer = counts.clamp(min=1)  # κ_k = N Λ^{1/3} n_k^{−2/3}
     values, best_u = scalar.shrink(1.0, known.kappas * (sizes / fewer) ** (2 / 3), 3)
+    hidden = problem.activations(point)[-1]
+    shared = nn.functional.cosine_similarity(hidden, class_means(problem, hidden)[targets])
+    other = (own < 0.9 * best_u[targets]) | (shared < 0.9)
     stuck = N - int(counts.sum())
     return {
         "stuck": stuck,
-        "between": int((alive & (own < 0.9 * best_u[targets])).sum()),
+        "between": int((alive & other).sum()),
         "excess": float(problem.value(point)) - known.value,
         "predicted": (float(counts.double() @ values) + stuck / 2) / N - known.value,
     }
@@ -588,20 +592,27 @@ def relu_shape(shape, *, n, decays, widths, seed=0):
     return {"excess": excess, "slope": slope, "of": frame_distances(means)["of"], "nuclear": gain}
 
 
-def scale_free(K, *, seed=0):
-    """Smallest ‖σ(Z)⁺‖² ‖Z‖_*² / K³ found by an optimiser (claim 5.E7), from three random starts
-    and the circle of K points, in width K + 2."""
-    generator = torch.Generator().manual_seed(seed)
-    first = torch.randn(4, K, K + 2, generator=generator, dtype=torch.float64)
-    first[-1, :, :K] = theory.circle(K) + 1e-3 * first[-1, :, :K]
+def low_rank_search(K, rank, *, kappa_share, starts=32, seed=0):
+    """Lowest loss of two layers with a ReLU over the linear optimum, κ = share · κ*, found among
+    H_1 of at most this rank (claim 5.E7): ``ratio``.
 
-    def objective(Z):
-        active = Z.relu()
-        inverse = torch.linalg.inv(active @ active.T + 1e-14 * torch.eye(K).double())
-        return inverse.trace().log() + 2 * torch.linalg.svdvals(Z).sum().log()
+    One sample per class, 2K neurons, W_2 optimal: f = λ/2 (tr (σ(Z)σ(Z)ᵀ + κ)⁻¹ + ‖H‖² + ‖W‖²), Z =
+    HWᵀ.  Starts: ``rank`` features, rows of H and W in random directions, of several lengths.  (Of
+    full rank random starts end at the linear optimum or above.)
+    """
+    problem, collapsed = deep_relu(K, 2, kappa_share=kappa_share, width=K)
+    lam, generator = problem.decays[0], torch.Generator().manual_seed(seed)
+    rows = torch.randn(starts, 3 * K, rank, generator=generator, dtype=torch.float64)
+    rows = nn.functional.normalize(rows, dim=-1) * torch.linspace(0.6, 1.4, starts)[:, None, None]
+    first = {"H": rows[:, :K], "W": rows[:, K:] / math.sqrt(2)}
 
-    found = minimize_many(objective, {"Z": first}, max_iter=300).variables["Z"]
-    return {"ratio": min(theory.two_layer_ratio(Z) for Z in found)}
+    def objective(H, W):
+        active = (H @ W.T).relu()
+        inverse = torch.linalg.inv(active @ active.T + K * lam * torch.eye(K).double())
+        return lam / 2 * (inverse.trace() + H.square().sum() + W.square().sum())
+
+    values = minimize_many(objective, first, gtol=1e-7, max_iter=200).values
+    return {"ratio": float(values.min()) / collapsed}
 
 
 def nuclear_gain(problem, point):
@@ -611,11 +622,15 @@ def nuclear_gain(problem, point):
     return theory.nuclear_gain(layers(problem, point)["W1H1"])
 
 
-def hexagon(kappa_share):
-    """Six classes on a hexagon before the ReLU of two layers, κ = share · κ* (claims 5.E7, X8):
-    ``ratio`` of its loss over the linear optimum, and ``nuclear`` (:func:`nuclear_gain`)."""
-    problem, collapsed = deep_relu(6, 2, kappa_share=kappa_share, width=6)
-    point = theory.hexagon_point(problem)
+def undercut(K, kappa_share):
+    """Explicit points of two layers with a ReLU, κ = share · κ*, K = 6 (hexagon) or 15 (halves of
+    six nodes; claims 5.E7, X8): ``ratio`` of their loss over the linear optimum, and ``nuclear``
+    (:func:`nuclear_gain`)."""
+    problem, collapsed = deep_relu(K, 2, kappa_share=kappa_share, width=20)
+    if checks.choice("K", K, (6, 15)) == 6:
+        point = theory.hexagon_point(problem)
+    else:
+        point = theory.chain_point(problem, *theory.halves_chain(6))[1]
     ratio = float(problem.value(point)) / collapsed
     return {"ratio": ratio, "nuclear": nuclear_gain(problem, point)}
 

@@ -229,9 +229,9 @@ def relu_shapes(table, maps, title):
     return figure
 
 
-def nuclear(circles, run, hexagon, title):
+def nuclear(circles, run, explicit, title):
     """What a ReLU does to a nuclear norm.  ``circles``: K, gain; ``run``: step, seed, nuclear;
-    ``hexagon``: kappa_share, ratio."""
+    ``explicit``: K, kappa_share, ratio."""
     figure, (left, right, last) = style.grid(1, 3, width=9.6, height=2.5)
     lines(left, circles, "K", "gain", log="x", xlabel="points on a circle $K$",
           title="Cosines of $K$ points on a circle",
@@ -243,8 +243,12 @@ def nuclear(circles, run, hexagon, title):
         right.plot(part["step"], part["nuclear"], color=PALETTE[0], lw=1)
     scales(right, "x")
     right.set(xlabel="gradient-descent step", title="$Z=W_1H_1$, $K=4$, one line per start")
-    lines(last, hexagon, "kappa_share", "ratio", xlabel=r"$\kappa\,/\,\kappa^*$",
-          ylabel="loss / linear optimum", title="$K=6$: classes on a hexagon")  # fmt: skip
+    names = explicit["K"].map({6: "$K=6$: hexagon", 15: "$K=15$: pairs of six"})
+    lines(last, explicit.assign(point=names), "kappa_share", "ratio", by="point",
+          xlabel=r"$\kappa\,/\,\kappa^*$", ylabel="loss / linear optimum",
+          title="Explicit points")  # fmt: skip
+    last.set_ylim(0.97, 1.06)  # away from the threshold a hexagon costs far more
+    last.legend(fontsize=6.5)
     for ax in (left, right, last):
         ax.axhline(1, **GUIDE)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)

@@ -8,8 +8,8 @@ the objective of :func:`problem`, with N samples, K classes and one-hot targets 
 
 The factors 1/(2N) and ½ are part of every formula below, and decays are always listed in the order
 of the data's way, (λ_H, λ_1, …, λ_M).  M = 1 is the plain model, M = 2 the "extended" one; with a
-ReLU between the two layers the optimal value is the same, but for many classes close to κ* (claim
-5.E7).
+ReLU between the two layers the optimal value is the same for few classes, and lower for many
+(claim 5.E7).
 
 Everything decouples over the singular directions of the target: a direction with singular value s
 carries s·u, and u minimises the scalar problem (:mod:`nclib.ufm.scalar` with M + 1 factors)
@@ -21,6 +21,7 @@ with Λ = λ_H Π λ_i.  Balanced classes: s = √n and κ = K (nΛ)^{1/(M+1)} f
 
 import math
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 
@@ -119,8 +120,8 @@ def optimum(problem):
     For any class sizes, decays, widths and bias; unequal classes with a decayed bias have no known
     closed form and raise :class:`~nclib.checks.InputError`.  Where decay is too large the result is
     the zero solution, no error.  As far as known the value holds for a ReLU between the layers too,
-    without a bias and with widths of at least K, if K = 2 (claim 5.E19), or M = 2 and K <= 4 or all
-    κ_i <= 0.8 κ* (claim 5.E7): elsewhere a ReLU can do better or worse, and that is an error.
+    without a bias and with widths of at least K, if K = 2 (claim 5.E19), or M = 2 and K <= 4 (claim
+    5.E7): elsewhere a ReLU can do better or worse, and that is an error.
     """
     target = _Target.of(problem)
     values, u = scalar.shrink(1.0, target.kappas, len(problem.decays))
@@ -180,9 +181,10 @@ class _Target:
         K, M, widths = problem.K, len(problem.decays) - 1, problem.widths
         checks.require(
             not _rectified(problem)
-            or (problem.bias is None and min(widths) >= K and (M == 2 or K == 2)),
-            f"with a ReLU the closed form needs two layers or two classes, no bias, and widths of "
-            f"at least K={K}; got {M} layers, bias {problem.bias}, widths {widths}",
+            or (problem.bias is None and min(widths) >= K and (M == 2 and K <= 4 or K == 2)),
+            "with a ReLU the closed form needs two layers or two classes, at most four classes (of "
+            f"more see halves_chain), no bias, and widths of at least K={K}; got {M} layers, bias "
+            f"{problem.bias}, widths {widths}",
         )
         left, s, right = _directions(sizes, problem.bias)
         N, factors, decay = sizes.sum(), len(problem.decays), problem.bias
@@ -190,13 +192,6 @@ class _Target:
         if decay:
             kappas[-1] *= 1 + 1 / decay
             shares[-1] *= decay / (1 + decay)
-        largest, star = float(kappas.max()), thresholds(M)[0]
-        checks.require(
-            not _rectified(problem) or K <= 4 or largest <= 0.8 * star,
-            f"with a ReLU and more than four classes the closed form needs decays with κ <= 0.8 κ* "
-            f"= {0.8 * star:.4g}, got {largest:.4g}: closer to κ* other points are lower "
-            "(hexagon_point)",
-        )
         return cls(problem, sizes, left, s, right, kappas, shares)
 
     def point(self, u, tied):
@@ -367,7 +362,7 @@ def relu_point(problem, correlation, generator=None):
     """Explicit point of the balanced two-layer ReLU problem for a Gram shape S of H_1 (claim 5.E8).
 
     ``correlation``: S (K, K) ⪰ 0 with unit diagonal; the means of H_1 have Gram matrix ∝ S, those
-    of H_2 are a non-negative orthogonal frame.  A global minimum iff no off-diagonal entry is
+    of H_2 are a non-negative orthogonal frame.  At the linear optimum iff no off-diagonal entry is
     positive: S = I (orthogonal frame), the simplex ETF and antipodal pairs all tie.  Needs
     d ≥ rank S and d_1 ≥ K.  ``generator``: random supports for the frame of H_2 and a random frame
     for H_1; without it, unit vectors.  Zero tensors if κ > κ*.
@@ -379,7 +374,7 @@ def relu_point(problem, correlation, generator=None):
     if values[0] < -1e-12 or (S.diagonal() - 1).abs().max() > 1e-12:
         raise checks.InputError("correlation must be positive semidefinite with unit diagonal")
     n, (lam_h, lam_1, lam_2), (d, d_1) = _per_class(problem, 2), problem.decays, problem.widths
-    point = optimum(replace(problem, widths=K))
+    point = optimum(replace(problem, widths=K, relu=False))
     rank = int((values > 1e-12).sum())
     root = vectors[:, K - rank :] * values[K - rank :].sqrt()  # (K, rank), S = root rootᵀ
     shape = root @ _frame(d, rank, generator).T  # (K, d), Gram S
@@ -455,10 +450,11 @@ def _nonnegative_frame(d, K, generator):
 
 
 def two_layer_ratio(preactivations):
-    """‖σ(Z)⁺‖_F² ‖Z‖_*² / K³ for class-mean pre-activations Z (K, d_1): ≥ 1 (claim 5.E7).
+    """‖σ(Z)⁺‖_F² ‖Z‖_*² / K³ for class-mean pre-activations Z (K, d_1) (claim 5.E7).
 
-    The small-decay limit of the two-layer ReLU loss relative to deep neural collapse, whatever the
-    scales; 1 at Z = aSPᵀ.  ``inf`` where σ(Z) cannot separate the classes (rank < K).
+    The cube of the small-decay limit of the two-layer ReLU loss relative to deep neural collapse,
+    whatever the scales; 1 at Z = aSPᵀ, 26/27 at :func:`halves_chain` of six nodes, below 1 nowhere
+    as far as known for K < 15.  ``inf`` where σ(Z) cannot separate the classes (rank < K).
     """
     Z = geometry.scaled(checks.matrix("preactivations", preactivations, dtype=torch.float64))
     K, active = len(Z), torch.linalg.svdvals(Z.relu())
@@ -538,6 +534,22 @@ def complete_graph_chain(r, depth):
     both_ends = incidence @ incidence.T - 1  # (K, K): 1 on the diagonal, else 0 or −1
     last_hidden = both_ends @ torch.linalg.pinv(incidence).T
     return _chain(incidence, last_hidden, torch.eye(len(incidence), dtype=torch.float64), depth)
+
+
+def halves_chain(r):
+    """Two layers below deep neural collapse at every decay, K = r(r−1)/2 classes, r even and at
+    least 6: hidden rank r − 1 (claim 5.E7, this project).
+
+    Classes are the edges of the complete graph on r nodes, neurons the choices of half its nodes:
+    Z = W_1H_1 is 1 for an edge inside the half, −1 for one outside, 0 for one that crosses, and has
+    r − 1 equal singular values.  q³ = 26/27, 23/24 for r = 6, 8; with K' − K orthogonal classes
+    beside it q_K' = (K q + K' − K)/K', so every K' ≥ 15 has such a point.  (r = 4 are the antipodal
+    pairs of :func:`relu_point`.)  Returns ``(means, weights)`` as :func:`complete_graph_chain`.
+    """
+    checks.require(checks.integer("r (nodes)", r, 4) % 2 == 0, f"r must be even, got {r}")
+    sides = torch.tensor([x for x in product((-0.5, 0.5), repeat=r) if sum(x) == 0]).double()
+    means = frames.pairs(r) - 2 / r
+    return means, [sides, torch.linalg.pinv((means @ sides.T).round().relu()).T]
 
 
 def segment_chain(K, depth):

@@ -54,9 +54,11 @@ def test_phases_ladder_and_flows():
     assert (1, 1.5) in drawn(axes[1])
     circles = pd.DataFrame({"K": [3, 7], "gain": [1.0, 1.07]})
     run = pd.DataFrame({"step": [0, 5, 9], "seed": 0, "nuclear": [0.7, 0.8, 0.9]})
-    hexagon = pd.DataFrame({"kappa_share": [0.8, 0.99], "ratio": [1.03, 0.98]})
-    axes = figures.nuclear(circles, run, hexagon, "").axes
-    assert (0.99, 0.98) in drawn(axes[2])
+    shares = {"K": [6, 6, 15, 15], "kappa_share": [0.8, 0.99] * 2}
+    explicit = pd.DataFrame(shares | {"ratio": [1.03, 0.98, 0.9, 0.7]})
+    axes = figures.nuclear(circles, run, explicit, "").axes
+    assert {(0.99, 0.98), (0.99, 0.7)} <= drawn(axes[2])
+    assert [t.get_text()[:4] for t in axes[2].get_legend().texts] == ["$K=6", "$K=1"]
     assert (7, 1.07) in drawn(axes[0])
     assert {(5, 0.8), (9, 0.9)} <= drawn(axes[1])
 

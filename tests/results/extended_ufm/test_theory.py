@@ -419,6 +419,8 @@ COSTS = [(3, 4, 1.0561), (3, 5, 1.0444), (4, 4, 0.9633), (4, 5, 0.9014), (5, 5, 
 SEGMENTS = [(3, 1.0817), (4, 0.9819), (5, 0.9205)]
 CHAINS = [(theory.complete_graph_chain(r, L), r, q) for L, r, q in COSTS]
 CHAINS += [(theory.segment_chain(3, L), 2, q) for L, q in SEGMENTS]
+# S = σ(Z) has SSᵀ = a + bA + cD of the triangular graph; q³ = tr (SSᵀ)⁻¹ ‖Z‖_*² / K³
+CHAINS += [(theory.halves_chain(r), r - 1, q3 ** (1 / 3)) for r, q3 in ((6, 26 / 27), (8, 23 / 24))]
 
 
 @pytest.mark.parametrize(("chain", "rank", "q"), CHAINS)
@@ -427,7 +429,8 @@ def test_low_rank_chain_at_its_best_scale(chain, rank, q):
     K, L = len(means), len(weights)
     assert theory.chain_cost(means, weights) == pytest.approx(q, abs=6e-5)
     decays = [2e-3, *(1e-3 * (j + 1) for j in range(L))]
-    asked = problem([2] * K, decays, widths=K + 1, relu=True)
+    width = max(K, *map(len, weights)) + 1
+    asked = problem([2] * K, decays, widths=width, relu=True)
     value, made = theory.chain_point(asked, means, weights)
     assert float(objective(made, asked)) == pytest.approx(value, abs=1e-13)
     assert (value < theory.optimum(replace(asked, relu=False)).value) == (q < 1)
@@ -502,7 +505,7 @@ def test_bad_arguments_elsewhere():
         (lambda: theory.optimum(other), known),
         (lambda: with_relu([2] * 3, [0.01] * 4), "two layers or two classes"),
         (lambda: with_relu([2] * 3, [0.01] * 3, bias=0.0), "no bias"),
-        (lambda: with_relu([1] * 6, near), "lower"),
+        (lambda: with_relu([1] * 5, near), "at most four"),
         (lambda: theory.hexagon_point(problem([1] * 5, near, relu=True)), "six classes"),
         (lambda: theory.critical_point(problem([2] * 3, [0.01] * 2, 2), [0, 1, 2]), "width of 2"),
         (lambda: theory.kappa(1, 2, near), "K must be at least 2"),

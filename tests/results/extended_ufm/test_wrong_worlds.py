@@ -110,9 +110,12 @@ def e6():
 
 
 def e7():
-    """A ratio below one would be below the linear model; a hexagon far from the threshold."""
+    """A ratio below one would be below the linear model; a hexagon far from the threshold; few
+    classes for many."""
     found = compared(theory.problem([3] * 4, [0.02] * 3, relu=True, widths=(8, 24)))
-    below = {"floor": -found.below, "scale_free": 0.9, "hexagon": study.hexagon(0.8)["ratio"]}
+    few = study.low_rank_search(3, 2, kappa_share=0.5, starts=4)["ratio"]
+    below = {"floor": -found.below, "searched": 0.9, "hexagon": study.undercut(6, 0.8)["ratio"]}
+    below |= {"pairs": study.undercut(6, 0.8)["ratio"], "found": {"3, 0.5": few}}
     return {"value": found.gap, "frame": found.last_of} | below
 
 
