@@ -195,8 +195,10 @@ def job(query, profile_name="quick", overrides=None, *, out=None, threads=1):
 def fingerprint(job):
     """Hash of everything that decides the result: sources, parameters, versions, threads.
 
-    Of the library it takes the modules that the notebook imports, directly or not.
+    Of the library it takes the modules that the notebook imports, directly or not; of a parameter
+    ``folder`` all files below it.
     """
+    own = sorted(Path(job.parameters["folder"]).rglob("*")) if job.parameters.get("folder") else []
     package = Path(__file__).parent
     library = notebook.library_files("\n".join(files.code(job.source)))
     catalogue = paths.CLAIMS / f"{job.notebook}.yaml"
@@ -205,6 +207,7 @@ def fingerprint(job):
         json.dumps(decide, sort_keys=True),
         *(f"{p.relative_to(package)}:{p.read_text(encoding='utf-8')}" for p in library),
         catalogue.read_text(encoding="utf-8") if catalogue.exists() else "",
+        *(f"{p}:{files.digest(p)}" for p in own if p.is_file()),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

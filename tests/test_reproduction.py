@@ -3,6 +3,7 @@
 import base64
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -443,7 +444,11 @@ def test_a_sweep_in_which_all_runs_fail_writes_no_table(tiny, monkeypatch):
 
 def test_every_ingredient_changes_the_fingerprint(tiny, monkeypatch):
     base = runs.job("90", out=tiny.out)
-    marks = [runs.fingerprint(base)]
+    images = replace(base, parameters={"folder": str(tiny.out / "images")})
+    marks = [runs.fingerprint(base), runs.fingerprint(images)]
+    for content in ("a", "b"):
+        files.write_json(tiny.out / "images" / "cat" / "1.png", content)
+        marks.append(runs.fingerprint(images))
     marks.append(runs.fingerprint(runs.job("90", overrides={"K": 5}, out=tiny.out)))
     marks.append(runs.fingerprint(runs.job("90", out=tiny.out, threads=2)))
     catalogue = tiny.books / "claims" / "90_tiny.yaml"
