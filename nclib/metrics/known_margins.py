@@ -32,7 +32,8 @@ TABLE = {
 }
 # fmt: on
 
-# Certified margins of codes that are merely good: lower bounds on rho*.
+# Certified margins of codes that are merely good: lower bounds on rho*, from searches with more
+# starts and steps than the defaults of results/large_class/search.
 LOWER_BOUNDS = {
     (100, 10): 0.66547,
     (200, 10): 0.54675,
