@@ -125,10 +125,8 @@ def test_a_row_without_a_goal_misses_none(tmp_path):
         lines = [harness.table_row(row, {"ours": side, "baseline": side}, rates) for row in rows]
         return report.missed(report.store_rows(tmp_path, pd.DataFrame(lines), order)).tolist()
 
-    free, slow = (
-        harness.Row("free", "", dict, {}, {}),
-        harness.Row("slow", "", dict, {}, {}, goal=2.0),
-    )
+    free = harness.Row("free", "", dict, {}, {})
+    slow = harness.Row("slow", "", dict, {}, {}, goal=2.0)
     assert missed(["free"], free) == []
     assert missed(["free", "slow"], slow) == ["slow"]
     assert missed(["free", "slow"], free) == ["slow"]  # the stored line is seen again

@@ -4,7 +4,6 @@ Rows and tables for the notebook's figures and claims.  Layers are named as in t
 free features, H2 = W1 H1 (or its ReLU) what the second layer sees, and so on.
 """
 
-import itertools
 import math
 from dataclasses import replace
 from itertools import product
@@ -231,9 +230,8 @@ def left_behind(problem, point):
     """Samples that descent of the two-layer ReLU model left without a class (claim 5.E9):
     ``stuck``, whose own logit is below a tenth of the optimum's; ``between``, below nine tenths of
     what is optimal without those, or on other neurons than most of the class (cosine with its mean
-    below 0.9), in another pattern of the ReLU; ``excess`` over the optimum, and
-    ``predicted`` where none is in between, with 1/(2N) for each that is stuck and the optimum of
-    the others."""
+    below 0.9), in another pattern of the ReLU; ``excess`` over the optimum, and ``predicted`` where
+    none is in between, with 1/(2N) for each that is stuck and the optimum of the others."""
     checks.require(problem.relu and len(problem.layers) == 2, "needs two layers and a ReLU")
     known, targets = theory.optimum(replace(problem, relu=False)), problem.targets
     sizes = targets.bincount()
@@ -730,7 +728,7 @@ def train_heads(data, heads, recipe, *, widths, points=25, seeds=(0,), checkpoin
         head = RegularisedHead(counts, decays, widths=widths[-1], bias=bias)
         return nets.Classifier(nn.Sequential(*layers[:-1]), head)
 
-    for name, seed in itertools.product(heads, seeds):
+    for name, seed in product(heads, seeds):
         history = train.fit(
             nets.seeded(seed, build, *heads[name]).to(data.inputs.device),
             data,

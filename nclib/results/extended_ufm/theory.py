@@ -182,9 +182,9 @@ class _Target:
         checks.require(
             not _rectified(problem)
             or (problem.bias is None and min(widths) >= K and (M == 2 and K <= 4 or K == 2)),
-            "with a ReLU the closed form needs two layers or two classes, at most four classes (of "
-            f"more see halves_chain), no bias, and widths of at least K={K}; got {M} layers, bias "
-            f"{problem.bias}, widths {widths}",
+            "with a ReLU the closed form needs two layers and at most four classes, or K = 2; "
+            f"no bias; widths of at least K; got {M} layers, K={K}, bias {problem.bias}, widths "
+            f"{widths}",
         )
         left, s, right = _directions(sizes, problem.bias)
         N, factors, decay = sizes.sum(), len(problem.decays), problem.bias
@@ -449,20 +449,6 @@ def _nonnegative_frame(d, K, generator):
     return frame / frame.norm(dim=0)
 
 
-def two_layer_ratio(preactivations):
-    """‖σ(Z)⁺‖_F² ‖Z‖_*² / K³ for class-mean pre-activations Z (K, d_1) (claim 5.E7).
-
-    The cube of the small-decay limit of the two-layer ReLU loss relative to deep neural collapse,
-    whatever the scales; 1 at Z = aSPᵀ, 26/27 at :func:`halves_chain` of six nodes, below 1 nowhere
-    as far as known for K < 15.  ``inf`` where σ(Z) cannot separate the classes (rank < K).
-    """
-    Z = geometry.scaled(checks.matrix("preactivations", preactivations, dtype=torch.float64))
-    K, active = len(Z), torch.linalg.svdvals(Z.relu())
-    if len(active) < K or active[-1] <= 1e-12 * active[0]:
-        return math.inf
-    return float((1 / active**2).sum() * torch.linalg.svdvals(Z).sum() ** 2 / K**3)
-
-
 def nuclear_gain(preactivations):
     """‖σ(Z)‖_* / ‖Z‖_* of pre-activations Z (rows, d_1); 1 at the minimum is what Theorem 4.2
     assumes (claim 5.X8)."""
@@ -542,9 +528,10 @@ def halves_chain(r):
 
     Classes are the edges of the complete graph on r nodes, neurons the choices of half its nodes:
     Z = W_1H_1 is 1 for an edge inside the half, −1 for one outside, 0 for one that crosses, and has
-    r − 1 equal singular values.  q³ = 26/27, 23/24 for r = 6, 8; with K' − K orthogonal classes
-    beside it q_K' = (K q + K' − K)/K', so every K' ≥ 15 has such a point.  (r = 4 are the antipodal
-    pairs of :func:`relu_point`.)  Returns ``(means, weights)`` as :func:`complete_graph_chain`.
+    r − 1 equal singular values.  q³ = ‖σ(Z)⁺‖_F² ‖Z‖_*² / K³ = 26/27, 23/24 for r = 6, 8; with
+    K' − K orthogonal classes beside it q_K' = (K q + K' − K)/K', so every K' ≥ 15 has such a point.
+    (r = 4 are the antipodal pairs of :func:`relu_point`.)  Returns ``(means, weights)`` as
+    :func:`complete_graph_chain`.
     """
     checks.require(checks.integer("r (nodes)", r, 4) % 2 == 0, f"r must be even, got {r}")
     sides = torch.tensor([x for x in product((-0.5, 0.5), repeat=r) if sum(x) == 0]).double()

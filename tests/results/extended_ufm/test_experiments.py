@@ -478,19 +478,7 @@ def test_heads_stay_above_their_floor(blobs):
 
 
 def test_floor_errors_by_hand():
-    columns = [
-        "head",
-        "seed",
-        "loss",
-        "of",
-        "of_w",
-        "etf",
-        "etf_w",
-        "nc3",
-        "nc1",
-        "norm_sq",
-        "excess",
-    ]
+    keys = ["head", "seed", "loss", "of", "of_w", "etf", "etf_w", "nc3", "nc1", "norm_sq", "excess"]
     rows = [
         ("plain", 0, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 9.0, 2.0),
         ("plain", 0, 0.4, 0.02, 0.01, 0.6, 0.6, 0.03, 0.01, 1.9, 0.01),
@@ -498,7 +486,7 @@ def test_floor_errors_by_hand():
         ("free bias", 0, 0.6, 0.3, 0.4, 0.04, 0.05, 0.01, 0.01, 2.0, 0.02),
         ("control", 0, 0.5, 0.8, 0.7, 0.7, 0.7, 0.9, 0.9, 7.0, 5.0),
     ]
-    table = pd.DataFrame(rows, columns=columns).assign(floor=0.3, norm_sq_theory=2.0)
+    table = pd.DataFrame(rows, columns=keys).assign(floor=0.3, norm_sq_theory=2.0)
     want = {"never_below": 0.1, "reaches": 0.04, "norm": 0.05, "nc1": 0.02, "frame": 0.03,
             "etf": 0.05, "nc3": 0.03, "not_orthogonal": 0.3, "control": 40}  # fmt: skip
     assert study.floor_errors(table, "control") == pytest.approx(want)
