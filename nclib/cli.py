@@ -284,7 +284,8 @@ def _show_row(which, name, results):
         click.echo(f"cell      {paths.NOTEBOOKS / book}.ipynb, [{place.cell}]{computed}")
         for call in place.calls:
             file, line = places.source(call)
-            click.echo(f"function  {call.removeprefix('nclib.')}  {file}:{line}")
+            kind = "formula " if places.is_formula(call) else "function"
+            click.echo(f"{kind}  {call.removeprefix('nclib.')}  {file}:{line}")
 
 
 @main.command()

@@ -4,11 +4,14 @@ import ast
 import contextlib
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from nclib import files, paths
 
 SKIPPED = ("nclib.notebook", "nclib.claims", "nclib.losses")  # what every cell calls
+DEFINED = ast.FunctionDef | ast.ClassDef
+FORMULAS = ("theory", "linear", "ramps")  # the modules of a result that hold its closed forms
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class Place:
     """A cell that checks a row, by its execution count, and what its numbers come from.
 
     ``computed``: the cells that compute them, the nearest first; ``calls``: the functions of nclib
-    that these call, by full name.
+    that these call, by full name, and then the closed forms that those use.
     """
 
     cell: int
@@ -48,7 +51,10 @@ def places(notebook, row):
                 computed, calls = found.setdefault(cell, ({}, {}))
                 computed.update(dict.fromkeys(at for at, _ in steps))
                 calls.update(dict.fromkeys(name for _, n in steps for name in _calls(n, imported)))
-    return [Place(cell, list(computed), list(calls)) for cell, (computed, calls) in found.items()]
+    return [
+        Place(cell, list(computed), list(dict.fromkeys([*calls, *chain(*map(_formulas, calls))])))
+        for cell, (computed, calls) in found.items()
+    ]
 
 
 def _checks(node, row):
@@ -83,7 +89,7 @@ def _loaded(node):
 def _stored(node):
     """Names that ``node`` leaves behind."""
     hidden = (ast.comprehension, ast.Lambda, ast.FunctionDef)
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+    if isinstance(node, DEFINED):
         return {node.name}
     names = {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else set()
     parts = (n for n in ast.iter_child_nodes(node) if not isinstance(n, hidden))
@@ -102,6 +108,26 @@ def _calls(node, imported):
             yield name
 
 
+def is_formula(name):
+    """Whether ``name`` is that of a function in a module of closed forms."""
+    return name.split(".")[-2] in FORMULAS
+
+
+@cache
+def _formulas(name):
+    """The closed forms that the function called ``name`` uses, also through its module's others."""
+    file, _ = source(name)
+    text = file.read_text(encoding="utf-8")
+    imported = dict(files.imports(text))
+    bodies = {node.name: node for node in files.tree(text).body if isinstance(node, DEFINED)}
+    waiting, seen, found = [name.rpartition(".")[2]], set(), {}
+    while waiting:
+        seen.add(one := waiting.pop())
+        found |= dict.fromkeys(c for c in _calls(bodies[one], imported) if is_formula(c))
+        waiting += (_loaded(bodies[one]) & bodies.keys()) - seen - {*waiting}
+    return list(found)
+
+
 @cache
 def source(name):
     """``(file, line)`` of the function or class of nclib called ``name``; ``None`` for others.
@@ -116,7 +142,7 @@ def source(name):
     # A package offers what its modules define.
     for file in [home, *sorted(stem.glob("[!_]*.py"))] if home else []:
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == attribute:
+            if isinstance(node, DEFINED) and node.name == attribute:
                 return file, node.lineno
             for alias in node.names if isinstance(node, ast.ImportFrom) and file == home else []:
                 if (alias.asname or alias.name) == attribute:

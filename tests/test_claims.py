@@ -142,6 +142,10 @@ def test_a_row_leads_to_its_cells_and_the_functions_that_made_its_numbers():
     assert place.calls[:2] == ["nclib.metrics.certified_gap", "nclib.deep.nets.seeded"]
     assert "nclib.deep.data.load" in place.calls  # through the digits of another section
     assert "nclib.deep.collect.statistics" not in place.calls
+    (place,) = places.places("03_multi_label_tagwise", "L9")
+    forms = [f"nclib.results.multi_label.theory.{name}" for name in ("balanced", "optimum")]
+    assert place.calls[-2:] == forms  # through the function that the cell calls
+    assert [places.is_formula(call) for call in place.calls[-3:]] == [False, True, True]
     for call in place.calls:
         file, line = places.source(call)
         written = file.read_text(encoding="utf-8").splitlines()[line - 1]
