@@ -254,7 +254,7 @@ def _show_checks(own):
 
 
 def _show_row(which, name, results):
-    """Statement, source, verdict, numbers, picture, cells and functions of one row."""
+    """Statement, source, verdict, numbers, picture, cells, formulas and functions of one row."""
     from nclib import catalogue, paths, places, runs
     from nclib import claims as ledger
 

@@ -65,7 +65,7 @@ def _certified(code):
 
 
 def construction(K, d):
-    """A code whose margin is proven optimal or tabulated, built without search; else None."""
+    """A code whose margin is proven, tabulated or a known bound, without search; else None."""
     if d >= K - 1:
         return frames.simplex_etf(K, d)
     _require_room(K, d)
@@ -75,6 +75,8 @@ def construction(K, d):
         return frames.cross_polytope(d, K)
     if (K, d) in ((14, 5), (15, 5)):
         return codes.half_cube()[:K]
+    if (K, d) in known_margins.LOWER_BOUNDS:
+        return codes.good_code(K, d)
     return frames.icosahedron()[:K] if (K, d) == (11, 3) else codes.sharp_code(K, d)
 
 

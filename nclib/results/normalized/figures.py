@@ -318,7 +318,7 @@ def network_curves(curves, floors, titles, *, strong):
         scales(ax, "x" if column in ("loss", "test_accuracy") else "xy")
         ax.set(ylabel=label, title=titles.get(column, ""))
     for scale, value in floors.items():
-        style.reference(axes[1, 0], value, rf"lowest possible, $\tau={scale:g}$")
+        style.reference(axes[1, 0], value, rf"lowest possible, $\tau={scale:g}$", below=3)
     axes[1, 0].set_ylim(-0.05, min(2.4, axes[1, 0].get_ylim()[1]))
     axes[1, 2].set_ylim(curves["test_accuracy"].max() - 9, None)
     for ax in axes.flat:

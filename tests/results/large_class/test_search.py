@@ -154,9 +154,19 @@ def test_the_search_itself_reaches_codes_that_solve_would_construct(size):
 
 
 def test_larger_codes_beat_random_by_far():
-    code = solver.solve(100, 10, starts=2)
-    assert margins.margin(code).value > 0.655
+    code = solver.best(solver.search(100, 10, starts=2))
+    assert 0.655 < margins.margin(code).value < known_margins.LOWER_BOUNDS[100, 10]
     assert margins.margin(unit(100, 10)).value < 0.35
+
+
+@pytest.mark.parametrize("size", known_margins.LOWER_BOUNDS)
+def test_a_code_stands_behind_every_lower_bound(size):
+    """Features of norm one that tell every class from all others by that much."""
+    code = solver.solve(*size)
+    features = margins.optimal_features(code)
+    rival = (features @ code.T).fill_diagonal_(-9).amax(1)
+    assert features.norm(dim=1).max() < 1 + 1e-12
+    assert 0 <= ((features * code).sum(1) - rival).min() - known_margins.LOWER_BOUNDS[size] < 1e-5
 
 
 def test_gold_codes_are_taken_without_search_only_when_large():
