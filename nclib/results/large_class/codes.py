@@ -220,8 +220,8 @@ def good_code(K, d):
     """Unit rows ``(K, d)`` with the margin of
     :data:`~nclib.metrics.known_margins.LOWER_BOUNDS`, else None.
 
-    Kept in single precision, found by :func:`nclib.results.large_class.search.search` with up to
-    20 000 steps and several seeds, then cooled further.
+    Kept in single precision; found by :func:`nclib.results.large_class.search.search` with several
+    seeds and up to 20 000 steps, then perturbed and cooled again.
     """
     with np.load(Path(__file__).with_name("good_codes.npz")) as kept:
         name = f"{K}_{d}"
