@@ -61,7 +61,9 @@ def l2(patch):
 
 
 def l3(patch):
-    """No tie where there is none (K = 20, gamma = 1), and away from it; another rule."""
+    """No tie where there is none (K = 20, gamma = 1), and away from it; another rule; gammas on one
+    side of the largest threshold."""
+    beyond = max(map(theory.focal_convexity_threshold, np.linspace(2.5, 2.7, 21)))
     c = theory.focal_thresholds(20, 1.0)[1]
     plain = losses.Focal(1.0)
     margins = [study.minimising_margin(plain, f * c, K=20) for f in (0.9999, 1.0001)]
@@ -75,7 +77,7 @@ def l3(patch):
     cases = table.over(study.uniqueness, gamma=[1.0, 3.0], K=[10, 40])
     return {
         "unique": int((cases["predicted"] != cases["found"]).sum()),
-        "range": 0.21,
+        "range": beyond,
         "jump": margins[0] - margins[1],
         "values": beside["difference"],
         "critical": beside["gradient"],
@@ -144,17 +146,20 @@ def l9(patch):
 
 
 def l10(patch):
-    """The paper's constant as the exact threshold; the root at another gamma; a sure, wrong net."""
+    """The paper's constant as the exact threshold; the root at another gamma, and of a psi that
+    increases later; a sure, wrong net."""
     net = untrained()
     with torch.no_grad():
         net.head.weight.mul_(30)
     share = study.measure_collapse(net, digits())["share_below_threshold"]
     patch.setattr(theory, "focal_convexity_threshold", lambda _: 0.21)
     root = theory.focal_sufficient_threshold(1.0)
+    region, exact = study.focal_convexity_mismatches(samples=60), theory._first_root
+    patch.setattr(theory, "_first_root", lambda f: exact(lambda t: f(t) - 0.1))
     return {
-        "region": study.focal_convexity_mismatches(samples=60),
+        "region": region,
         "constant": (root, 0.2031878),
-        "covered": 0.3,
+        "covered": max(map(theory.focal_sufficient_threshold, [0.0, 1.0, 3.0])),
         "net": share,
     }
 
@@ -189,9 +194,10 @@ def l12(patch):
 
 
 def l13(patch):
-    """A direction more than fits; with a free bias the geometry is unique, without it is not."""
+    """The optimum of another strength, the geometry of another K, no bias where one is free."""
     setting = {"K": 4, "n": 3, "lambda_w": 5e-3, "lambda_h": 5e-3}
     axes = study.truncated_frame("axes", **setting)
+    five = {kept: study.truncated_frame(kept, **setting | {"K": 5}) for kept in ("axes", "centred")}
     exact = theory.optimum
     patch.setattr(theory, "optimum", lambda *a, **o: exact(*a, **o | {"lambda_w": 0.02}))
     off = study.truncated_frame("axes", **setting)
@@ -199,7 +205,7 @@ def l13(patch):
         "found": abs(off["value_gap"]),
         "explicit": {"axes": abs(off["value_gap"])},
         "critical": {"axes": off["gradient"]},
-        "geometry": (0.0, 0.5**0.5),
+        "geometry": (five["axes"]["nc2"] - five["centred"]["nc2"], (2 / 4) ** 0.5),
         "free_bias": axes["nc2"],
     }
 

@@ -21,7 +21,6 @@ from nclib.ufm import landscape
 
 BOOK = "02_normalized_features"
 BAD = ("fails", "not reproduced")
-NC = dict.fromkeys(study.NC, 1.0)
 
 
 def shaken(K=4, n=2, d=5, size=0.1):
@@ -90,7 +89,10 @@ def l5():
         "gradient": study.gradient_norm(problem, shaken(3, 1, 2)),
         "strict": float(landscape.spectrum(wide, lifted)[1]),
         "lifted": float(landscape.spectrum(wide, lifted)[0]),
-        "certificate": (0.0, false["lifted"]),
+        "certificate": (
+            theory.certificate(*point.values(), problem.targets, 12.0),
+            false["lifted"],
+        ),
         "plane": study.caught(none, 0.05),
         "space": caught,
     }
@@ -184,7 +186,9 @@ def l13():
         "higher": float(problem.value(point)) - theory.optimum(5, 3.0).value,
         "orthonormal": float((means @ means.T - torch.eye(5)).abs().max()),
         "etf": study.collapse(problem, shaken(5, 2, 6))["nc2"],
-        "angle": {"5": (0.0, math.degrees(math.acos(0.8**0.5)))},
+        "angle": {
+            "5": (study.collapse(problem, point)["alignment"], math.degrees(math.acos(0.8**0.5)))
+        },
     }
 
 
@@ -221,12 +225,12 @@ WORLDS = {
 
 @pytest.fixture(scope="module")
 def untrained():
-    """What is measured on normalized nets in two and 16 dimensions before any training."""
+    """Normalized nets in two and 16 dimensions, and wider, before any training: by (width, d)."""
     digits = data.load("digits", train_per_class=6, seed=0)[0]
     recipe, found = train.Recipe(epochs=1, lr=1e-9, batch_size=None), {}
-    for dim in (2, 16):
-        cell = nets.Cell(nets.Mode("normalized", scale=3.0), 8, dim=dim)
-        found[dim] = nets.train_nets([cell], "mlp", digits, digits, recipe).final
+    for size in ((8, 2), (8, 16), (64, 16)):
+        cell = nets.Cell(nets.Mode("normalized", scale=3.0), size[0], dim=size[1])
+        found[size] = nets.train_nets([cell], "mlp", digits, digits, recipe).final
     return found
 
 
@@ -246,10 +250,10 @@ def networks(row, untrained):
     """The checks of a row about networks."""
     worse = nets.ratios(seeds(), "a", "b")
     tested = nets.ratios(seeds(), "a", "b", ["test_nc1", "test_nc3"])
-    plane, net = untrained[2].iloc[0], untrained[16].iloc[0]
-    left = nets.share_above_floor(untrained[16], 10, nonnegative=False)
+    plane, net, wide = (table.iloc[0] for table in untrained.values())
+    left = nets.share_above_floor(untrained[8, 16], 10, nonnegative=False)
     polygon = theory.polygon_value(10, 3.0)
-    start = {name: net[name] for name in study.NC}
+    start, exchanged = net[[*study.NC]], net[[*study.NC]] / wide[[*study.NC]]  # narrow over wide
     names = ("hybrid", "regularized")
     return {
         "L1": {"net": left},
@@ -259,7 +263,7 @@ def networks(row, untrained):
             "net": nets.share_above(plane["loss"], polygon, 10),
             "net_nc2": (plane["nc2"], plane["nc2_floor"]),
         },
-        "L15": {"widest": start, "ratio": NC, "fits": net["train_accuracy"]},
+        "L15": {"widest": start, "ratio": exchanged, "fits": net["train_accuracy"]},
         "L17": {"accuracy": dict.fromkeys(names, nets.gains(seeds(), "a", "b"))}
         | {name: dict.fromkeys(names, tested[name]) for name in tested},
         "L19": dict.fromkeys(names, worse),
