@@ -535,6 +535,31 @@ def collapse(history, **levels):
     return found | {"train_accuracy": float(last["train_accuracy"].min())}
 
 
+def around_best(final, best, random):
+    """Checks of 4.G15 on last epochs of :func:`train_nets`, mean over seeds: how much ``gnc2`` and
+    the test accuracy gain from the temperature ``best`` over the highest (``warm, accuracy``) and
+    the lowest (``cold``), and the highest one's ``gnc2`` minus ``random``."""
+    mean = final.groupby("temperature").mean(numeric_only=True)
+    hot, top = mean.loc[mean.index.max()], mean.loc[best]
+    return {
+        "warm": top["gnc2"] - hot["gnc2"],
+        "cold": top["gnc2"] - mean["gnc2"][mean.index.min()],
+        "accuracy": top["test_accuracy"] - hot["test_accuracy"],
+        "below": hot["gnc2"] - random,
+    }
+
+
+def growth(by_dimension):
+    """Checks of 4.G16 on rows with ``d, gnc2, random``: the smallest growth from one dimension to
+    the next (nothing to say of a single one), and what is above a random classifier's margin."""
+    by = by_dimension.groupby("d").agg(
+        low=("gnc2", "min"), high=("gnc2", "max"), random=("random", "first")
+    )
+    steps = (by["low"] - by["high"].shift()).dropna()
+    found = {"growth": steps.min()} if len(steps) else {}
+    return found | {"above_random": by["low"] - by["random"]}
+
+
 def assignments(part, test, code, settings, *, temperature, seeds, hidden):
     """Classifiers fixed to the square ``code`` that differ only in who is opposite class 0.
 
