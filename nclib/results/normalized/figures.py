@@ -319,7 +319,8 @@ def network_curves(curves, floors, titles, *, strong):
         ax.set(ylabel=label, title=titles.get(column, ""))
     for scale, value in floors.items():
         style.reference(axes[1, 0], value, rf"lowest possible, $\tau={scale:g}$", below=3)
-    axes[1, 0].set_ylim(-0.05, min(2.4, axes[1, 0].get_ylim()[1]))
+    top = min(2.4, axes[1, 0].get_ylim()[1])
+    axes[1, 0].set_ylim(-top / 8, top)
     axes[1, 2].set_ylim(curves["test_accuracy"].max() - 9, None)
     for ax in axes.flat:
         ticks = {"x": [e for e in (1, 2, 5, 10, 20, 50, 100, 200, 500) if e <= last]}

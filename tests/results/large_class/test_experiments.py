@@ -282,6 +282,18 @@ def test_head_parameters():
     assert found["learned"] - found["class means"] == 1600
 
 
+def test_checks_of_temperatures_and_dimensions_by_hand():
+    ends = {"temperature": [1.0, 0.1, 0.1, 0.01], "gnc2": [0.2, 0.5, 0.7, 0.35]}
+    table = pd.DataFrame(ends | {"test_accuracy": [0.8, 0.9, 0.9, 0.7]})
+    expected = {"warm": 0.4, "cold": 0.25, "accuracy": 0.1, "below": -0.1}
+    assert experiments.around_best(table, 0.1, 0.3) == pytest.approx(expected)
+    rows = {"d": [5, 5, 10, 10], "gnc2": [0.1, 0.2, 0.6, 0.5], "random": [0.05, 0.05, 0.3, 0.3]}
+    found = experiments.growth(pd.DataFrame(rows))
+    assert found["growth"] == pytest.approx(0.3)  # the worst seed of 10 over the best one of 5
+    assert found["above_random"].to_dict() == pytest.approx({5: 0.05, 10: 0.2})
+    assert "growth" not in experiments.growth(pd.DataFrame(rows).query("d == 5"))
+
+
 def test_order_of_the_phases():
     rows = [(3, 0.1, "tilted vertices"), (3, 0.2, "segment + simplex")]
     table = pd.DataFrame(rows, columns=["d", "temperature", "family"])
