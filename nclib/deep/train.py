@@ -328,6 +328,7 @@ def grid(build, cells, data, recipe, *, together=True, measure_at=(), label="gri
     Returns a list of :class:`Trained` in the order of ``cells``.
     """
     start = [nets.seeded(cell.seed, build).to(data.inputs.device) for cell in cells]
+    options = {"measure": None, "checkpoint": None, "augment": None} | options
     train = _together if together else _apart
     return train(start, cells, data, recipe, set(measure_at), label, **options)
 
@@ -338,7 +339,7 @@ def history(trained):
     return pd.concat(tables, ignore_index=True)
 
 
-def _apart(start, cells, data, recipe, measure_at, label, *, measure=None, checkpoint=None, **more):
+def _apart(start, cells, data, recipe, measure_at, label, *, measure, checkpoint, augment):
     trained = []
     for i, (cell, net) in enumerate(zip(cells, start, strict=True)):
         history = fit(
@@ -350,16 +351,14 @@ def _apart(start, cells, data, recipe, measure_at, label, *, measure=None, check
             measure=measure and (lambda net, epoch, cell=cell: measure(net, cell, epoch)),
             measure_at=measure_at | {cell.epochs},
             checkpoint=checkpoint and Path(checkpoint).with_suffix(f".{i}.pt"),
+            augment=augment,
             label=f"{label} {i + 1}/{len(cells)}",
-            **more,
         )
         trained.append(Trained(cell, net, history))
     return trained
 
 
-def _together(
-    start, cells, data, recipe, measure_at, label, *, measure=None, checkpoint=None, augment=None
-):
+def _together(start, cells, data, recipe, measure_at, label, *, measure, checkpoint, augment):
     if recipe.optimizer != "sgd":
         raise checks.InputError("a stacked grid trains with SGD; use together=False")
     stack = _Stack(start, cells, data, recipe)
