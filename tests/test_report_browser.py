@@ -111,7 +111,7 @@ def test_a_check_leads_to_its_picture_its_cell_and_its_functions(page):
     fold(page, "quick--90_tiny")
     rows = page.locator("#quick--90_tiny .claims tbody tr")
     rows.nth(0).get_by_role("button", name="02_second").click()
-    assert page.get_by_role("dialog").get_by_role("img", name="second").is_visible()
+    sync_api.expect(page.get_by_role("dialog").get_by_role("img", name="second")).to_be_visible()
     page.keyboard.press("Escape")
     assert rows.nth(1).get_by_role("button").count() == 0  # what it names is no picture of its run
     rows.nth(0).locator("summary").click()
@@ -136,7 +136,7 @@ def test_the_first_screen_says_what_does_not_just_hold(page):
     assert page.evaluate("document.documentElement.scrollHeight") < 20_000
     assert page.locator(".figures img:visible").count() == 0  # folded until asked for
     page.locator(".answers a").first.click()
-    assert page.locator(".figures img:visible").count() == 2
+    sync_api.expect(page.locator(".figures img:visible")).to_have_count(2)
 
 
 def test_the_stored_results_fit_on_the_first_screen_of_a_laptop(browser, tmp_path):
@@ -191,8 +191,8 @@ def test_the_enlarged_view_by_keyboard(page):
     assert "first · 90_tiny quick" in box.inner_text()
     page.keyboard.press("Escape")
     assert not box.is_visible()
-    focused = page.evaluate("document.activeElement.closest('section').id")
-    assert focused == "quick--90_tiny"  # where the reader is now
+    # Where the reader is now.
+    sync_api.expect(page.locator("#quick--90_tiny .zoom").first).to_be_focused()
     # A filter limits what the arrows go through.
     choose(page, "profile")("standard")
     fold(page, "standard--90_tiny")

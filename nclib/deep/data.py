@@ -185,15 +185,12 @@ def _open(name, train):
             raise ValueError(f"{len(dataset.data)} images, {len(dataset.targets)} labels")
         return dataset
     except Exception as error:
-        present = (root / folder).exists()
-        state = (
-            f"damaged ({error}); delete {root / folder} and fetch it again"
-            if present
-            else (f"not at {root / folder}")
-        )
+        here = root / folder
+        broken = f"damaged ({error}); delete {here} and fetch it again"
+        state = broken if here.exists() else f"not at {here}"
         raise checks.InputError(
             f"data set {name} is {state}: run `nclib data fetch {name}`, or put torchvision's "
-            f"files for {kind} into {root / folder}"
+            f"files for {kind} into {here}"
         ) from None
 
 

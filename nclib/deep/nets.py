@@ -101,8 +101,8 @@ def resnet(depth, num_classes, *, width=1.0, in_channels=3, bias=True):
         net = models.ResNet(models.Bottleneck, [3, 4, 6, 3], width_per_group=round(64 * width))
         base, dim = 64, 2048
     else:
-        net = _wide_resnet18(models, max(1, round(64 * width)))
-        base, dim = max(1, round(64 * width)), 8 * max(1, round(64 * width))
+        base = max(1, round(64 * width))
+        net, dim = _wide_resnet18(models, base), 8 * base
     net.conv1 = nn.Conv2d(in_channels, base, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
     net.maxpool, net.fc = nn.Identity(), nn.Identity()

@@ -311,19 +311,7 @@ class Trained:
     history: pd.DataFrame
 
 
-def grid(
-    build,
-    cells,
-    data,
-    recipe,
-    *,
-    together=True,
-    measure=None,
-    measure_at=None,
-    checkpoint=None,
-    augment=None,
-    label="grid",
-):
+def grid(build, cells, data, recipe, *, together=True, measure_at=(), label="grid", **options):
     """Train a net per cell; cells may differ in loss, seed and number of epochs.
 
     ``build() -> net`` makes a net of the common shape; cell ``c`` starts from weights drawn with
@@ -335,14 +323,23 @@ def grid(
     they are trained one after the other by :func:`fit` (faster for convolutions on a CPU, and the
     one that saves checkpoints within epochs).  Both give the same nets up to rounding.
 
-    ``measure``: ``(net, cell, epoch) -> dict``; ``measure_at``: epochs, default the last one only.
+    ``measure_at``: epochs, default the last one only.  ``options``: ``measure``, here ``(net, cell,
+    epoch) -> dict``, ``checkpoint`` and ``augment``, as :func:`fit` has them.
     Returns a list of :class:`Trained` in the order of ``cells``.
     """
-    measure_at = set(measure_at or ())
     start = [nets.seeded(cell.seed, build).to(data.inputs.device) for cell in cells]
-    if together:
-        options = (measure, measure_at, checkpoint, augment, label)
-        return _grid_together(start, cells, data, recipe, *options)
+    options = {"measure": None, "checkpoint": None, "augment": None} | options
+    train = _together if together else _apart
+    return train(start, cells, data, recipe, set(measure_at), label, **options)
+
+
+def history(trained):
+    """The histories of :class:`Trained` cells as one table, with their ``seed`` and ``tags``."""
+    tables = [one.history.assign(seed=one.cell.seed, **one.cell.tags) for one in trained]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _apart(start, cells, data, recipe, measure_at, label, *, measure, checkpoint, augment):
     trained = []
     for i, (cell, net) in enumerate(zip(cells, start, strict=True)):
         history = fit(
@@ -361,13 +358,7 @@ def grid(
     return trained
 
 
-def history(trained):
-    """The histories of :class:`Trained` cells as one table, with their ``seed`` and ``tags``."""
-    tables = [one.history.assign(seed=one.cell.seed, **one.cell.tags) for one in trained]
-    return pd.concat(tables, ignore_index=True)
-
-
-def _grid_together(start, cells, data, recipe, measure, measure_at, checkpoint, augment, label):
+def _together(start, cells, data, recipe, measure_at, label, *, measure, checkpoint, augment):
     if recipe.optimizer != "sgd":
         raise checks.InputError("a stacked grid trains with SGD; use together=False")
     stack = _Stack(start, cells, data, recipe)

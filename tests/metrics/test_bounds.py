@@ -11,14 +11,7 @@ from hypothesis import strategies as st
 from nclib import checks
 from nclib.metrics import certified
 from nclib.ufm import solve
-
-
-def gaussian(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def labels_of(counts):
-    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+from tests.metrics.test_certified import gaussian, labels_of
 
 
 def one_hot(labels):

@@ -9,24 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nclib.checks import InputError
+from nclib.frames import random_rotation
 from nclib.metrics import frame_distances, geometry, nc_metrics
-from nclib.metrics.geometry import (
-    angles_between,
-    class_means,
-    etf_error,
-    gram_distance,
-    nc1,
-    rank,
-    trace_ratio,
-)
+from nclib.metrics.geometry import nc1
 
 
 def gen(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-def rotation(d, seed=0):
-    return torch.linalg.qr(torch.randn(d, d, generator=gen(seed), dtype=torch.float64)).Q
 
 
 def brute_force(means, centre):
@@ -49,7 +38,8 @@ def test_frame_distances_by_brute_force_and_invariance(K, d, seed, centre):
     found = frame_distances(means, centre=centre)
     assert found["of"] == pytest.approx(of, abs=1e-12)
     assert found["etf"] == pytest.approx(etf, abs=1e-9)
-    moved = 1e-7 * means[torch.randperm(K, generator=gen(seed))] @ rotation(d, seed)
+    order, turn = torch.randperm(K, generator=gen(seed)), random_rotation(d, generator=gen(seed))
+    moved = 1e-7 * means[order] @ turn
     again = frame_distances(moved, centre=centre)
     assert again["of"] == pytest.approx(found["of"], abs=1e-9)
     assert again["etf"] == pytest.approx(found["etf"], abs=1e-8)
@@ -57,7 +47,7 @@ def test_frame_distances_by_brute_force_and_invariance(K, d, seed, centre):
 
 @pytest.mark.parametrize(("K", "cross"), [(4, 0.5176), (10, 0.3204)])
 def test_fixed_points(K, cross):
-    frame = 3 * rotation(K + 2)[:K]
+    frame = 3 * random_rotation(K + 2, generator=gen())[:K]
     simplex = (torch.eye(K) - 1 / K).double() @ frame
     assert frame_distances(frame)["of"] < 1e-12
     assert frame_distances(frame)["etf"] < 1e-12  # centring makes an ETF of it
@@ -84,7 +74,7 @@ def test_zero_and_equal_means_are_nan():
     equal = frame_distances(torch.full((3, 4), 0.1, dtype=torch.float64))
     assert equal["of"] > 0.5
     assert math.isnan(equal["etf"])
-    assert math.isnan(trace_ratio(torch.ones(4, 2), [0, 0, 1, 1]))
+    assert math.isnan(geometry.trace_ratio(torch.ones(4, 2), [0, 0, 1, 1]))
     assert frame_distances(1e-200 * torch.eye(3).double())["of"] < 1e-12  # no underflow
 
 
@@ -92,7 +82,7 @@ def test_trace_ratio_by_hand_imbalanced():
     # class 0: -1, 1 (mean 0), class 1: 3 (mean 3); global mean of class means 1.5
     features = torch.tensor([[-1.0], [3.0], [1.0]])
     labels = torch.tensor([0, 1, 0])
-    assert trace_ratio(features, labels) == pytest.approx((2 / 3) / (2.25))
+    assert geometry.trace_ratio(features, labels) == pytest.approx((2 / 3) / (2.25))
 
 
 @settings(max_examples=20, deadline=None)
@@ -101,16 +91,16 @@ def test_trace_ratio_equals_the_general_metric_when_balanced(K, n, seed):
     features = torch.randn(K * n, 4, generator=gen(seed), dtype=torch.float64)
     labels = torch.arange(K).repeat(n)
     expected = nc_metrics(features, labels)["nc1_ratio"]
-    assert trace_ratio(features, labels) == pytest.approx(expected, abs=1e-12)
+    assert geometry.trace_ratio(features, labels) == pytest.approx(expected, abs=1e-12)
 
 
 def test_rank_relative_and_absolute():
     matrix = torch.diag(torch.tensor([5.0, 1.0, 0.01, 0.001]))
-    assert rank(matrix, cut=1e-3) == 3
-    assert rank(matrix[:3, :3], cut=0.1) == 2
-    assert rank(matrix, cut=5e-4, relative=False) == 4
-    assert rank(torch.zeros(2, 2), cut=1e-3) == 0
-    assert rank(torch.zeros(2, 2), cut=1e-3, relative=False) == 0
+    assert geometry.rank(matrix, cut=1e-3) == 3
+    assert geometry.rank(matrix[:3, :3], cut=0.1) == 2
+    assert geometry.rank(matrix, cut=5e-4, relative=False) == 4
+    assert geometry.rank(torch.zeros(2, 2), cut=1e-3) == 0
+    assert geometry.rank(torch.zeros(2, 2), cut=1e-3, relative=False) == 0
 
 
 @settings(max_examples=20, deadline=None)
@@ -118,7 +108,7 @@ def test_rank_relative_and_absolute():
 def test_class_means_by_brute_force(K, seed):
     features = torch.randn(20, 3, generator=gen(seed))
     labels = torch.randint(K, (20,), generator=gen(seed + 1))
-    means, counts = class_means(features, labels, K + 1)
+    means, counts = geometry.class_means(features, labels, K + 1)
     assert counts.tolist() == [int((labels == k).sum()) for k in range(K + 1)]
     for k in range(K):
         own = features[labels == k].double().numpy()
@@ -133,13 +123,13 @@ def test_etf_error_is_the_gram_distance_at_any_size(K, d):
     for a, b in ((left, left), (left, right)):
         G = (a @ b.T).numpy()
         want = np.linalg.norm(G / np.linalg.norm(G) - target)
-        assert etf_error(a, b) == pytest.approx(want, rel=1e-12)
-        assert gram_distance(1e-200 * (a @ b.T)) == pytest.approx(want, rel=1e-12)
+        assert geometry.etf_error(a, b) == pytest.approx(want, rel=1e-12)
+        assert geometry.gram_distance(1e-200 * (a @ b.T)) == pytest.approx(want, rel=1e-12)
         for scale in (1e-120, 1e120):
-            assert etf_error(scale * a, scale * b) == pytest.approx(want, rel=1e-12)
-    assert etf_error(left) == pytest.approx(etf_error(left, left))
-    assert math.isnan(etf_error(0 * left))
-    assert math.isnan(gram_distance(torch.zeros(3, 3)))
+            assert geometry.etf_error(scale * a, scale * b) == pytest.approx(want, rel=1e-12)
+    assert geometry.etf_error(left) == pytest.approx(geometry.etf_error(left, left))
+    assert math.isnan(geometry.etf_error(0 * left))
+    assert math.isnan(geometry.gram_distance(torch.zeros(3, 3)))
 
 
 def scatter(features, labels, K):
@@ -154,7 +144,7 @@ def scatter(features, labels, K):
 @given(K=st.integers(2, 6), d=st.integers(2, 8), seed=st.integers(0, 10**6))
 def test_nc1_is_a_trace_with_a_pseudo_inverse(K, d, seed):
     labels = torch.cat([torch.arange(K), torch.randint(K, (30,), generator=gen(seed))])
-    at = torch.linalg.qr(torch.randn(d, d, generator=gen(seed), dtype=torch.float64)).Q
+    at = random_rotation(d, generator=gen(seed))
     sizes = torch.linspace(1, 2, d, dtype=torch.float64)
     means = 3 * torch.randn(K, d, generator=gen(seed + 1), dtype=torch.float64) * sizes @ at
     features = means[labels] + torch.randn(len(labels), d, generator=gen(seed + 2))
@@ -188,9 +178,9 @@ def test_nc1_does_not_invert_the_rounding_of_stored_features():
 @given(exponent=st.floats(-14, 0), seed=st.integers(0, 10**6), flip=st.booleans())
 def test_angles_keep_their_digits(exponent, seed, flip):
     angle = 10.0**exponent
-    axes = rotation(4, seed)[:2]
+    axes = random_rotation(4, generator=gen(seed))[:2]
     u, v = axes[0], math.cos(angle) * axes[0] + math.sin(angle) * axes[1]
-    found = float(angles_between(3 * u, -7 * v if flip else 7 * v))
+    found = float(geometry.angles_between(3 * u, -7 * v if flip else 7 * v))
     small = 180 - found if flip else found
     assert small == pytest.approx(math.degrees(angle), rel=1e-12, abs=2e-13)
 
@@ -200,10 +190,10 @@ def test_bad_input():
         (lambda: frame_distances(torch.ones(3)), "matrix"),
         (lambda: frame_distances(torch.ones(1, 3)), "at least 2 rows"),
         (lambda: frame_distances(torch.tensor([[1.0, math.nan]] * 2)), "NaN"),
-        (lambda: trace_ratio(torch.ones(3, 2), [0, 1]), "labels has 2 entries"),
-        (lambda: trace_ratio(torch.ones(3, 2), [0, 0, 2]), "class 1 has no sample"),
+        (lambda: geometry.trace_ratio(torch.ones(3, 2), [0, 1]), "labels has 2 entries"),
+        (lambda: geometry.trace_ratio(torch.ones(3, 2), [0, 0, 2]), "class 1 has no sample"),
         (lambda: nc1(torch.ones(3, 2), [1, 1, 1], cut=0.0), "two classes"),
-        (lambda: rank(torch.ones(3), cut=0.1), "matrix"),
+        (lambda: geometry.rank(torch.ones(3), cut=0.1), "matrix"),
     ):
         with pytest.raises(InputError, match=message):
             call()
@@ -226,11 +216,11 @@ def test_the_scale_of_features_does_not_matter(scale):
     labels = np.arange(40) % 4
     features = rng.standard_normal((4, 5))[labels] + 0.3 * rng.standard_normal((40, 5)) + 1
     for metric in (
-        lambda h: trace_ratio(h, labels),
+        lambda h: geometry.trace_ratio(h, labels),
         lambda h: nc1(h, labels, cut=1e-8),
-        lambda h: etf_error(torch.tensor(h[:4])),
-        lambda h: float(angles_between(h[0], h[1])),
-        lambda h: float(angles_between(scale * features[0], features[1])),
+        lambda h: geometry.etf_error(torch.tensor(h[:4])),
+        lambda h: float(geometry.angles_between(h[0], h[1])),
+        lambda h: float(geometry.angles_between(scale * features[0], features[1])),
     ):
         assert metric(scale * features) == pytest.approx(metric(features), rel=1e-9)
 
@@ -240,15 +230,15 @@ def test_rows_of_very_different_lengths():
     half = math.sqrt(0.5)
     expected = torch.tensor([[1, half, 0], [half, 1, half], [0, half, 1]], dtype=torch.float64)
     torch.testing.assert_close(geometry.cosines(rows), expected)
-    assert angles_between(rows[:2], rows[1:]).tolist() == pytest.approx([45, 45])
-    assert torch.isnan(angles_between(torch.zeros(2), torch.ones(2)))
+    assert geometry.angles_between(rows[:2], rows[1:]).tolist() == pytest.approx([45, 45])
+    assert torch.isnan(geometry.angles_between(torch.zeros(2), torch.ones(2)))
 
 
 @pytest.mark.parametrize("value", [0.1, 0.7, 123.456])
 def test_equal_features_have_exactly_equal_means(value):
     """A sum of many doubles rounds: 0.1 added 1000 times over 1000 is not 0.1."""
     labels = torch.arange(1000) ** 2 % 7 % 4  # 0, 1, 2: unequal classes
-    means, counts = class_means(torch.full((1000, 3), value, dtype=torch.float64), labels)
+    means, counts = geometry.class_means(torch.full((1000, 3), value, dtype=torch.float64), labels)
     assert counts.tolist() == [429, 285, 286] and bool((means == value).all())
     empty = torch.tensor([0, *counts.tolist()])
     mean = geometry.sample_mean(torch.cat([torch.zeros(1, 3).double(), means]), empty)
