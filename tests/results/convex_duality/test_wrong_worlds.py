@@ -1,9 +1,10 @@
 """Every check of result 6 fails in a world in which its statement is false.
 
-Untrained networks and random points instead of optima, another decay, depth or loss, other data.  A
-check without a wrong world is an error here.
+Untrained networks and random points instead of optima, another decay, depth or loss, other data,
+network and control exchanged.  A check without a wrong world is an error here.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from nclib import catalogue, claims
+from nclib.deep import data, train
 from nclib.metrics import certified, nc_metrics
 from nclib.results.convex_duality import experiments as study
 from nclib.results.convex_duality import linear, nets, ramps, theory
@@ -23,11 +25,32 @@ GENERATOR = torch.Generator().manual_seed(0)
 X, Y = study.whitened(GENERATOR, 6, 9), study.gaussian(GENERATOR, 6, 3)
 LABELS = study.class_labels([3, 3])
 X2, HOT = study.whitened(GENERATOR, 6, 8), study.one_hot(LABELS)
+IMAGES = data.Data("random", study.gaussian(GENERATOR, 6, 1, 4, 4).float(), LABELS, 2)
+RHO = 0.4
+DECAY = theory.weight_decay_for(2, RHO)
 
 
 def untrained(network, scale=1.0):
     point = network.start(torch.Generator().manual_seed(1), scale)
     return point, float(network(**point))
+
+
+@functools.cache
+def exchanged():
+    """How nets end under a fiftieth of the decay and, as their control, under the decay."""
+    shape = dict(architecture="mlp", hidden=(24,), width=10, normalise=False)
+    recipe = train.Recipe(400, 0.02, None, optimizer="adam", schedule="cosine")
+    watch = dict(points=1, checkpoint=lambda seed: None)
+    made = (study.train_seeds([0], shape, IMAGES, recipe, w, **watch) for w in (DECAY / 50, DECAY))
+    return [history.groupby("seed").last() for history, _ in made]
+
+
+def splines(scale, call, *args, **options):
+    """The interpolation program of inputs ``scale`` times as large."""
+    program = ramps.interpolation_spline
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ramps, "interpolation_spline", lambda x, y: program(scale * x, y))
+        return call(*args, **options)
 
 
 def c1():
@@ -129,8 +152,7 @@ def c11():
 
 
 def c12():
-    """Untrained features; unequal classes for equal ones and the reverse; a control that does what
-    the network does."""
+    """Untrained features; unequal classes for equal ones and the reverse; the control's nets."""
     network = Network(X2, HOT, 0.5, (6,))
     point, _ = untrained(network)
     H = network.hidden(point)
@@ -138,31 +160,34 @@ def c12():
     found = study.cosine_deviations(H, LABELS)
     gram = study.collapse_error(H, LABELS, theory.collapse([3, 3], 0.5))
     uneven, even = (study.explicit_head(c, dimension=30) for c in ([9, 4, 2, 2], [4, 4, 4]))
+    end, idle = exchanged()
     return {
-        "within": found["nc1"], "frame": found["orthogonal"], "gram": gram, "control": 1.0,
-        "etf": uneven["simplex"], "exact_etf": uneven["simplex"], "net_etf": uneven["simplex"],
-        "exact_frame": found["orthogonal"], "unbalanced": even["simplex"],
-        "net_within": found["nc1"], "net_frame": found["orthogonal"],
-        "aligned": nc3, "net_aligned": nc3,
+        "within": found["nc1"], "frame": found["orthogonal"], "gram": gram, "aligned": nc3,
+        "etf": uneven["simplex"], "exact_etf": uneven["simplex"], "unbalanced": even["simplex"],
+        "exact_frame": found["orthogonal"], "net_within": end["nc1"].max(),
+        "net_frame": found["orthogonal"], "net_etf": uneven["simplex"], "net_aligned": nc3,
+        "control": (idle["orthogonal"] / end["orthogonal"]).min(),
     }  # fmt: skip
 
 
 def c13():
-    """Depths at which collapse is the lowest known, networks at another decay."""
+    """Depths at which collapse is the lowest known, networks at another decay or untrained."""
     rows = over(study.explicit_networks, depth=[3, 5], points=(4,), beta=0.05)
     shallow, deep = (rows[rows["depth"] == depth] for depth in (3, 5))
     ratio = (shallow["value"] / shallow["collapsed"]).iloc[0]
     off = theory.bottleneck_value(theory.triple_layers(5), 0.06) - deep["value"].iloc[0]
+    images = dict(inputs=X2, labels=LABELS, test_inputs=X2, test_labels=LABELS)
+    first = study.deep_images(5, 0, **images, beta=0.3, width=6, steps=1).iloc[-1]
     return {
         "depth3": deep["excess"].min(), "power": shallow["excess"].min(),
         "triple": {5: ratio}, "pairs": shallow["excess"].max(), "network": off,
         "descended": study.deep_descent(3, 3, 0.05, max_iter=100)["excess"],
-        "images": 0.0, "same": 1.0,
+        "images": first["excess"], "same": first["nc1"],
     }  # fmt: skip
 
 
 def c14():
-    """The head of another decay; an untrained one; a control that agrees."""
+    """The head of another decay; an untrained one; the control's nets."""
     counts, labels = [3, 2], study.class_labels([3, 2])
     A, targets = study.gaussian(GENERATOR, 5, 8), study.one_hot(labels)
     network = nets.BatchNormNetwork(A, targets, 0.5, 2)
@@ -170,28 +195,36 @@ def c14():
     other = nets.BatchNormNetwork(A, targets, 0.5, 9)
     point, start = untrained(other)
     bound = certified.dual_bound(targets - other.outputs(point), targets, 0.5)
-    start = start - value
+    end, idle = exchanged()
+    setting = dict(data=IMAGES, test=IMAGES, weight_decay=DECAY, epochs=1, width=10)
     return {"weights": float(network(**head)) - value, "certificate": bound - value,
-            "training": start, "gamma_alpha": 0.88, "gamma_spread": 0.6, "control": 0.0,
-            "depths": start}  # fmt: skip
+            "training": start - value, "gamma_alpha": end["gamma_over_alpha"].max(),
+            "gamma_spread": end["gamma_spread"].max(), "control": idle["gamma_spread"].min(),
+            "depths": study.batch_norm_depth(3, 0, **setting)["excess"].iloc[-1]}  # fmt: skip
 
 
 def c15():
-    """Features of full rank; bounds of a smaller decay; an untrained net; another K."""
+    """Features of full rank; the network under one decay, its bounds under another; one step."""
     heads = study.batch_norm_heads([3, 2], [0.5], 8, 2, max_iter=300)
-    small, large = (certified.collapsed_value([3, 2], beta) for beta in (0.3, 0.5))
-    return {"low_rank": heads["excess"].min(), "sandwich": large - small, "bound": small - large,
-            "reached": 1.0, "depths": small / large - 1,
-            "units": (small, 2 / 2 * (0.5 - 0.5**2 / 2))}  # fmt: skip
+    idle, end = exchanged()
+    setting = dict(data=IMAGES, test=IMAGES, weight_decay=DECAY, epochs=1, width=10)
+    last = study.batch_norm_depth(3, 0, **setting).iloc[-1]
+    return {"low_rank": heads["excess"].min(),
+            "sandwich": (end["dual"] - idle["optimum"]).max(),
+            "bound": (idle["objective"] - end["optimum"]).min(),
+            "reached": (last["objective"] - last["dual"]) / last["optimum"],
+            "depths": (idle["objective"] / end["optimum"] - 1).min(),
+            "units": (idle["optimum"].max(), 2 / 2 * (RHO - RHO**2 / 2))}  # fmt: skip
 
 
 def c16():
-    """T alone, a dual that is too long, an output bias after all, a knot that is near."""
+    """T alone, data on half the scale, an output bias after all, a knot that is near."""
     x, y = np.array([0.0, 1, 2]), np.array([0.0, 1, 3])
     slopes = np.diff(y) / np.diff(x)
     hat = {"x": (0, 1, 2), "y": (0, 1, 0)}
     program = ramps.interpolation_spline(x, y)
-    return {"value": np.abs(np.diff(slopes)).sum() / program.value - 1, "dual": 1.01,
+    return {"value": np.abs(np.diff(slopes)).sum() / program.value - 1,
+            "dual": splines(0.5, study.random_interpolations, 2)["worst"].max(),
             "no_offset": ramps.interpolation_norm(**hat),
             "infimum": (study.without_offset(10.0, **hat), 2.0)}  # fmt: skip
 
@@ -216,13 +249,12 @@ def c18():
 
 
 def c19():
-    """Biases everywhere for the law, the law's own values, and an untrained pair."""
+    """Biases everywhere for the law, a decay that leaves a constant, and an untrained pair."""
     table = study.beyond_the_law(0.05)
+    constant = study.beyond_the_law(2.0).set_index("case")["excess"]
     pair = np.array([-1.0, 1.0])
     start = untrained(Network(pair, pair, 0.05, (6, 6), bias="last"))[1]
-    shifted = ramps.deep_spline(pair + 1, pair, 0.05, 3).value - table["optimum"][2]
-    return {"law": table["excess"][0], "biases": 0.0, "even": 0.0, "odd": shifted,
-            "reached": start - table["value"][2]}  # fmt: skip
+    return {"law": table["excess"][0], **constant, "reached": start - table["value"][2]}
 
 
 def c20():
@@ -232,25 +264,28 @@ def c20():
 
 
 def c21():
-    """beta without sigma_max; features of both signs; inputs that are not whitened."""
+    """The value of another decay; beta without sigma_max; inputs that are not whitened."""
     loose = [study.bound_on_any_inputs([6, 4, 2], d, scale=s) for d, s in ((5, None), (14, 1.7))]
-    unscaled = loose[0]["value"] - certified.collapsed_value([6, 4, 2], 0.5)
-    return {"ufm": (study.unconstrained(4, 3, 0.02, 0.005)["optimum"], 0.06), "bound": unscaled,
-            "sharp": loose[1]["value"] - certified.collapsed_value([6, 4, 2], 0.5)}  # fmt: skip
+    bound, sharp = (one["value"] - certified.collapsed_value([6, 4, 2], 0.5) for one in loose)
+    ufm = [study.unconstrained(2, 3, 0.02, decay) for decay in (0.005, 0.01)]
+    return {"ufm": (ufm[0]["value"], ufm[1]["optimum"]), "bound": bound, "sharp": sharp}
 
 
 def c22():
-    """Other constants, other decays."""
+    """Other constants, other decays; data on another scale."""
     hinge = study.hinge(0.5, counts=(4, 9))
     entropy = study.cross_entropy(0.4, per_class=2, K=3)
     squared = certified.collapsed_value([2] * 3, 0.4)
-    limit = study.vanishing_decay([0.0, 1, 2, 3], [0.0, 1, 0, 2], [0.5])
+    limit, wide = (
+        splines(scale, study.vanishing_decay, [0.0, 1, 2, 3], [0.0, 1, 0, 2], [1e-2])
+        for scale in (0.5, 2.0)
+    )
     ratio = (limit["below"] / limit["bound"]).item()
     return {
         "cross_entropy": entropy["value"] - squared, "dual": entropy["optimum"] - squared,
         "hinge": hinge["value"] - certified.collapsed_value([4, 9], 0.5),
-        "hinge_dual": hinge["optimum"] - 4, "below": -limit["below"].min(),
-        "limit": 2.0, "exact": ratio,
+        "hinge_dual": hinge["optimum"] - 4, "below": wide["below"].min(),
+        "limit": ratio, "exact": ratio,
     }  # fmt: skip
 
 

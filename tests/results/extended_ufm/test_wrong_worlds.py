@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from nclib import catalogue, claims
 from nclib.deep import data, train
@@ -24,6 +25,7 @@ ROWS = catalogue.load(BOOK)
 BAD = ("fails", "not reproduced")
 RATES = theory.late_phase_rates([0.01, 0.01, 0.01])
 OTHER = RATES[1] / RATES[0]  # one layer's rate taken for another's
+SMALL = {"kappa": 0.2, "K": 3, "n": 2, "width": 4}
 ACUTE = 0.8 * torch.eye(4, dtype=torch.float64) + 0.2
 
 
@@ -35,14 +37,14 @@ def random_point(problem):
     return problem.start(gen(), 0.5)
 
 
-def unsolved(problem, **_):
-    """A solver that stays where it starts, and claims to have been below every known value."""
-    point = random_point(problem)
-    low = torch.tensor([-1.0], dtype=torch.float64)
-    return SimpleNamespace(point=point, value=float(problem.value(point)), values=low), 0.0
+def compared(problem, other=None):
+    """A solver that stays where it starts, or solves another problem."""
 
+    def unsolved(problem, **_):
+        point = theory.realise(theory.optimum(other)) if other else random_point(problem)
+        value = (other or problem).value(point)
+        return SimpleNamespace(point=point, value=float(value), values=value[None]), 0.0
 
-def compared(problem):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "search", unsolved)
         return study.closed_forms([problem])
@@ -85,8 +87,7 @@ def e3():
 
 def e4():
     """Small and large decays of the bias exchanged."""
-    setting = {"kappa": 0.2, "K": 3, "n": 2, "width": 4, "measured": False}
-    small, large = (study.bias_geometry(1, decay, **setting) for decay in (0.1, 2.0))
+    small, large = (study.bias_geometry(1, b, **SMALL, measured=False) for b in (0.1, 2.0))
     found = compared(balanced(1, bias=0.1))
     values = [theory.optimum(balanced(1, bias=decay)).value for decay in (0.1, 2.0)]
     return {
@@ -110,13 +111,15 @@ def e6():
 
 
 def e7():
-    """A ratio below one would be below the linear model; a hexagon far from the threshold; few
-    classes for many."""
-    found = compared(theory.problem([3] * 4, [0.02] * 3, relu=True, widths=(8, 24)))
+    """Half the decays; a hexagon far from the threshold; few classes and many exchanged."""
+    problem, half = (
+        theory.problem([3] * 4, [lam] * 3, relu=True, widths=(8, 24)) for lam in (0.02, 0.01)
+    )
+    found, far = compared(problem), study.undercut(6, 0.8)["ratio"]
+    many = study.low_rank_search(15, 5, kappa_share=0.5, starts=8)["ratio"]
     few = study.low_rank_search(3, 2, kappa_share=0.5, starts=4)["ratio"]
-    below = {"floor": -found.below, "searched": 0.9, "hexagon": study.undercut(6, 0.8)["ratio"]}
-    below |= {"pairs": study.undercut(6, 0.8)["ratio"], "found": {"3, 0.5": few}}
-    return {"value": found.gap, "frame": found.last_of} | below
+    lower = {"floor": -compared(problem, half).below, "searched": many, "found": {"3, 0.5": few}}
+    return {"value": found.gap, "frame": found.last_of, "hexagon": far, "pairs": far} | lower
 
 
 def shapes():
@@ -153,8 +156,13 @@ def e11():
     return study.rises(paths, arms.replace(dict(zip(study.ARMS, study.ARMS[::-1], strict=True))))
 
 
-def critical(M, rank=1):
-    return study.critical(M, rank, kappa=0.2, K=3, n=2, width=4)
+def critical(M):
+    return study.critical(M, 1, **SMALL)
+
+
+def ranks(M):
+    """What descent from tiny starts ends with."""
+    return study.ladders([M], [0.03], **SMALL, runs=3)["rank"]
 
 
 def e12():
@@ -163,7 +171,7 @@ def e12():
     return {
         "index": two["index"] == one["index_theory"],
         "curvature": abs(two["lowest"] - one["curvature"]),
-        "every_start": 0,
+        "every_start": int(ranks(2).min()),
     }
 
 
@@ -174,7 +182,7 @@ def e13():
         "no_descent": one["index"],
         "returns": abs(one["returned"]),
         "nullity": one["nullity"] == critical(2)["nullity_theory"],
-        "tiny_start": 3,
+        "tiny_start": int(ranks(1).max()),
     }
 
 
@@ -217,7 +225,7 @@ def e17():
 
 
 def e20():
-    """Three layers taken for four, two classes for many; no descent; a moved point."""
+    """Three layers taken for four, two classes for many; one step of descent; a moved point."""
     ratios = {
         name: study.chain_ratio(name, 4, 3, kappa_share=0.25)["ratio"] for name in study.FAMILIES
     }
@@ -225,8 +233,11 @@ def e20():
     value, point = theory.chain_point(problem, *theory.complete_graph_chain(4, 4))
     moved = abs(float(problem.value(point | {"weight": 1.01 * point["weight"]})) - value)
     two, _ = study.depth_race(2, 3, width=6, kappa_share=0.3, starts=3, max_iter=150)
-    same = {"refined": {"2, 3": float(two.min())}, "random": {(2, 3): float(two.min())}}
-    return {"closed_form": moved, "better": 0.0} | ratios | same
+    kick = {"width": 8, "kappa_share": 0.25, "max_iter": 1}
+    kicked = study.refined([theory.segment_chain(3, 4)], **kick).loc[0]
+    better, ratio = kicked["ratio"] - kicked["explicit"], {"3, 4": kicked["ratio"]}
+    found = {"refined": ratio, "better": better, "random": {(2, 3): float(two.min())}}
+    return {"closed_form": moved} | ratios | found
 
 
 def x3():
@@ -300,10 +311,18 @@ def e18(digits):
 
 
 def x9(digits):
-    """An ETF without bias."""
-    deep, overall = untrained_nets(digits)
-    etf = study.frames_reached(deep, overall.assign(etf_w=0.01))
-    return study.frames_reached(deep, overall) | {"other": etf["other"]}
+    """The classifier at an ETF without bias, at an orthogonal frame with one."""
+    make = study.build
+
+    def build(architecture, data, bias, width):
+        net = make(architecture, data, bias, width)
+        nn.init.eye_(net.head.weight)
+        net.head.weight.data -= 0 if bias else net.weight.mean(0)
+        return net
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "build", build)
+        return study.frames_reached(*untrained_nets(digits))
 
 
 def x2(digits):
