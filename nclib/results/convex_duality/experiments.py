@@ -125,20 +125,9 @@ def knots(input_weight, hidden_bias, output_weight):
     position, mass = -b[used] / w[used], mass[used]
     order = np.argsort(position)
     position, mass = position[order], mass[order]
-    if not position.size:
-        return position, mass
-    group = np.concatenate([[0], np.cumsum(np.diff(position) > 1e-6)])
+    group = np.cumsum(np.diff(position, prepend=position[:1]) > 1e-6)
     total = np.bincount(group, mass)
     return np.bincount(group, mass * position) / total, total
-
-
-def mass_near(positions, masses, points):
-    """Share of the knot mass within 1e-3 of one of the ``points`` (nan without knots)."""
-    positions, masses, points = (np.asarray(v, dtype=float) for v in (positions, masses, points))
-    if not masses.sum() > 0:
-        return math.nan
-    near = np.abs(positions[:, None] - points).min(1, initial=math.inf) <= 1e-3
-    return float(masses[near].sum() / masses.sum())
 
 
 def collapse_error(features, labels, shape):
@@ -217,15 +206,15 @@ def staircase(depth, beta, *, inputs, targets, starts, seed=0):
 
 def staircase_theory(depth, beta, *, targets):
     """The closed form of :func:`staircase`: rows ``index, singular``."""
-    values = linear.whitened_singular_values(targets, beta, depth).tolist()
-    return [{"index": i, "singular": s} for i, s in enumerate(values)]
+    values = linear.whitened_singular_values(targets, beta, depth)
+    return pd.DataFrame({"index": range(len(values)), "singular": values})
 
 
 def jumps(depth, *, targets):
     """Where each singular value jumps: rows ``index, critical, spinodal``."""
     critical, spinodal = thresholds(torch.linalg.svdvals(targets), depth)
-    both = zip(critical.tolist(), spinodal.tolist(), strict=True)
-    return [{"index": i, "critical": c, "spinodal": s} for i, (c, s) in enumerate(both)]
+    columns = {"index": range(len(critical)), "critical": critical, "spinodal": spinodal}
+    return pd.DataFrame(columns)
 
 
 def whitened_linear(depth, *, inputs, targets, beta, starts, seed=0):
@@ -419,16 +408,11 @@ def spline_training(beta, *, x, y, width, starts, seed=0):
     return _found(lowest(network, starts, **options), exact.value, gap=exact.gap)
 
 
-def network_knots(point):
-    """``(positions, masses)`` of the knots of a trained two-layer 1-D network."""
-    return knots(point["hidden_1"], point["bias_1"], point["weight"])
-
-
 def spline_networks(x, y, beta, width, grid, *, steps=3000, starts=3, seed=0):
     """The exact spline and nets trained by L-BFGS and Adam, as curves and knots (6.C16-6.C18).
 
     Returns ``(curves, knots, summary)``: curves has columns fit, x, y; knots fit, position, mass;
-    summary fit, value, optimum, excess, knot_share.
+    summary fit, value, optimum, excess.
     """
     exact = ramps.fit_spline(x, y, beta)
     network = Network(x, y, beta, (width,), bias="last")
@@ -438,17 +422,13 @@ def spline_networks(x, y, beta, width, grid, *, steps=3000, starts=3, seed=0):
     adam = flow.descend(network, start, rate=1e-2, steps=steps, **options).points[-1]
     fits = {"exact": (exact(grid), knots(*exact.network()[:3]), exact.value)}
     for name, point in (("L-BFGS", best), ("Adam", adam)):
-        outputs = network.outputs(point, grid)[:, 0].numpy()
-        fits[name] = (outputs, network_knots(point), float(network(**point)))
-    curves = [pd.DataFrame({"fit": name, "x": grid, "y": fit[0]}) for name, fit in fits.items()]
-    places = [
-        pd.DataFrame({"fit": name, "position": fit[1][0], "mass": fit[1][1]})
-        for name, fit in fits.items()
-    ]
-    summary = [
-        _row(value, exact.value, fit=name, knot_share=mass_near(*found, x))
-        for name, (_, found, value) in fits.items()
-    ]
+        bent = knots(point["hidden_1"], point["bias_1"], point["weight"])
+        fits[name] = (network.outputs(point, grid)[:, 0].numpy(), bent, float(network(**point)))
+    curves, places, summary = [], [], []
+    for name, (outputs, (position, mass), value) in fits.items():
+        curves.append(pd.DataFrame({"fit": name, "x": grid, "y": outputs}))
+        places.append(pd.DataFrame({"fit": name, "position": position, "mass": mass}))
+        summary.append(_row(value, exact.value, fit=name))
     return pd.concat(curves), pd.concat(places), pd.DataFrame(summary)
 
 
@@ -463,8 +443,8 @@ def spline_path(beta, *, x, y):
 def random_interpolations(sets, *, seed=0):
     """R* against the linear program on random data (6.C16).
 
-    Columns n, formula, program, gap, worst: the largest dual constraint over a fine grid of knots,
-    at most 1.
+    Columns n, formula, program, worst: the largest dual constraint over a fine grid of knots, at
+    most 1.
     """
     rng, rows = np.random.default_rng(seed), []
     for _ in range(sets):
@@ -474,7 +454,7 @@ def random_interpolations(sets, *, seed=0):
         offsets = np.linspace(-3, 3, 2001)[:, None] - x
         kinks = np.concatenate([np.maximum(-offsets, 0), np.maximum(offsets, 0)])
         row = dict(n=n, formula=ramps.interpolation_norm(x, y), program=program.value)
-        rows.append(row | dict(gap=program.gap, worst=np.abs(kinks @ program.dual).max()))
+        rows.append(row | dict(worst=np.abs(kinks @ program.dual).max()))
     return pd.DataFrame(rows)
 
 

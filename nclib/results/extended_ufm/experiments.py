@@ -128,16 +128,14 @@ def closed_forms(problems, **options):
         logits = class_means(problem, problem.logits(point))
         norms = point["features"].square().sum(1) / known.feature_norms_sq[problem.targets]
         offset = (point["bias"] - known.bias).abs().max() if "bias" in point else 0.0
-        centred = geometry.centred(means)
-        middle = torch.eye(problem.K, dtype=torch.float64) - 1 / problem.K
+        wrong = means @ means.T - known.mean_gram
+        middle = geometry.centred(torch.eye(problem.K, dtype=torch.float64))
         row = {
             "gap": abs(found.value - known.value),
             "above": above,
             "below": known.value - float(found.values.min()),
-            "gram": float((means @ means.T - known.mean_gram).abs().max()),
-            "centred_gram": float(
-                (centred @ centred.T - middle @ known.mean_gram @ middle).abs().max()
-            ),
+            "gram": float(wrong.abs().max()),
+            "centred_gram": float((middle @ wrong @ middle).abs().max()),
             "etf_raw": frame_distances(means, centre=False)["etf"],
             "logits": float((logits - known.class_logits).abs().max()),
             "offset": float(offset),
@@ -849,10 +847,9 @@ def _overall(net, data, test_data):
     """One row per epoch of :func:`train_nets`."""
     features, logits = collect.features(net, data.inputs), collect.logits(net, data.inputs)
     means, _ = geometry.class_means(features, data.labels)
-    duality = metrics.self_duality(net.weight, means, centre=net.bias is not None)
     return {
         **_weight_distances(net.weight),
-        "nc3": duality["a"],
+        "nc3": metrics.self_duality(net.weight, means, centre=net.bias is not None)["a"],
         "train_accuracy": 100 * float((logits.argmax(1) == data.labels).double().mean()),
         "test_accuracy": 100 * collect.accuracy(net, test_data),
     }

@@ -11,7 +11,13 @@ LAYERS = {"H1": (PALETTE[1], ""), "H2": (PALETTE[0], "")}  # before the last lay
 LAYER_NAMES = {"H1": "$H_1$: one layer earlier", "H2": "$H_2$: before the classifier"}
 DEPTHS = {M: (color, "o") for M, color in enumerate(PALETTE[:6], start=1)}
 KEYS = {M: f"$M={M}$" for M in DEPTHS}
+WHERE = {"xycoords": "axes fraction", "fontsize": 7.5}  # of a text inside an axes
 NC1, OF = r"Tr $\Sigma_W$ / Tr $\Sigma_B$", "distance to an orth. frame"
+
+
+def _titled(figure, title):
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    return figure
 
 
 def _cross(K):
@@ -48,8 +54,7 @@ def plain_model(table, K, floors, title):
     axes[1, 0].axhline(_cross(K), **THEORY)
     axes[1, 0].annotate("a simplex ETF", (1.5, 2 * _cross(K)), fontsize=7.5)
     axes[0, 0].legend()
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    return fixed(figure)
+    return fixed(_titled(figure, title))
 
 
 def two_layers(table, rates, title):
@@ -82,12 +87,10 @@ def two_layers(table, rates, title):
         part = linear[(linear["layer"] == layer) & linear["step"].between(0.07 * last, 0.35 * last)]
         curve = 8 * part["nc1"].iloc[-1] * np.exp(rate * (part["step"] - part["step"].iloc[-1]))
         axes[0, 1].plot(part["step"], curve, **THEORY)
-    where = {"xycoords": "axes fraction", "fontsize": 7.5}
-    axes[0, 1].annotate("dashed: predicted rates", (0.05, 0.08), **where)
+    axes[0, 1].annotate("dashed: predicted rates", (0.05, 0.08), **WHERE)
     for height, (layer, text) in zip((0.2, 0.06), LAYER_NAMES.items(), strict=True):
-        axes[0, 2].annotate(text, (0.05, height), color=LAYERS[layer][0], **where)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    return fixed(figure)
+        axes[0, 2].annotate(text, (0.05, height), color=LAYERS[layer][0], **WHERE)
+    return fixed(_titled(figure, title))
 
 
 def gram_maps(table, titles=None, **options):
@@ -125,8 +128,7 @@ def phase_diagram(curves, sweeps, thresholds, title):
     left.set(xlabel=r"$\kappa = K\,(n\Lambda)^{1/(M+1)}$", ylabel="scale $u$", ylim=(-0.03, 1.05))
     right.set(xlabel=r"$\kappa$", ylabel="objective (zero: 0.5)", ylim=(0, 0.62))
     right.legend(*left.get_legend_handles_labels(), loc="lower right")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    return figure
+    return _titled(figure, title)
 
 
 def loss_ladder(table, levels):
@@ -176,13 +178,11 @@ def bias_geometry(theory, measured, maps, opening, K, title):
               log="x", xlabel=r"bias decay $\lambda_b$", ylabel=label, title=name)  # fmt: skip
     for M, part in theory.groupby("M"):
         axes[0].axhline(part["common"].iloc[0], color=PALETTE[M - 1], ls=":", lw=1)
-    where = {"xycoords": "axes fraction", "fontsize": 7.5}
-    axes[0].annotate("dotted: the other $K-1$", (0.03, 0.68), **where)
+    axes[0].annotate("dotted: the other $K-1$", (0.03, 0.68), **WHERE)
     style.reference(axes[1], _cross(K), "a simplex ETF")
     axes[0].legend(loc=(0.02, 0.3))
     gram_maps(maps, axes=bottom.subplots(1, maps["name"].nunique()), digits=None)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    return figure
+    return _titled(figure, title)
 
 
 def imbalance(theory, measured, bounds, title):
@@ -213,10 +213,8 @@ def imbalance(theory, measured, bounds, title):
     for ax in axes[-1]:
         ax.set_xlabel("class size $n_k$")
     axes[0, 1].legend(title="dashed: closed form", title_fontsize=8)
-    where = {"xycoords": "axes fraction", "fontsize": 7.5}
-    axes[-1, 1].annotate("grey: dropped without bias", (0.3, 0.08), **where)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    return figure
+    axes[-1, 1].annotate("grey: dropped without bias", (0.3, 0.08), **WHERE)
+    return _titled(figure, title)
 
 
 def relu_shapes(table, maps, title):
@@ -225,8 +223,7 @@ def relu_shapes(table, maps, title):
     optimal = table["excess"].abs() < 1e-12
     text = table["excess"].map("$f-f^*={:.1g}$".format).mask(optimal, "global minimum")
     figure = gram_maps(maps, dict(zip(table["shape"], table["shape"] + "\n" + text, strict=True)))
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    return figure
+    return _titled(figure, title)
 
 
 def nuclear(circles, run, explicit, title):
@@ -251,8 +248,7 @@ def nuclear(circles, run, explicit, title):
     last.legend(fontsize=6.5)
     for ax in (left, right, last):
         ax.axhline(1, **GUIDE)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    return figure
+    return _titled(figure, title)
 
 
 def flows(path, arms, titles):
@@ -300,8 +296,7 @@ def against_floor(table, K, control, title):
         ax.annotate("dashed: the other frame", (1, 2e-3), fontsize=7.5)
     handles, labels = axes[2].get_legend_handles_labels()
     axes[0].legend(handles, labels, loc="lower left", fontsize=7)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    return figure
+    return _titled(figure, title)
 
 
 def depth_profile(deep, overall, K, title):
@@ -334,11 +329,9 @@ def depth_profile(deep, overall, K, title):
               ylabel="distance")  # fmt: skip
     for ax in (axes[0, 1], *axes[1, 1:]):
         ax.axhline(_cross(K), **THEORY)
-    where = {"xycoords": "axes fraction", "fontsize": 7.5}
-    axes[0, 1].annotate("dashed: the other frame", (0.04, 0.05), **where)
+    axes[0, 1].annotate("dashed: the other frame", (0.04, 0.05), **WHERE)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    return figure
+    return _titled(figure, title)
 
 
 def low_rank(ratios, found, spectra, title):
@@ -368,5 +361,4 @@ def low_rank(ratios, found, spectra, title):
     right.set_title("Class means of every layer at the best random start")
     right.set_xticks(sorted(spectra["index"].unique()))
     right.legend(title="dashed: deep collapse", title_fontsize=8, loc="lower left")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    return figure
+    return _titled(figure, title)

@@ -23,22 +23,17 @@ def test_staircase(render):
 
 
 def test_merging_norms_and_gaps(render):
-    trace = pd.DataFrame(
-        [
-            dict(time=t, layer=k, frobenius=1 + k * np.exp(-t), operator=1.0, balance=np.exp(-t))
-            for t in (0.0, 1.0, 2.0)
-            for k in (1, 2)
-        ]
-    )
-    ranks = pd.DataFrame([dict(step=s, layer=k, rank=3 - s) for s in (1, 2) for k in (1, 2)])
+    decay = np.repeat(np.exp([0.0, -1, -2]), 2)
+    trace = pd.DataFrame(dict(time=np.repeat([0.0, 1, 2], 2), layer=[1, 2] * 3, operator=1.0))
+    trace = trace.assign(frobenius=1 + trace["layer"] * decay, balance=decay)
+    ranks = pd.DataFrame(dict(step=[1, 1, 2, 2], layer=[1, 2] * 2, rank=[2, 2, 1, 1]))
     figure = render(figures.layer_norms(trace, 0.5, (1.4, 1.0), ranks))
     np.testing.assert_allclose(*ydata(figure.axes[1]))
     two = pd.DataFrame(dict(beta=[0.5, 1.5], layer=1, rank=[1, 0], expected=[1, 0]))
     figure = render(figures.trained_ranks(two, [1.0], two.assign(layer=[1, 2])))
     assert any(np.array_equal(y, [1, 0]) for y in ydata(figure.axes[0]))
-    gaps = pd.DataFrame(
-        dict(outputs=[1, 1, 2, 2], depth=[2, 3, 2, 3], ratio=[1, 1, 1, 2.0])
-    ).assign(dual=2.0, trained=lambda t: 2 * t["ratio"])
+    gaps = dict(outputs=[1, 1, 2, 2], depth=[2, 3] * 2, ratio=[1, 1, 1, 2], trained=[2, 2, 2, 4])
+    gaps = pd.DataFrame(gaps).assign(dual=2.0)
     figure = render(figures.depth_gap(gaps))
     assert any(np.array_equal(y, [1, 2]) for y in ydata(figure.axes[0]))
 
@@ -66,14 +61,9 @@ def test_constraint(render):
 
 
 def test_optimisers(render):
-    trace = pd.DataFrame(
-        [
-            dict(run=r, step=s, excess=1 / (1 + s), gap=2 / (1 + s), simplex=x, orthogonal=0.2)
-            for r in ("Adam", "SGD")
-            for x in (0.1, 0.3)  # two seeds
-            for s in (0, 1, 10)
-        ]
-    )
+    setting = dict(run=["Adam", "SGD"], simplex=[0.1, 0.3], step=[0, 1, 10])  # two seeds
+    trace = over(lambda step, **_: dict(excess=1 / (1 + step), gap=2 / (1 + step)), **setting)
+    trace["orthogonal"] = 0.2
     figure = render(figures.optimisers(trace, np.eye(4)))
     np.testing.assert_allclose(ydata(figure.axes[0])[0], [1 / 2, 1 / 11])
     np.testing.assert_allclose(ydata(figure.axes[2])[2], [0.2, 0.2])
@@ -90,32 +80,18 @@ def test_minority(render):
 
 
 def test_sandwich(render):
-    history = pd.DataFrame(
-        dict(
-            epoch=[0, 1, 10],
-            objective=[0.3, 0.2, 0.1],
-            optimum=0.09,
-            dual=[0.02, 0.05, 0.08],
-            nc1=[1.0, 0.1, 0.01],
-            orthogonal=[1.0, 0.1, 0.01],
-            simplex=[1.0, 0.1, 0.01],
-            gamma_over_alpha=[np.inf, -4.0, 3.1],
-        )
-    )
+    columns = dict(epoch=[0, 1, 10], objective=[0.3, 0.2, 0.1], optimum=0.09)
+    columns |= dict(dual=[0.02, 0.05, 0.08], gamma_over_alpha=[np.inf, -4.0, 3.1])
+    columns |= dict.fromkeys(("nc1", "orthogonal", "simplex"), [1.0, 0.1, 0.01])
+    history = pd.DataFrame(columns)
     seeds = pd.concat([history, history.assign(objective=[0.5, 0.4, 0.3])])
     lines = ydata(render(figures.sandwich(seeds, 3.0)).axes[0])
     np.testing.assert_allclose(lines[:2], [[0.3, 0.2], [0.05, 0.08]])
 
 
 def test_class_cosines_and_depth(render):
-    cosines = pd.DataFrame(
-        [
-            dict(kind=k, row=i, column=j, value=float(i == j))
-            for k in ("raw, a", "centred, a")
-            for i in range(3)
-            for j in range(3)
-        ]
-    )
+    grid = dict(kind=["raw, a", "centred, a"], row=range(3), column=range(3))
+    cosines = over(lambda row, column, **_: float(row == column), **grid)
     figure = render(figures.class_cosines(cosines, 3))
     assert np.array_equal(figure.axes[0].images[0].get_array(), np.eye(3))
     explicit = over(study.explicit_networks, depth=[3, 5], points=(4,), beta=0.05)

@@ -10,14 +10,7 @@ from nclib import checks
 from nclib.metrics.certified import collapsed_value, dual_bound
 from nclib.results.convex_duality import theory
 from nclib.results.convex_duality.nets import BatchNormNetwork, Network, lowest
-
-
-def gaussian(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def labels_of(counts):
-    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+from tests.results.convex_duality.test_nets import gaussian, labels_of
 
 
 def one_hot(labels):
@@ -175,20 +168,6 @@ def test_two_classes_on_one_neuron_are_stationary_and_dearer():
     assert max(float(g.abs().max()) for g in gradients) < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("labels", "beta", "match"),
-    [
-        ([0, 0, 0, 2, 2, 2], 0.1, "class"),
-        ([0] * 6, 0.1, "two classes"),
-        ([0, 1, 0, 1, 0, 1], 0.0, "beta"),
-        ([0, 1], 0.1, "6 samples"),
-    ],
-)
-def test_batch_norm_head_bad_input(labels, beta, match):
-    with pytest.raises(checks.InputError, match=match):
-        theory.batch_norm_head(gaussian(20, 6, 8), labels, beta)
-
-
 # --- deeper than the theorem
 
 
@@ -229,14 +208,6 @@ def test_the_scales_of_the_triple_are_nearly_the_best():
     assert product(b2, r).min() == pytest.approx(found, rel=1e-3)
 
 
-def test_low_rank_networks_need_points_and_depth():
-    for points, depth in ((2, 5), (4, 2)):
-        with pytest.raises(checks.InputError):
-            theory.pair_layers(points, depth)
-    with pytest.raises(checks.InputError):
-        theory.triple_layers(2)
-
-
 # --- units
 
 
@@ -262,7 +233,8 @@ def test_weight_decay_in_the_units_of_pytorch(K):
     assert max(float(g.abs().max()) for g in gradients) < 1e-12
 
 
-def test_negative_decays_and_a_single_number_are_refused():
+def test_bad_input():
+    A = gaussian(20, 6, 8)
     for call, message in (
         (lambda: theory.ufm_beta(3, -1.0, 0.1), "lambda_w must be at least 0"),
         (lambda: theory.ufm_beta(3, 1.0, -0.1), "lambda_h must be at least 0"),
@@ -272,6 +244,13 @@ def test_negative_decays_and_a_single_number_are_refused():
         (lambda: theory.odd_pair_value(-1.0, 3), "beta must be at least 0, got -1.0"),
         (lambda: theory.odd_pair_value("a", 3), "beta must be a finite number"),
         (lambda: theory.norm_ratio([]), "layers is empty"),
+        (lambda: theory.batch_norm_head(A, [0, 0, 0, 2, 2, 2], 0.1), "class"),
+        (lambda: theory.batch_norm_head(A, [0] * 6, 0.1), "two classes"),
+        (lambda: theory.batch_norm_head(A, [0, 1] * 3, 0.0), "beta"),
+        (lambda: theory.batch_norm_head(A, [0, 1], 0.1), "6 samples"),
+        (lambda: theory.pair_layers(2, 5), "points must be at least 3"),
+        (lambda: theory.pair_layers(4, 2), "depth must be at least 3"),
+        (lambda: theory.triple_layers(2), "depth must be at least 3"),
         (lambda: theory.bottleneck_value([], 0.1), "layers is empty"),
         (lambda: theory.whitening(torch.zeros(0, 3)), "inputs is empty"),
         (lambda: theory.whitened_prediction(torch.zeros(0, 3), [], 0.1, [[1.0, 2, 3]]), "empty"),

@@ -199,7 +199,8 @@ def c14():
     setting = dict(data=IMAGES, test=IMAGES, weight_decay=DECAY, epochs=1, width=10)
     return {"weights": float(network(**head)) - value, "certificate": bound - value,
             "training": start - value, "gamma_alpha": end["gamma_over_alpha"].max(),
-            "gamma_spread": end["gamma_spread"].max(), "control": idle["gamma_spread"].min(),
+            "gamma_spread": end["gamma_spread"].abs().max(),
+            "control": idle["gamma_spread"].abs().min(),
             "depths": study.batch_norm_depth(3, 0, **setting)["excess"].iloc[-1]}  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Block features, the regularised head and the nn.MSELoss factor."""
+"""Block features and the regularised head."""
 
 import pytest
 import torch
@@ -6,33 +6,12 @@ from torch import nn
 
 from nclib.checks import InputError
 from nclib.deep import nets
-from nclib.losses import MeanSquaredError
 from nclib.results.extended_ufm import nets as layers
 from nclib.results.extended_ufm import theory
 
 
 def gen(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-# --- conventions ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("K", [2, 3, 7])
-def test_mse_loss_is_two_over_k_times_the_theory(K):
-    """MSELoss + λ'/2‖·‖² has gradients 2/K times those of the theory at λ = Kλ'/2."""
-    features = torch.randn(3 * K, 4, generator=gen(), dtype=torch.float64)
-    labels = torch.arange(K).repeat(3)
-    weight = torch.randn(K, 4, generator=gen(1), dtype=torch.float64, requires_grad=True)
-    decay = 0.3
-    targets = torch.eye(K).double()[labels]
-    theirs = nn.MSELoss()(features @ weight.T, targets) + decay / 2 * weight.square().sum()
-    lam = K * decay / 2
-    ours = MeanSquaredError()(features @ weight.T, labels) + lam / 2 * weight.square().sum()
-    assert theirs.item() == pytest.approx(2 / K * ours.item())
-    (a,) = torch.autograd.grad(theirs, weight)
-    (b,) = torch.autograd.grad(ours, weight)
-    torch.testing.assert_close(a, 2 / K * b)
 
 
 # --- head ----------------------------------------------------------------------------------------
