@@ -116,16 +116,22 @@ def is_formula(name):
 @cache
 def _formulas(name):
     """The closed forms that the function called ``name`` uses, also through its module's others."""
-    file, _ = source(name)
-    text = file.read_text(encoding="utf-8")
-    imported = dict(files.imports(text))
-    bodies = {node.name: node for node in files.tree(text).body if isinstance(node, DEFINED)}
-    waiting, seen, found = [name.rpartition(".")[2]], set(), {}
+    file, line = source(name)
+    nodes, imported = _module(file)
+    bodies = {node.name: node for node in nodes if isinstance(node, DEFINED)}
+    waiting, seen, found = [n for n, node in bodies.items() if node.lineno == line], set(), {}
     while waiting:
         seen.add(one := waiting.pop())
         found |= dict.fromkeys(c for c in _calls(bodies[one], imported) if is_formula(c))
         waiting += (_loaded(bodies[one]) & bodies.keys()) - seen - {*waiting}
     return list(found)
+
+
+@cache
+def _module(file):
+    """The statements of a module of nclib, and the names that it imports from nclib."""
+    text = file.read_text(encoding="utf-8")
+    return files.tree(text).body, dict(files.imports(text))
 
 
 @cache
@@ -141,7 +147,7 @@ def source(name):
     home = next(filter(Path.is_file, (stem.with_suffix(".py"), stem / "__init__.py")), None)
     # A package offers what its modules define.
     for file in [home, *sorted(stem.glob("[!_]*.py"))] if home else []:
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        for node in _module(file)[0]:
             if isinstance(node, DEFINED) and node.name == attribute:
                 return file, node.lineno
             for alias in node.names if isinstance(node, ast.ImportFrom) and file == home else []:
