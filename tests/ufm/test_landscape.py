@@ -88,17 +88,27 @@ def test_spectrum_and_the_zeros_of_the_rotations(name):
     assert float(values[flat]) > 1e-5
 
 
-def test_radial_zeros_of_the_spheres_are_left_out():
+@pytest.mark.parametrize("side", [1, -1])
+def test_radial_zeros_of_the_spheres_are_left_out(side):
+    """At the minimum, and at the saddle with every feature opposite to its classifier."""
     K, n, d = 3, 2, 4
-    problem = UFM.classes([n] * K, ExactCrossEntropy(), widths=d, decays=(0, 0), scale=2.0,
+    problem = UFM.classes([n] * K, ExactCrossEntropy(), widths=d, decays=(0, 0), scale=1.3,
                           sphere=("features", "weight"))  # fmt: skip
     point = best(problem, 4, newton=3).point
+    point["features"] *= side
     values = landscape.spectrum(problem, point)
     assert len(values) == (K + n * K) * (d - 1)
+    assert (values.min() < -0.1) == (side < 0)
     # all that is left are rotations, for which the Hessian along the spheres is zero too
     assert int((values.abs() < 1e-10).sum()) == landscape.orbit(d, K - 1)
     tangent = tangent_hessian(problem, point)
     torch.testing.assert_close(values, torch.linalg.eigvalsh(tangent), rtol=1e-5, atol=1e-7)
+
+
+def test_saddles_are_those_of_the_seed():
+    problem = ONE_LAYER["ce"]
+    one, same, other = (landscape.saddle(problem, 1, seed=seed)["weight"] for seed in (0, 0, 1))
+    assert torch.equal(one, same) and not torch.allclose(one, other, atol=1e-3)
 
 
 def tangent_hessian(problem, point):

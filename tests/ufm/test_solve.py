@@ -52,6 +52,11 @@ def test_one_newton_step_solves_a_quadratic():
     assert found.gradient_norm < 1e-12
 
 
+def test_a_newton_step_finds_a_saddle_as_well():
+    found = solve.newton_polish(lambda x: x[0] ** 2 - 3 * x[1] ** 2, {"x": torch.ones(2)}, steps=1)
+    assert found.variables["x"].abs().max() < 1e-15
+
+
 def rosenbrock(x):
     return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
 
@@ -234,6 +239,17 @@ def test_refining_and_newton_steps_never_go_up_and_reach_the_variables():
     i = int(fine.values.argmin())
     for name, tensor in fine.point.items():
         assert torch.equal(fine.points[name][i], tensor)
+
+
+def test_a_refined_point_that_is_worse_is_not_taken(monkeypatch):
+    starts, astray = {"x": torch.tensor([[0.9], [-0.4]])}, {"x": torch.tensor([9.0]).double()}
+    plain = best(Wells(), starts)
+    worse = solve.Solution(astray, plain.value + 1e-9, 0.0, 1)
+    monkeypatch.setattr(solve, "minimize", lambda *arguments, **options: worse)
+    found = best(Wells(), starts, refine=True)
+    assert found.value == plain.value and torch.equal(
+        found.point["doubled"], plain.point["doubled"]
+    )
 
 
 def test_starts_are_those_of_the_seed_and_of_the_size():
