@@ -248,7 +248,7 @@ def choices(final, by_dimension, *, model, floor, title=""):
     """What decides the margin of trained nets: temperature (three panels) and dimension.
 
     ``final``: last epoch, one row per temperature and seed; ``by_dimension``: the same per ``d``
-    with ``reference`` and ``random``; ``model``: temperature, margin of the model's own minimum;
+    with ``reference`` and ``random``; ``model``: temperature, margin of a minimum of the model;
     ``floor``: the smallest ETF error there is (claim 4.G9).
     """
     figure, axes = style.grid(1, 4, width=10.0, height=2.9)

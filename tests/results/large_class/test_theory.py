@@ -82,7 +82,7 @@ def test_unknown_and_degenerate_sizes():
     assert known_margins.best_known(10_000, 512) == known_margins.KnownMargin(
         1 - 31 / 511, "lower bound"
     )
-    assert known_margins.best_known(100, 10).value >= 0.66547
+    assert known_margins.best_known(100, 10).value >= 0.6688
     assert known_margins.best_known(37, 6) is None
     assert known_margins.known_margin(np.int64(7), np.int64(3)) == known_margins.known_margin(7, 3)
 
