@@ -154,9 +154,13 @@ def test_a_row_leads_to_its_cells_and_the_functions_that_made_its_numbers():
 
 def test_closed_forms_by_what_is_called_and_not_by_a_local_name():
     forms = {}
-    for book, row in (("02_normalized_features", "L3"), ("05_extended_ufm", "X2")):
+    rows = {"C3": "06_convex_duality", "L3": "02_normalized_features", "X2": "05_extended_ufm"}
+    rows |= {"L1": "01_multi_loss_equivalence"}
+    for row, book in rows.items():
         (place,) = places.places(book, row)
         forms[row] = [call.split(".")[-1] for call in place.calls if places.is_formula(call)]
+    assert forms["C3"] == ["linear_map"]  # of another module than theory
+    assert forms["L1"] == ["optimum", "strength"]  # the second through a function of the module
     # derivative_errors has a variable called like another function, which uses curvature_range
     assert forms["L3"] == ["normalized", "hessian_product", "tangent", "multipliers"]
     assert forms["X2"] == ["problem", "optimum"]  # train_heads, through the head of another module
@@ -169,16 +173,16 @@ def written(cells, folder):
 
 def test_what_a_name_is_filled_with_is_its_origin(tmp_path, monkeypatch):
     cells = [
-        "from nclib import frames",
-        "step = frames.bipyramid(5)\nrows, own = [frames.nc2_floor(4, 2)], {}",
-        "for K in (3, 4):\n    step = frames.simplex_etf(K, K)\n    rows.append(step)",
+        "from nclib import frames, losses\nsizes = frames.polygon(3)",
+        "step = frames.bipyramid(5)\nrows, own = [frames.nc2_floor(4, 2), losses.get('ce')], {}",
+        "for K in sizes:\n    step = frames.simplex_etf(K, K)\n    rows.append(step)",
         "own['a'] = frames.icosahedron()\nown |= {'b': frames.cross_polytope(3)}",
         'run.claim("L1", rows)\nrun.claim("L2", own)',
     ]
     written(cells, tmp_path)
     monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
-    names = ["nclib.frames.simplex_etf", "nclib.frames.nc2_floor"]
-    assert places.places("01_x", "L1") == [places.Place(5, [5, 3, 2], names)]
+    names = ["nclib.frames.simplex_etf", "nclib.frames.nc2_floor", "nclib.frames.polygon"]
+    assert places.places("01_x", "L1") == [places.Place(5, [5, 3, 2, 1], names)]
     names = ["nclib.frames.cross_polytope", "nclib.frames.icosahedron", "nclib.frames.nc2_floor"]
     assert places.places("01_x", "L2") == [places.Place(5, [5, 4, 2], names)]
 

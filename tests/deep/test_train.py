@@ -89,6 +89,12 @@ def test_a_grid_keeps_the_losses_also_without_a_measure():
             pd.testing.assert_frame_equal(one.history, two.history, atol=1e-10)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_an_unknown_option_of_a_grid_is_an_error(together):
+    with pytest.raises(TypeError, match="mesure"):
+        train.grid(build, [train.Cell(CE, 0, 1)], data(), RECIPE, together=together, mesure=None)
+
+
 class Killed(Exception):
     pass
 
