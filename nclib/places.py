@@ -67,15 +67,21 @@ def _origins(statements, call):
     """(cell, node) of ``call`` and of the statements that its numbers come from, nearest first."""
     wanted, steps = _loaded(call), [(statements[-1][0], call)]
     for cell, node in reversed(statements):
-        made = _stored(node) & wanted
-        if made and not isinstance(node, ast.Import | ast.ImportFrom | ast.AnnAssign):
+        made, filled = _stored(node), _filled(node)
+        computes = not isinstance(node, ast.Import | ast.ImportFrom | ast.AnnAssign)
+        if computes and wanted & (made | filled):
             steps.append((cell, node))
-            wanted = (wanted - made) | _loaded(node)
+            wanted = (wanted - (made - filled)) | _loaded(node)
     return steps
 
 
 def _loaded(node):
     """Names that ``node`` needs from outside: not those of its loops and functions."""
+    if isinstance(node, ast.For):
+        needed = set()
+        for part in reversed(node.body):
+            needed = (needed - _stored(part)) | _loaded(part)
+        return (needed - _stored(node.target)) | _loaded(node.iter)
     inner = set()
     for part in ast.walk(node):
         if isinstance(part, ast.For | ast.comprehension):
@@ -94,6 +100,17 @@ def _stored(node):
     names = {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else set()
     parts = (n for n in ast.iter_child_nodes(node) if not isinstance(n, hidden))
     return names.union(*map(_stored, parts))
+
+
+def _filled(node):
+    """Names that ``node`` adds to: ``x += …``, ``x[…] = …`` or ``x.append(…)``."""
+    parts = list(ast.walk(node))
+    held = [p.target for p in parts if isinstance(p, ast.AugAssign)]
+    held += [
+        p.value for p in parts if isinstance(p, ast.Subscript) and isinstance(p.ctx, ast.Store)
+    ]
+    held += [p.value for p in parts if isinstance(p, ast.Attribute) and p.attr == "append"]
+    return {one.id for one in held if isinstance(one, ast.Name)}
 
 
 def _calls(node, imported):
@@ -115,15 +132,18 @@ def is_formula(name):
 
 @cache
 def _formulas(name):
-    """The closed forms that the function called ``name`` uses, also through its module's others."""
-    file, line = source(name)
-    nodes, imported = _module(file)
-    bodies = {node.name: node for node in nodes if isinstance(node, DEFINED)}
-    waiting, seen, found = [n for n, node in bodies.items() if node.lineno == line], set(), {}
-    while waiting:
-        seen.add(one := waiting.pop())
-        found |= dict.fromkeys(c for c in _calls(bodies[one], imported) if is_formula(c))
-        waiting += (_loaded(bodies[one]) & bodies.keys()) - seen - {*waiting}
+    """The closed forms that the function called ``name`` uses, also through other functions."""
+    waiting, found = [source(name)], {}
+    for file, line in waiting:  # which grows
+        nodes, imported = _module(file)
+        lines = {node.name: node.lineno for node in nodes if isinstance(node, DEFINED)}
+        node = next(node for node in nodes if node.lineno == line)
+        calls = dict.fromkeys(_calls(node, imported))
+        found |= dict.fromkeys(filter(is_formula, calls))
+        used = _loaded(node).difference(*map(_stored, node.body))
+        others = [(file, at) for one, at in lines.items() if one in used]
+        others += [source(call) for call in calls if not is_formula(call)]
+        waiting += [other for other in dict.fromkeys(others) if other not in waiting]
     return list(found)
 
 

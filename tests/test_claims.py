@@ -152,6 +152,41 @@ def test_a_row_leads_to_its_cells_and_the_functions_that_made_its_numbers():
         assert written.startswith((f"def {call.split('.')[-1]}(", f"class {call.split('.')[-1]}"))
 
 
+def test_closed_forms_by_what_is_called_and_not_by_a_local_name():
+    forms = {}
+    rows = {"C3": "06_convex_duality", "L3": "02_normalized_features", "X2": "05_extended_ufm"}
+    rows |= {"L1": "01_multi_loss_equivalence"}
+    for row, book in rows.items():
+        (place,) = places.places(book, row)
+        forms[row] = [call.split(".")[-1] for call in place.calls if places.is_formula(call)]
+    assert forms["C3"] == ["linear_map"]  # of another module than theory
+    assert forms["L1"] == ["optimum", "strength"]  # the second through a function of the module
+    # derivative_errors has a variable called like another function, which uses curvature_range
+    assert forms["L3"] == ["normalized", "hessian_product", "tangent", "multipliers"]
+    assert forms["X2"] == ["problem", "optimum"]  # train_heads, through the head of another module
+
+
+def written(cells, folder):
+    content = {"cells": [{"cell_type": "code", "source": [text]} for text in cells]}
+    (folder / "01_x.ipynb").write_text(json.dumps(content))
+
+
+def test_what_a_name_is_filled_with_is_its_origin(tmp_path, monkeypatch):
+    cells = [
+        "from nclib import frames, losses\nsizes = frames.polygon(3)",
+        "step = frames.bipyramid(5)\nrows, own = [frames.nc2_floor(4, 2), losses.get('ce')], {}",
+        "for K in sizes:\n    step = frames.simplex_etf(K, K)\n    rows.append(step)",
+        "own['a'] = frames.icosahedron()\nown |= {'b': frames.cross_polytope(3)}",
+        'run.claim("L1", rows)\nrun.claim("L2", own)',
+    ]
+    written(cells, tmp_path)
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
+    names = ["nclib.frames.simplex_etf", "nclib.frames.nc2_floor", "nclib.frames.polygon"]
+    assert places.places("01_x", "L1") == [places.Place(5, [5, 3, 2, 1], names)]
+    names = ["nclib.frames.cross_polytope", "nclib.frames.icosahedron", "nclib.frames.nc2_floor"]
+    assert places.places("01_x", "L2") == [places.Place(5, [5, 4, 2], names)]
+
+
 def test_what_a_loop_or_a_function_names_itself_is_no_origin(tmp_path, monkeypatch):
     cells = [
         "d: int = 2",
@@ -163,8 +198,7 @@ def test_what_a_loop_or_a_function_names_itself_is_no_origin(tmp_path, monkeypat
         "both = lambda used: table",
         'run.claim("L1", sum(both(0)))\nrun.claim("L10", used)',
     ]
-    content = {"cells": [{"cell_type": "code", "source": [text]} for text in cells]}
-    (tmp_path / "01_x.ipynb").write_text(json.dumps(content))
+    written(cells, tmp_path)
     monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
     assert places.places("01_x", "L1") == [places.Place(6, [6, 5, 4], ["nclib.metrics.nc_metrics"])]
     assert places.places("01_x", "L10") == [places.Place(6, [6, 3], ["nclib.frames.nc2_floor"])]

@@ -366,14 +366,15 @@ def _together(start, cells, data, recipe, measure_at, label, *, measure, checkpo
 
     def record(position, epoch, **values):
         cell = cells[stack.alive[position]]
-        if measure is not None and (epoch in measure_at or epoch == cell.epochs):
-            found = measure(stack.net_of(position), cell, epoch)
+        if epoch in measure_at or epoch == cell.epochs:
+            found = {} if measure is None else measure(stack.net_of(position), cell, epoch)
             row = {"epoch": epoch} | values | {k: float(v) for k, v in found.items()}
             stack.histories[stack.alive[position]].append(row)
 
     if not resumed:
         for position in range(len(stack.alive)):
             record(position, 0, lr=math.nan, train_loss=math.nan)
+        stack.retire(0)
     saved = time.monotonic()
     for epoch in _progress(range(stack.first, max((c.epochs for c in cells), default=0)), label):
         rates, means = stack.train(epoch, augment, label)

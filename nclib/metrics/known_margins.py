@@ -70,15 +70,21 @@ def known_margin(K, d):
 
 
 def best_known(K, d):
-    """:class:`KnownMargin`: :func:`known_margin`, else the best certified lower bound, or None."""
+    """:class:`KnownMargin`: :func:`known_margin`, else the best certified lower bound, or None.
+
+    A lower bound, of this size or by Gold sequences, is raised to that of any known code of more
+    classes or fewer dimensions, since some of its rows are a code of this size.
+    """
     closed = closed_form(K, d)
     if closed is not None:
         return KnownMargin(closed, "proven")
     if (K, d) in TABLE:
         return KnownMargin(TABLE[K, d], "tabulated")
-    bounds = [LOWER_BOUNDS.get((K, d)), gold_margin(K, d)]
-    bounds = [b for b in bounds if b is not None]
-    return KnownMargin(max(bounds), "lower bound") if bounds else None
+    if (K, d) not in LOWER_BOUNDS and gold_degree(K, d) is None:
+        return None
+    known = TABLE | LOWER_BOUNDS
+    bounds = (value for (many, few), value in known.items() if many >= K and few <= d)
+    return KnownMargin(max([gold_margin(K, d) or 0.0, *bounds]), "lower bound")
 
 
 def closed_form(K, d):

@@ -57,14 +57,14 @@ def test_one_plain_sgd_epoch_by_hand():
 )
 def test_a_stacked_grid_equals_separate_trainings(nesterov, clip):
     points, recipe = data(), replace(RECIPE, nesterov=nesterov, clip=clip)
-    cells = [  # losses and seeds in no order
+    cells = [  # losses and seeds in no order, one without training
         train.Cell(loss, seed, epochs)
         for loss, seed, epochs in (
-            (CE, 0, 6), (MSE, 1, 6), (CE, 1, 3), (MSE, 0, 3), (CE, 0, 3), (CE, 1, 6),
+            (CE, 0, 6), (MSE, 1, 6), (CE, 1, 3), (MSE, 0, 3), (CE, 0, 0), (CE, 1, 6),
         )
     ]  # fmt: skip
     measure = lambda net, cell, epoch: {"accuracy": collect.accuracy(net, points)}
-    options = {"measure": measure, "measure_at": [0, 2]}
+    options = {"measure": measure, "measure_at": [0, 1]}
     stacked = train.grid(build, cells, points, recipe, **options)
     apart = train.grid(build, cells, points, recipe, together=False, **options)
     for one, two in zip(stacked, apart, strict=True):
@@ -73,9 +73,26 @@ def test_a_stacked_grid_equals_separate_trainings(nesterov, clip):
         for name, value in one.net.state_dict().items():
             assert torch.allclose(value.double(), two.net.state_dict()[name].double(), atol=1e-10)
         pd.testing.assert_frame_equal(one.history, two.history, atol=1e-10)
-        assert list(one.history["epoch"]) == [0, 2, one.cell.epochs]
+        assert list(one.history["epoch"]) == ([0, 1, one.cell.epochs] if one.cell.epochs else [0])
     start = weights(nets.seeded(0, build))
     assert not torch.allclose(weights(stacked[0].net), start, atol=1e-3)
+
+
+def test_a_grid_keeps_the_losses_also_without_a_measure():
+    cells = [train.Cell(CE, 0, 2), train.Cell(MSE, 1, 3)]
+    for measure_at, epochs in ([(), ([2], [3])], [[1], ([1, 2], [1, 3])]):
+        options = {"measure_at": measure_at}
+        stacked = train.grid(build, cells, data(), RECIPE, **options)
+        apart = train.grid(build, cells, data(), RECIPE, together=False, **options)
+        for one, two, wanted in zip(stacked, apart, epochs, strict=True):
+            assert one.history["epoch"].tolist() == wanted
+            pd.testing.assert_frame_equal(one.history, two.history, atol=1e-10)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_an_unknown_option_of_a_grid_is_an_error(together):
+    with pytest.raises(TypeError, match="mesure"):
+        train.grid(build, [train.Cell(CE, 0, 1)], data(), RECIPE, together=together, mesure=None)
 
 
 class Killed(Exception):

@@ -164,6 +164,7 @@ def test_a_code_stands_behind_every_lower_bound(size):
     """Features of norm one that tell every class from all others by that much."""
     code = solver.solve(*size)
     features = margins.optimal_features(code)
+    assert (code.norm(dim=1) - 1).abs().max() < 1e-12
     rival = (features @ code.T).fill_diagonal_(-9).amax(1)
     assert features.norm(dim=1).max() < 1 + 1e-12
     assert 0 <= ((features * code).sum(1) - rival).min() - known_margins.LOWER_BOUNDS[size] < 1e-5
@@ -177,7 +178,7 @@ def test_gold_codes_are_taken_without_search_only_when_large():
 
 def test_no_construction_where_none_is_known():
     assert solver.construction(13, 3) is None
-    for size in ((5, 9), (9, 2), (7, 4), (11, 3), (15, 5), (240, 8)):
+    for size in ((5, 9), (9, 2), (7, 4), (8, 4), (11, 3), (15, 5), (240, 8)):
         code = solver.construction(*size)
         assert code.shape == size
         assert margins.margin(code).value == pytest.approx(

@@ -98,6 +98,17 @@ def test_known_margins_fall_with_the_number_of_classes_and_grow_with_dimension()
         assert all(a <= b + 1e-12 for a, b in zip(known, known[1:], strict=False))
 
 
+def test_a_bound_is_no_worse_than_that_of_a_code_which_contains_one_of_this_size():
+    best, gold = known_margins.best_known, known_margins.gold_margin
+    for many, few in [*known_margins.TABLE, *known_margins.LOWER_BOUNDS]:
+        value = best(many, few).value
+        for K, d in ((many, few + 1), (many, 2 * few), (many // 2 + 1, few), (many - 1, few + 2)):
+            assert best(K, d) is None or best(K, d).value >= value, (K, d)
+    assert best(64, 10).value == known_margins.LOWER_BOUNDS[100, 10] > gold(64, 10)
+    for size in ((10_000, 512), (200_000, 512)):
+        assert best(*size).value == gold(*size)
+
+
 @pytest.mark.parametrize(("K", "d"), [(10, 2), (7, 3), (100, 10), (24, 4), (240, 8), (50, 2)])
 def test_bounds_evaluated_directly(K, d):
     low = 0.5 * (math.sqrt(math.pi) / K * gamma((d + 1) / 2) / gamma(d / 2 + 1)) ** (2 / (d - 1))
