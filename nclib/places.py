@@ -134,17 +134,25 @@ def is_formula(name):
 def _formulas(name):
     """The closed forms that the function called ``name`` uses, also through other functions."""
     waiting, found = [source(name)], {}
-    for file, line in waiting:  # which grows
-        nodes, imported = _module(file)
-        lines = {node.name: node.lineno for node in nodes if isinstance(node, DEFINED)}
-        node = next(node for node in nodes if node.lineno == line)
-        calls = dict.fromkeys(_calls(node, imported))
+    for place in waiting:  # which grows
+        calls, others = _used(*place)
         found |= dict.fromkeys(filter(is_formula, calls))
-        used = _loaded(node).difference(*map(_stored, node.body))
-        others = [(file, at) for one, at in lines.items() if one in used]
-        others += [source(call) for call in calls if not is_formula(call)]
-        waiting += [other for other in dict.fromkeys(others) if other not in waiting]
+        waiting += [other for other in others if other not in waiting]
     return list(found)
+
+
+@cache
+def _used(file, line):
+    """The functions of nclib that the one defined there calls, by full name, and where those stand
+    that are no closed forms, with the others of its module that it names."""
+    nodes, imported = _module(file)
+    lines = {node.name: node.lineno for node in nodes if isinstance(node, DEFINED)}
+    node = next(node for node in nodes if node.lineno == line)
+    calls = list(dict.fromkeys(_calls(node, imported)))
+    used = _loaded(node).difference(*map(_stored, node.body))
+    others = [(file, at) for one, at in lines.items() if one in used]
+    others += [source(call) for call in calls if not is_formula(call)]
+    return calls, list(dict.fromkeys(others))
 
 
 @cache

@@ -32,13 +32,15 @@ CONSTRUCT_SIZE = 500_000  # above this K d, a Gold code is taken without any sea
 def solve(K, d, *, seed=0, starts=None):
     """Unit rows ``(K, d)``, float64: the best softmax code known or found.
 
-    ``starts``: random starts in each of the four streams (default 64 for small codes, fewer as
-    K d grows).  Proven optima and explicitly known codes are returned without search.  With the
-    defaults every tabulated optimum is reached to 1e-9, except (21, 3), whose dozens of local
+    ``starts``: random starts in each stream (default 64 for small codes, fewer as K d grows).
+    Proven optima and explicitly known codes are returned without search.  With the defaults every
+    tabulated optimum is reached to 1e-9, except (21, 3), whose dozens of local
     optima within 1e-5 of each other hide the best one from most seeds: there to 1e-5.
     """
     K, d = checks.integer("K", K, 2), checks.integer("d", d)
     checks.integer("seed", seed, 0)
+    if starts is not None:
+        checks.integer("starts", starts)
     explicit = construction(K, d)
     if explicit is not None:
         return explicit

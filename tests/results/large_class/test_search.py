@@ -191,5 +191,7 @@ def test_bad_input():
         solver.descend("angle", unit(1, 5, 3))
     with pytest.raises(checks.InputError, match="starts"):
         solver.search(7, 3, starts=0)
+    with pytest.raises(checks.InputError, match="starts"):
+        solver.solve(100, 10, starts=2.5)  # which is kept, and not searched for
     with pytest.raises(checks.InputError, match="zero rows"):
         solver.polish(np.zeros((4, 3)))
