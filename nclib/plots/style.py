@@ -57,6 +57,12 @@ def grid(rows=1, columns=2, *, width=9.0, height=3.2, **options):
     return plt.subplots(rows, columns, figsize=(width, height * rows), **options)
 
 
+def titled(figure, title, size=10):
+    """``figure`` with ``title`` at its top left."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=size)
+    return figure
+
+
 def reference(ax, value, text, *, axis="y", below=None, **style):
     """A theory line across ``ax`` at ``value`` with its name at the end of the line, or so many
     points ``below`` it."""

@@ -15,11 +15,6 @@ WHERE = {"xycoords": "axes fraction", "fontsize": 7.5}  # of a text inside an ax
 NC1, OF = r"Tr $\Sigma_W$ / Tr $\Sigma_B$", "distance to an orth. frame"
 
 
-def _titled(figure, title):
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    return figure
-
-
 def _cross(K):
     """Orthogonal-frame distance of an ETF, and the other way round."""
     return np.sqrt(2 - 2 * np.sqrt((K - 1) / K))
@@ -54,7 +49,7 @@ def plain_model(table, K, floors, title):
     axes[1, 0].axhline(_cross(K), **THEORY)
     axes[1, 0].annotate("a simplex ETF", (1.5, 2 * _cross(K)), fontsize=7.5)
     axes[0, 0].legend()
-    return fixed(_titled(figure, title))
+    return fixed(style.titled(figure, title))
 
 
 def two_layers(table, rates, title):
@@ -90,7 +85,7 @@ def two_layers(table, rates, title):
     axes[0, 1].annotate("dashed: predicted rates", (0.05, 0.08), **WHERE)
     for height, (layer, text) in zip((0.2, 0.06), LAYER_NAMES.items(), strict=True):
         axes[0, 2].annotate(text, (0.05, height), color=LAYERS[layer][0], **WHERE)
-    return fixed(_titled(figure, title))
+    return fixed(style.titled(figure, title))
 
 
 def gram_maps(table, titles=None, **options):
@@ -128,7 +123,7 @@ def phase_diagram(curves, sweeps, thresholds, title):
     left.set(xlabel=r"$\kappa = K\,(n\Lambda)^{1/(M+1)}$", ylabel="scale $u$", ylim=(-0.03, 1.05))
     right.set(xlabel=r"$\kappa$", ylabel="objective (zero: 0.5)", ylim=(0, 0.62))
     right.legend(*left.get_legend_handles_labels(), loc="lower right")
-    return _titled(figure, title)
+    return style.titled(figure, title)
 
 
 def loss_ladder(table, levels):
@@ -182,7 +177,7 @@ def bias_geometry(theory, measured, maps, opening, K, title):
     style.reference(axes[1], _cross(K), "a simplex ETF")
     axes[0].legend(loc=(0.02, 0.3))
     gram_maps(maps, axes=bottom.subplots(1, maps["name"].nunique()), digits=None)
-    return _titled(figure, title)
+    return style.titled(figure, title)
 
 
 def imbalance(theory, measured, bounds, title):
@@ -214,7 +209,7 @@ def imbalance(theory, measured, bounds, title):
         ax.set_xlabel("class size $n_k$")
     axes[0, 1].legend(title="dashed: closed form", title_fontsize=8)
     axes[-1, 1].annotate("grey: dropped without bias", (0.3, 0.08), **WHERE)
-    return _titled(figure, title)
+    return style.titled(figure, title)
 
 
 def relu_shapes(table, maps, title):
@@ -223,7 +218,7 @@ def relu_shapes(table, maps, title):
     optimal = table["excess"].abs() < 1e-12
     text = table["excess"].map("$f-f^*={:.1g}$".format).mask(optimal, "global minimum")
     figure = gram_maps(maps, dict(zip(table["shape"], table["shape"] + "\n" + text, strict=True)))
-    return _titled(figure, title)
+    return style.titled(figure, title)
 
 
 def nuclear(circles, run, explicit, title):
@@ -248,7 +243,7 @@ def nuclear(circles, run, explicit, title):
     last.legend(fontsize=6.5)
     for ax in (left, right, last):
         ax.axhline(1, **GUIDE)
-    return _titled(figure, title)
+    return style.titled(figure, title)
 
 
 def flows(path, arms, titles):
@@ -296,7 +291,7 @@ def against_floor(table, K, control, title):
         ax.annotate("dashed: the other frame", (1, 2e-3), fontsize=7.5)
     handles, labels = axes[2].get_legend_handles_labels()
     axes[0].legend(handles, labels, loc="lower left", fontsize=7)
-    return _titled(figure, title)
+    return style.titled(figure, title)
 
 
 def depth_profile(deep, overall, K, title):
@@ -331,7 +326,7 @@ def depth_profile(deep, overall, K, title):
         ax.axhline(_cross(K), **THEORY)
     axes[0, 1].annotate("dashed: the other frame", (0.04, 0.05), **WHERE)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
-    return _titled(figure, title)
+    return style.titled(figure, title)
 
 
 def low_rank(ratios, found, spectra, title):
@@ -361,4 +356,4 @@ def low_rank(ratios, found, spectra, title):
     right.set_title("Class means of every layer at the best random start")
     right.set_xticks(sorted(spectra["index"].unique()))
     right.legend(title="dashed: deep collapse", title_fontsize=8, loc="lower left")
-    return _titled(figure, title)
+    return style.titled(figure, title)

@@ -361,7 +361,8 @@ def sharp_gap():
 def model_margin(K, d, temperature, *, seed=0):
     """Margin of the minimum of the model next to a good code (a short search), for many classes.
 
-    Lower minima exist at some temperatures, with margins larger and smaller."""
+    Lower minima exist at some temperatures, with margins larger and smaller.
+    """
     cold = normalize(search.search(K, d, starts=1, steps=300, seed=seed)[0], dim=1)
     start = theory.self_dual(cold)
     found = solve.minimize(theory.model(K, d, temperature), start, gtol=1e-5, max_iter=500)

@@ -240,8 +240,7 @@ def training(history, *, lines, hue="temperature", title=""):
     axes[1].set_ylim(0, 1.12 * max(lines))
     name = r"temperature $\tau$" if hue == "temperature" else hue
     axes[-1].legend(title=name)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    return figure
+    return style.titled(figure, title)
 
 
 def choices(final, by_dimension, *, model, floor, title=""):
@@ -274,8 +273,7 @@ def choices(final, by_dimension, *, model, floor, title=""):
     axes[3].plot(by["random"], label="random $W$", **RANDOM)
     axes[3].set(xlabel="feature dimension $d$", ylim=(0, 1.05), title=r"GNC2 $\;\rho(W)$")
     axes[3].legend(loc="lower right")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    return figure
+    return style.titled(figure, title)
 
 
 def dots(table, by, panels, *, title="", levels=None, logs=()):
@@ -304,8 +302,7 @@ def dots(table, by, panels, *, title="", levels=None, logs=()):
         for value, name in [levels[column]] if levels and column in levels else ():
             line(ax, value, name, THEORY)
             ax.set_ylim(0, 1.12 * value)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    return figure
+    return style.titled(figure, title)
 
 
 def assignments(fixed, learned, orders, names, *, title=""):
@@ -336,8 +333,7 @@ def assignments(fixed, learned, orders, names, *, title=""):
     for ax, text in ((left, "fixed: test accuracy"), (right, "learned: nets")):
         ax.set_xticks(range(len(orders)), [f"{names[o]}" for o in orders], fontsize=7.5)
         ax.set(title=text, xlabel=f"opposite {names[0]}")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    return figure
+    return style.titled(figure, title)
 
 
 def large_margins(samples, table):

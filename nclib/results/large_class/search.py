@@ -77,9 +77,8 @@ def construction(K, d):
         return frames.cross_polytope(d, K)
     if (K, d) in ((14, 5), (15, 5)):
         return codes.half_cube()[:K]
-    if (K, d) in known_margins.LOWER_BOUNDS:
-        return codes.good_code(K, d)
-    return frames.icosahedron()[:K] if (K, d) == (11, 3) else codes.sharp_code(K, d)
+    sharp = frames.icosahedron()[:K] if (K, d) == (11, 3) else codes.sharp_code(K, d)
+    return codes.good_code(K, d) if sharp is None else sharp
 
 
 def _require_room(K, d):

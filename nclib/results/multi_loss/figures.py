@@ -61,8 +61,7 @@ def class_logits(scaled, titles, *, title):
     figure, axes = style.grid(1, 6, width=11, height=2.4)
     panels.heatmaps(scaled, titles=titles, label="logit / margin", digits=2, axes=list(axes))
     axes[0].set(xlabel="output $j$", ylabel="class $k$")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    return figure
+    return style.titled(figure, title, 11)
 
 
 def landscape(saddles, ways, gaps, K, title):
@@ -176,8 +175,7 @@ def collapse_curves(curves, first, drops, limit, *, title):
         ax.set_xlabel("epoch")
     style.reference(axes[1, 0], limit, r"$M/\sqrt{K}$ (MSE)", below=4)
     axes[1, 1].legend(loc="lower right")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    return figure
+    return style.titled(figure, title, 11)
 
 
 def accuracy_maps(cells, accuracies, *, title):
@@ -213,8 +211,7 @@ def accuracy_maps(cells, accuracies, *, title):
         ax.set_xlabel("width")
     for ax in axes[:, 0]:
         ax.set_ylabel("epochs")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    return figure
+    return style.titled(figure, title, 11)
 
 
 def agreement(curves, pairs, lengths, *, title):
@@ -242,8 +239,7 @@ def agreement(curves, pairs, lengths, *, title):
     ticks = sorted(lengths["epochs"].unique())
     right.set_xticks(ticks, ticks)
     right.set(xlabel="training length [epochs]", title="Two seeds: loss against cross-entropy")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    return figure
+    return style.titled(figure, title, 11)
 
 
 def accuracy_by_length(table, linear, *, title):
@@ -267,5 +263,4 @@ def accuracy_by_length(table, linear, *, title):
         ax.set_xticks(ticks, ticks)
         ax.set(xlabel="epochs", title=f"width {width:g}")
     others[-1].legend()
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    return figure
+    return style.titled(figure, title, 11)
