@@ -18,8 +18,14 @@ or one unnamed ``check: {…}``.  A check has one relation: ``below`` or ``above
 ``close`` (an absolute tolerance) or ``equal`` (counts, booleans, names).  A bound that is
 ``given``, and ``close`` without ``to``, are pairs in the notebook: (measured, expected).  Further:
 
+``of``              what is judged of a table that the notebook gives: an expression of its columns,
+                    such as ``abs(value - bound)`` (pandas' ``eval``); the name of the check unless
+                    given
+``where``           the rows of the table that count, such as ``depth > 2`` (pandas' ``query``)
+``converged``       true in the rows whose search converged, such as ``gradient < 1e-9``
 ``each``            the notebook gives one number per entry of a mapping; the value says what the
-                    entries are, or lists all of them (as a mapping of bounds does, too)
+                    entries are, or lists all of them (as a mapping of bounds does, too); in a
+                    table or a Series they are its index
 ``note``            with {braces} for ``text`` of the notebook and for the ``{key}`` of an entry
 ``counterexample``  passing shows that the statement is false or conditional
 ``when``            the condition under which the check is made at all
@@ -44,6 +50,9 @@ ROW = dict.fromkeys(("statement", "source", "seen", "needs"), TEXT) | {
 FIELDS = {  # of a check, beside its relation
     "note": TEXT,
     "when": TEXT,
+    "of": TEXT,
+    "where": TEXT,
+    "converged": TEXT,
     "each": (str | list, "text or a list of the entries"),
     "counterexample": (bool, "true or false"),
 }
@@ -63,6 +72,9 @@ class Check:
     note: str = ""
     counterexample: bool = False
     when: str = ""
+    of: str = ""
+    where: str = ""
+    converged: str = ""
 
 
 def load(notebook):

@@ -100,11 +100,13 @@ class Ledger:
 
         One keyword per check, or one positional number for the check of a row that has only an
         unnamed one.  A pair is (measured, expected); a mapping or a Series has one number or pair
-        per entry of a check with ``each``, whose ids are ``row.check.entry``.  ``text`` fills the
-        braces of notes, its values may be mappings by entry.  ``converged``: False if the search
-        behind a number got stuck, so that a number off its bound reads ``not converged``;
-        ``applies``: False outside the range for which the row is stated, which then reads ``not
-        run``; each may be a mapping by check, or by entry.
+        per entry of a check with ``each``, whose ids are ``row.check.entry``.  Of an array, a list
+        or a Series, and of what the catalogue asks of a table (a DataFrame), all numbers must pass:
+        the worst one is judged, and NaN is worse than any.  ``text`` fills the braces of notes, its
+        values may be mappings by entry.  ``converged``: False if the search behind a number got
+        stuck, so that a number off its bound reads ``not converged``; ``applies``: False outside
+        the range for which the row is stated, which then reads ``not run``; each may be a mapping
+        by check, or by entry.
 
         Returns the :class:`Checked` claims to look at.  Raises
         :class:`~nclib.checks.InputError`, before anything is recorded, for an unknown row or check,
@@ -117,16 +119,16 @@ class Ledger:
         planned = {}
         for name, value in named.items():
             check = declared[name]
-            for key, found in measure.entries(_id(row, name), check, value):
+            for key, found, sure in measure.entries(_id(row, name), check, value):
                 path = tuple(filter(None, (name, key)))
                 at = _id(row, *path)
                 numbers = measure.numbers(at, check, key, found)
-                planned[path] = check, at, *numbers, measure.note(at, check, key, text or {})
+                planned[path] = check, at, *numbers, measure.note(at, check, key, text or {}), sure
         converged = measure.options(f"claim {row}: converged", converged, planned)
         applies = measure.options(f"claim {row}: applies", applies, planned)
         made = {name: [] for name in named}
-        for path, (check, *numbers) in planned.items():
-            claim = self._judge(check, *numbers, converged[path], applies[path])
+        for path, (check, *numbers, sure) in planned.items():
+            claim = self._judge(check, *numbers, sure and converged[path], applies[path])
             made[check.name].append(claim)
         self._claims[row] |= made
         return Checked(sum(made.values(), []))

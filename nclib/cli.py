@@ -243,14 +243,26 @@ def _mark(verdict):
     return click.style(verdict, fg=color)
 
 
-def _show_checks(own):
-    """One aligned line per check: id, verdict, numbers, note."""
-    lines = [(claim.id, claim.verdict, "{} ({})".format(*claim.shown), claim.note)
-             for claim in own if claim.measured is not None]  # fmt: skip
+def _show_checks(own, asked=()):
+    """One aligned line per check: id, verdict, numbers, note, and what was ``asked`` of a table."""
+    lines = [
+        (claim.id, claim.verdict, "{} ({})".format(*claim.shown), claim.note + _of(claim, asked))
+        for claim in own
+        if claim.measured is not None
+    ]
     wide, numbers = (max((len(line[i]) for line in lines), default=0) for i in (0, 2))
     for identifier, verdict, text, note in lines:
         line = f"    {identifier:{wide}}  {_mark(f'{verdict:14}')} {text:{numbers}}  {note}"
         click.echo(line.rstrip())
+
+
+def _of(claim, declared):
+    """``  [abs(excess) where depth > 2]``: what a check takes from a table, if it does."""
+    names = [*claim.id.split(".")[2:], ""]
+    check = next((declared[name] for name in names if name in declared), None)
+    if not check or not check.of:
+        return ""
+    return f"  [{check.of}{f' where {check.where}' if check.where else ''}]"
 
 
 def _show_row(which, name, results):
@@ -274,7 +286,7 @@ def _show_row(which, name, results):
     click.echo(f"source    {rows[row]['source']}")
     verdict = ledger.worst(shown).verdict
     click.echo(f"verdict   {_mark(verdict)}{ledger.place(rows[row], verdict)}  [{name}]")
-    _show_checks(shown)
+    _show_checks(shown, catalogue.declared(rows[row]))
     folder = results.get((name, book), paths.figures() / name / book)
     for file in sorted(folder.glob(f"{rows[row].get('seen', '-')}.*"), reverse=True):
         click.echo(f"{'table' if file.suffix == '.csv' else 'picture':9} {file}")

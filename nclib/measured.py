@@ -3,34 +3,83 @@
 The first argument ``where`` of these functions is the id of the claim, for messages.
 """
 
+import math
+from collections.abc import Mapping
+from functools import partial
+from itertools import repeat
+
 from nclib import checks
 from nclib.catalogue import GIVEN
 
 
 def entries(where, check, value):
-    """(key, number or pair) of each entry of a measured value; the key is "" for a single one.
+    """(key, numbers or pairs, whether their search converged) of each entry of a measured value.
 
-    Raises :class:`~nclib.checks.InputError` if the entries are not those that ``check`` declares.
+    The key is "" if ``check`` has no entries.  Raises :class:`~nclib.checks.InputError` if there is
+    no number, if the entries are not those that are declared, or if a table lacks a column.
     """
-    many = hasattr(value, "items")  # a mapping or a Series
-    if many != bool(check.each):
-        wanted = "a mapping is needed, one number per entry" if check.each else "no `each` declared"
+    sure = repeat(True)
+    if hasattr(value, "eval"):
+        value, sure = _columns(where, check, value)
+    if check.each and not hasattr(value, "items"):
+        wanted = "a mapping is needed, one number per entry"
         raise checks.InputError(f"claim {where}: {wanted}, got {value!r}")
-    if not many:
-        return [("", value)]
-    found = {_key(key): one for key, one in value.items()}
+    if not check.each and isinstance(value, Mapping):
+        raise checks.InputError(f"claim {where}: no `each` declared, got {value!r}")
+    keyed = value.items() if check.each else [("", value)]
+    rows = [(_key(key), one) for key, own in keyed for one in _many(own)]
+    found = {}
+    for (key, one), good in zip(rows, sure, strict=False):
+        numbers, converged = found.setdefault(key, ([], []))
+        numbers.append(one)
+        converged.append(good)
+    if check.each:
+        _require_entries(where, check, found, value)
+    checks.require(found, f"claim {where}: there is no number")
+    return [(key, own, all(converged)) for key, (own, converged) in found.items()]
+
+
+def _columns(where, check, table):
+    """What ``check`` asks of a table: a Series, and for each of its rows whether it converged."""
+    try:
+        rows = table.query(check.where, engine="python") if check.where else table
+        value = _column(rows, check.of or check.name)
+        sure = _column(rows, check.converged) if check.converged else None
+    except (NameError, TypeError, ValueError) as error:
+        columns = ", ".join(map(str, table.columns))
+        raise checks.InputError(f"claim {where}: {error}; the table has {columns}") from None
+    truths = sure is None or sure.dtype == bool
+    checks.require(truths, f"claim {where}: {check.converged} must be true or false in each row")
+    return value, repeat(True) if sure is None else sure.tolist()
+
+
+def _column(rows, expression):
+    value = rows.eval(expression, engine="python")
+    if not hasattr(value, "items"):
+        raise ValueError(f"{expression} is no column")
+    return value
+
+
+def _many(value):
+    """The numbers of an array, a Series or a list; one number or pair in a list of its own."""
+    if hasattr(value, "reshape"):
+        value = value.reshape(-1)
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return value if isinstance(value, list) else [value]
+
+
+def _require_entries(where, check, found, value):
     wanted = list(map(_key, check.each)) if isinstance(check.each, list) else list(found)
     problems = (
         [f"lacks {key}" for key in wanted if key not in found]
         + [f"has unknown {key}" for key in found if key not in wanted]
         + ["is empty"] * (not found)
-        + ["has equal entries"] * (len(found) != len(value))
+        + ["has equal entries"] * (isinstance(value, Mapping) and len(found) != len(value))
     )
     if problems:
         raise checks.InputError(
             f"claim {where}: the mapping {', '.join(problems)}; entries are {check.each}"
         )
-    return list(found.items())
 
 
 def _key(key):
@@ -38,6 +87,23 @@ def _key(key):
 
 
 def numbers(where, check, key, found):
+    """(measured, bound) of the worst of the numbers or pairs ``found``: all of them must pass."""
+    pairs = [_pair(where, check, key, one) for one in found]
+    return max(pairs, key=partial(_off, check.relation))
+
+
+def _off(relation, pair):
+    """How far a number is on the wrong side of its bound, and the number where that rounds."""
+    measured, bound = pair
+    if relation == "equal":
+        return measured != bound
+    sign = -1 if relation == "above" else 1
+    off = sign * (measured - bound) if relation != "close" else abs(measured - bound)
+    finite = math.isfinite(measured) and math.isfinite(bound)
+    return off if finite else math.inf, sign * measured
+
+
+def _pair(where, check, key, found):
     """(measured, bound) of one number or pair."""
     pair, given = isinstance(found, tuple), check.bound == GIVEN
     if pair != given or (pair and len(found) != 2):

@@ -357,6 +357,100 @@ def test_a_bound_near_one_is_not_shown_as_one():
     assert "left" in html
 
 
+@pytest.mark.parametrize(
+    ("check", "numbers", "worst"),
+    [
+        ({"below": 1.0}, [0.5, -3.0, 0.7], 0.7),
+        ({"above": 1.0}, [2.0, 1.5, 3.0], 1.5),
+        ({"close": 0.1, "to": 1.0}, [1.05, 0.92, 1.0], 0.92),
+        ({"close": 0.1, "to": 1.0}, [1.25, 0.92, 1.0], 1.25),
+        ({"below": 1.0}, [1e-20, 3e-20, 2e-20], 3e-20),  # all as far from the bound, rounded
+        ({"equal": 0}, [0, 2, 0], 2),
+        ({"equal": "etf"}, ["etf", "frame"], "frame"),
+        ({"below": "given"}, [(1.0, 5.0), (0.9, 0.5), (0.0, 0.1)], 0.9),
+        ({"close": 1e-3}, [(1.0, 1.0), (2.0, 2.1)], 2.0),
+    ],
+)  # fmt: skip
+def test_of_many_numbers_the_worst_is_judged(check, numbers, worst):
+    kinds = [list, pd.Series]
+    kinds += [np.array, torch.tensor] if isinstance(numbers[0], float | int) else []
+    for kind in kinds:
+        one = ledger({"L1": WORDS | {"check": check}})
+        (claim,) = one.claim("L1", kind(numbers)).claims
+        rounded = kind == torch.tensor and isinstance(worst, float)
+        assert claim.measured == (pytest.approx(worst, rel=1e-7) if rounded else worst)
+
+
+@pytest.mark.parametrize("check", [{"below": 1}, {"above": 0}, {"close": 9, "to": 0.0}])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_number_that_is_not_finite_is_worse_than_any(check, value, place):
+    numbers = [0.5, 0.25]
+    numbers.insert(place, value)
+    (claim,) = ledger({"L1": WORDS | {"check": check}}).claim("L1", numbers).claims
+    assert claim.verdict == "fails"
+
+
+SEARCHES = pd.DataFrame(
+    {
+        "depth": [2, 2, 3, 3],
+        "gap": [1e-3, -5e-3, 2e-3, math.nan],
+        "ratio": [1.0, 1.1, 1.2, 1.3],
+        "settled": [True, False, True, True],
+    }
+)
+
+
+def judged(check, table=SEARCHES, name="gap"):
+    (claim,) = ledger({"L1": WORDS | {"checks": {name: check}}}).claim("L1", **{name: table}).claims
+    return claim.measured, claim.verdict
+
+
+def test_a_check_takes_its_numbers_from_the_columns_of_a_table():
+    top = {"below": 1.0, "where": "depth == 2"}
+    assert judged(top) == (1e-3, "holds")  # the column called like the check
+    assert judged(top | {"of": "abs(gap)"}) == (5e-3, "holds")
+    assert judged({"above": 1.05, "of": "ratio"}) == (1.0, "fails")
+    assert judged({"close": 0.1, "to": 1.27, "of": "ratio", "where": "depth > 2"})[0] == 1.2
+    assert judged({"below": 1.0})[1] == "fails"  # NaN is not passed over
+    entries = ledger({"L1": WORDS | {"check": {"above": 1.0, "of": "ratio", "each": "depth"}}})
+    found = entries.claim("L1", SEARCHES.set_index("depth")).claims
+    assert [(claim.id, claim.measured) for claim in found] == [("1.L1.2", 1.0), ("1.L1.3", 1.2)]
+
+
+def test_a_search_that_got_stuck_decides_only_where_it_counts():
+    stuck = {"below": -1.0, "converged": "settled"}
+    assert judged(stuck | {"where": "depth == 2"}) == (1e-3, "not converged")
+    assert judged(stuck | {"where": "gap > 0"}) == (2e-3, "fails")
+    assert judged(stuck | {"where": "depth == 2", "below": 1.0}) == (1e-3, "holds")
+    rows = {
+        "L1": WORDS
+        | {"check": {"below": 1.0, "of": "ratio", "each": "depth"} | {"converged": "settled"}}
+    }
+    found = ledger(rows).claim("L1", SEARCHES.set_index("depth")).claims
+    assert [claim.verdict for claim in found] == ["not converged", "fails"]
+    again = ledger(rows).claim("L1", SEARCHES.set_index("depth"), converged={"3": False}).claims
+    assert [claim.verdict for claim in again] == ["not converged", "not converged"]
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        ({"of": "gaps"}, "claim L1.gap: name 'gaps' is not defined; the table has depth, gap"),
+        ({"where": "width > 2"}, "claim L1.gap: name 'width' is not defined; the table has depth"),
+        ({"where": "depth > 5"}, "claim L1.gap: there is no number"),
+        ({"converged": "gap"}, "claim L1.gap: gap must be true or false in each row"),
+        ({"converged": "seen"}, "claim L1.gap: name 'seen' is not defined"),
+        ({"of": "1.5"}, "^claim L1.gap: 1.5 is no column; the table has"),
+        ({"each": ["2", "9"]}, "claim L1.gap: the mapping lacks 9, has unknown 0, has"),
+    ],
+)  # fmt: skip
+def test_a_table_that_does_not_fit_is_one_clear_error(check, message):
+    check = {"below": 1.0, "of": "ratio"} | check
+    with pytest.raises(checks.InputError, match=message):
+        judged(check)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_declared_checks_never_pass_on_numbers_that_are_not_finite(value, tmp_path):
     one = declared()
@@ -383,8 +477,15 @@ def test_declared_checks_never_pass_on_numbers_that_are_not_finite(value, tmp_pa
         ("L1", (), {"value": True}, "claim L1.value: a number is needed, got True"),
         ("L1", (), {"value": None}, "claim L1.value: a number is needed, got None"),
         ("L1", (), {"value": 1j}, "claim L1.value: a number is needed"),
-        ("L1", (), {"value": np.zeros(2)}, "claim L1.value: one number is needed, got several"),
-        ("L1", (), {"value": torch.zeros(2)}, "claim L1.value: one number is needed, got several"),
+        ("L1", (), {"value": np.zeros(0)}, "claim L1.value: there is no number"),
+        ("L1", (), {"value": [1.0, "2"]}, "claim L1.value: a number is needed, got '2'"),
+        ("L1", (), {"frame": [(1, 1), 2]}, "claim L1.frame: give a pair"),
+        (
+            "L1",
+            (),
+            {"value": [torch.zeros(2)]},
+            "claim L1.value: one number is needed, got several",
+        ),
         ("L1", (), {"value": (1, 2)}, "claim L1.value: give one number: its bound is declared"),
         ("L1", (), {"value": {"ce": 1}}, "claim L1.value: no `each` declared, got {'ce': 1}"),
         ("L1", (), {"frame": 1}, r"claim L1.frame: give a pair \(measured, expected\); got 1"),
@@ -489,7 +590,10 @@ def load(tmp_path, monkeypatch):
     [
         ("{below: 1, above: 2}", "one of below, above, close, equal is needed"),
         ("{bellow: 1}", "one of below, above, close, equal is needed, .* got bellow"),
-        ("{below: 1, tolerance: 2}", "only counterexample, each, note, to, when beside it"),
+        (
+            "{below: 1, tolerance: 2}",
+            "only converged, counterexample, each, note, of, to, when, where beside it",
+        ),
         ("{below: small}", "below must be a number or given, got 'small'"),
         ("{below: true}", "below must be a finite number, got True"),
         ("{below: .inf}", "below must be a finite number, got inf"),
