@@ -197,7 +197,8 @@ def tie(gamma, K):
 
     ``jump``: fall of the minimising margin while c grows by .02 % across it; ``difference``: of the
     values of the simplex ETF and of W = H = 0, no bias; ``gradient``: the largest entry of their
-    gradients.  ``partial``: how far a third critical point lies below both once the bias is free: most classes form a simplex ETF, the others stay at zero.
+    gradients; ``partial``: how far a third critical point lies below both once the bias is free:
+    most classes form a simplex ETF, the others stay at zero.
     """
     loss = losses.Focal(gamma)
     _, c, jump = theory.focal_thresholds(K, gamma)
