@@ -109,16 +109,17 @@ def equivalent(loss, **setting):
     }
 
 
-def shape_error(logits, plain):
-    """Largest difference of class logits ``(K, K)`` and ``plain``, both of norm 1 (1.L6)."""
-    return float((logits / logits.norm() - plain / plain.norm()).abs().max())
+def same_shape(logits, plain):
+    """Class logits ``(K, K)`` against those of cross-entropy, ``plain`` (claim 1.L6).
 
-
-def temperature_error(logits, plain):
-    """Largest error of the softmax of class logits ``(K, K)`` at the temperature that turns it into
-    cross-entropy's, whose class logits are ``plain`` (claim 1.L6)."""
+    ``shape``: largest difference, both of norm 1; ``temperature``: largest error of the softmax at
+    the temperature that turns it into cross-entropy's.
+    """
     scaled = logits * margin_of(plain) / margin_of(logits)
-    return float((scaled.softmax(1) - plain.softmax(1)).abs().max())
+    return {
+        "shape": float((logits / logits.norm() - plain / plain.norm()).abs().max()),
+        "temperature": float((scaled.softmax(1) - plain.softmax(1)).abs().max()),
+    }
 
 
 def contrastive_violation(loss, *, K, seed=0):
@@ -194,23 +195,27 @@ def many_classes(gamma):
 def tie(gamma, K):
     """The whole model, two samples per class, at the strength of the tie, ``c_glob`` (1.L3).
 
-    ``difference``: of the values of the simplex ETF and of W = H = 0, no bias; ``gradient``: the
-    largest entry of their gradients.  ``partial``: how far a third critical point lies below both
-    once the bias is free: most classes form a simplex ETF, the others stay at zero.
+    ``jump``: fall of the minimising margin while c grows by .02 % across it; ``difference``: of the
+    values of the simplex ETF and of W = H = 0, no bias; ``gradient``: the largest entry of their
+    gradients; ``partial``: how far a third critical point lies below both once the bias is free:
+    most classes form a simplex ETF, the others stay at zero.
     """
+    loss = losses.Focal(gamma)
     _, c, jump = theory.focal_thresholds(K, gamma)
+    before, after = (minimising_margin(loss, share * c, K=K) for share in (0.9999, 1.0001))
     lam = c / 2**0.5
     setting = {"K": K, "n": 2, "d": K, "lambda_w": lam, "lambda_h": lam}
-    ufm = problem(losses.Focal(gamma), **setting, lambda_b=None)
+    ufm = problem(loss, **setting, lambda_b=None)
     etf, some = jump * frames.centring(K), torch.zeros(K, K, dtype=torch.float64)
     some[: 3 * K // 4, : 3 * K // 4] = etf[: 3 * K // 4, : 3 * K // 4]
     points = [balanced_point(z, **setting, lambda_b=None) for z in (etf, 0 * etf)]
     values = [float(ufm.value(point)) for point in points]
     slopes = [part.abs().max() for point in points for part in gradient(ufm, point).values()]
     start = balanced_point(some, **setting, lambda_b=0.0)
-    free = problem(losses.Focal(gamma), **setting, lambda_b=0.0)
+    free = problem(loss, **setting, lambda_b=0.0)
     third = best(free, {name: x[None] for name, x in start.items()}).value
     return {
+        "jump": before - after,
         "difference": abs(values[0] - values[1]),
         "gradient": float(max(slopes)),
         "partial": min(values) - third,

@@ -61,12 +61,9 @@ def l2(patch):
 
 
 def l3(patch):
-    """No tie where there is none (K = 20, gamma = 1), and away from it; another rule; gammas on one
+    """No tie where there is none (K = 10, gamma = 3), and away from it; another rule; gammas on one
     side of the largest threshold."""
     beyond = max(map(theory.focal_convexity_threshold, np.linspace(2.5, 2.7, 21)))
-    c = theory.focal_thresholds(20, 1.0)[1]
-    plain = losses.Focal(1.0)
-    margins = [study.minimising_margin(plain, f * c, K=20) for f in (0.9999, 1.0001)]
     none = study.tie(3.0, 10)
     exact = theory.focal_thresholds
     patch.setattr(
@@ -78,7 +75,7 @@ def l3(patch):
     return {
         "unique": int((cases["predicted"] != cases["found"]).sum()),
         "range": beyond,
-        "jump": margins[0] - margins[1],
+        "jump": none["jump"],
         "values": beside["difference"],
         "critical": beside["gradient"],
         "partial": none["partial"],
@@ -106,11 +103,9 @@ def l6(patch):
     good = study.optimal_point(CE, **BASE)
     plain = study.class_logits(study.problem(CE, **BASE), good)
     flat = study.saddle_logits(CE, 1, **BASE)
-    return {
-        "logits": {"ls": study.shape_error(flat, plain)},
-        "temperature": {"ls": study.temperature_error(flat, plain)},
-        "saddle": study.shape_error(plain, plain),
-    }
+    exchanged = {"ls": flat, "saddle": plain}
+    same = table.over(study.same_shape, logits=exchanged, plain=plain).set_index("logits")
+    return dict.fromkeys(("logits", "temperature", "saddle"), same)
 
 
 def gaps(loss, d, **setting):
