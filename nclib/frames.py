@@ -30,18 +30,18 @@ def orthogonal_gram(K):
     return torch.eye(K, dtype=torch.float64) / K**0.5
 
 
-def random_rotation(d, columns=None, *, generator=None, dtype=torch.float64):
+def random_rotation(d, columns=None, *, generator=None):
     """Haar-distributed ``(d, columns)`` matrix with orthonormal columns (``columns <= d``)."""
     d = checks.integer("d", d)
     columns = d if columns is None else checks.integer("columns", columns)
     if columns > d:
         raise checks.InputError(f"no {columns} orthonormal columns exist in dimension {d}")
-    gaussian = torch.randn(d, columns, generator=generator, dtype=dtype)
+    gaussian = torch.randn(d, columns, generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(gaussian)
     return q * torch.sign(torch.diagonal(r))
 
 
-def simplex_etf(K, d=None, *, generator=None, dtype=torch.float64):
+def simplex_etf(K, d=None, *, generator=None):
     """K unit rows in dimension ``d`` with all cosines ``-1/(K-1)``: a simplex ETF, ``(K, d)``.
 
     ``d`` defaults to ``K - 1``, the smallest dimension in which it exists.  With a ``generator``
@@ -55,7 +55,7 @@ def simplex_etf(K, d=None, *, generator=None, dtype=torch.float64):
             "softmax codes (nclib.results.large_class.theory)"
         )
     # The Helmert basis of the complement of the vector of ones.
-    basis = torch.zeros(K, K - 1, dtype=dtype)
+    basis = torch.zeros(K, K - 1, dtype=torch.float64)
     for j in range(1, K):
         basis[:j, j - 1] = 1
         basis[j, j - 1] = -j
@@ -63,7 +63,7 @@ def simplex_etf(K, d=None, *, generator=None, dtype=torch.float64):
     frame = basis * (K / (K - 1)) ** 0.5
     if generator is None:
         return torch.nn.functional.pad(frame, (0, d - K + 1))
-    return frame @ random_rotation(d, K - 1, generator=generator, dtype=dtype).T
+    return frame @ random_rotation(d, K - 1, generator=generator).T
 
 
 def polygon(K, d=2):

@@ -296,6 +296,13 @@ def energies(d, temperature):
     ]
 
 
+def exchanges(d):
+    """Temperatures at which the lowest code known for K = d + 2 becomes another one: the ends of
+    :func:`theory.segment_phase`, rows ``edge`` (low, high), ``temperature``."""
+    ends = zip(("low", "high"), theory.segment_phase(d), strict=True)
+    return [{"edge": edge, "temperature": T} for edge, T in ends if np.isfinite(T)]
+
+
 def phase(d, temperature, *, starts=16, seed=0):
     """What the search finds for K = d + 2 against the explicit codes, in units of ``T log CE``.
 
@@ -307,6 +314,15 @@ def phase(d, temperature, *, starts=16, seed=0):
     found = minimum(d + 2, d, temperature, starts=starts, seed=seed)
     gap = temperature * found["log_ce"] - lowest["scaled"]
     return {"family": lowest["family"], "gap": gap, "gradient": found["gradient"]}
+
+
+def beside(edges, *, starts=16, seed=0):
+    """:func:`phase` on both sides of each of the :func:`exchanges`, and well below the first."""
+    tables = []
+    for d, edge in edges.groupby("d")["temperature"]:
+        at = [0.6 * edge.min(), *(factor * T for T in edge for factor in (0.95, 1.05))]
+        tables.append(over(phase, d=[d], temperature=at, starts=starts, seed=seed))
+    return pd.concat(tables)
 
 
 def warm_minimum(temperature, *, starts=16, seed=0):
@@ -335,11 +351,11 @@ def in_order(sides):
 
 
 def against(code, temperature, *, starts=6, seed=0):
-    """The lowest minimum from random starts against a code: how far ``above`` it is relative to the
-    value, the absolute ``error``."""
+    """The lowest minimum from random starts: how far ``above`` a code, relative to the value, and
+    its ``duality_gap``."""
     found = minimum(*code.shape, temperature, starts=starts, seed=seed)
     above = np.expm1(found["log_ce"] - theory.log_energy(code, temperature))
-    return {"above": above, "error": abs(above), "duality_gap": found["duality_gap"]}
+    return {"above": above, "duality_gap": found["duality_gap"]}
 
 
 def spread(case, *, seed=0):
@@ -527,7 +543,7 @@ def classifiers(architecture, part, test, settings, *, dim, hidden, temperature,
 
 def collapse(history, **levels):
     """How far training went, the worst seed: falls of GNC1 and GNC3 from the first to the last
-    epoch, the last GNC2 over each of ``levels``, and the last training accuracy."""
+    epoch, the last GNC2 over each of ``levels``, and the last training ``accuracy``."""
     ends = [part.sort_values("epoch").iloc[[0, -1]] for _, part in history.groupby("seed")]
     last = pd.concat(ends).groupby("seed").last()
     found = {
@@ -535,7 +551,7 @@ def collapse(history, **levels):
         for column in ("gnc1", "gnc3")
     }
     found |= {name: float(last["gnc2"].min() / level) for name, level in levels.items()}
-    return found | {"train_accuracy": float(last["train_accuracy"].min())}
+    return found | {"accuracy": float(last["train_accuracy"].min())}
 
 
 def around_best(final, best, random):

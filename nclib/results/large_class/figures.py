@@ -158,7 +158,7 @@ def cold_limit(table):
 def phases(energies, edges, warm, stable):
     """Energies of explicit codes above the lowest, per d; right (7, 3): margin of the minimum.
 
-    ``energies``: d, temperature, family, scaled; ``edges``: d -> temperatures of exchange;
+    ``energies``: d, temperature, family, scaled; ``edges``: d, temperature of exchange;
     ``warm``: temperature, margin_ratio, bipyramid; ``stable``: where the bipyramid is a minimum.
     """
     dims = list(energies["d"].unique())
@@ -171,7 +171,7 @@ def phases(energies, edges, warm, stable):
         gaps = 1e3 * table.sub(table.min(axis=1), axis=0)
         for family in gaps:
             ax.plot(gaps.index, gaps[family], color=colors[family], label=family)
-        for edge in edges[d]:
+        for edge in edges.loc[edges["d"] == d, "temperature"]:
             ax.axvline(edge, **THEORY)
             place = {"xycoords": ax.get_xaxis_transform(), "rotation": 90, "va": "top"}
             ax.annotate(rf"$\tau={edge:.4f}$", (edge, 0.98), ha="right", fontsize=7, **place)

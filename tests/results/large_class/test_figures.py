@@ -45,7 +45,8 @@ def test_temperatures(render):
     assert len(render(figures.cold_limit(limits)).axes) == 3
     energies = over(experiments.energies, d=[3, 4], temperature=[0.1, 0.5])
     warm = pd.DataFrame({"temperature": [0.1, 1.0], "margin_ratio": [0.9, 0.9], "bipyramid": 0.875})
-    figure = figures.phases(energies, {3: [0.14], 4: [0.1, 0.5]}, warm, (0.2, 0.9))
+    edges = over(experiments.exchanges, d=[3, 4])
+    figure = figures.phases(energies, edges, warm, (0.2, 0.9))
     assert len(render(figure).axes) == 3
 
 

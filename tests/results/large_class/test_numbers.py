@@ -147,7 +147,7 @@ def test_collapse_is_that_of_the_worst_seed():
             "train_accuracy": [1.0, 0.1, 0.1, 0.9],
         }
     )
-    expected = {"gnc1": 0.25, "gnc3": 0.8, "code": 0.625, "train_accuracy": 0.9}
+    expected = {"gnc1": 0.25, "gnc3": 0.8, "code": 0.625, "accuracy": 0.9}
     assert experiments.collapse(table, code=0.8) == pytest.approx(expected)
 
 
