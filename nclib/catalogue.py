@@ -22,11 +22,13 @@ or one unnamed ``check: {…}``.  A check has one relation: ``below`` or ``above
                     such as ``abs(value - bound)`` (pandas' ``eval``); the name of the check unless
                     given
 ``where``           the rows of the table that count, such as ``depth > 2`` (pandas' ``query``)
-``converged``       true in the rows whose search converged, such as ``gradient < 1e-9``
+``converged``       true in the rows whose search converged, such as ``gradient < 1e-9``; ``false``
+                    for a search which proves nothing if it finds nothing
 ``each``            the notebook gives one number per entry of a mapping; the value says what the
                     entries are, or lists all of them (as a mapping of bounds does, too); in a
                     table or a Series they are its index
-``note``            with {braces} for ``text`` of the notebook and for the ``{key}`` of an entry
+``note``            with {braces} for parameters and ``text`` of the notebook, and for the ``{key}``
+                    of an entry
 ``counterexample``  passing shows that the statement is false or conditional
 ``when``            the condition under which the check is made at all
 
@@ -52,7 +54,7 @@ FIELDS = {  # of a check, beside its relation
     "when": TEXT,
     "of": TEXT,
     "where": TEXT,
-    "converged": TEXT,
+    "converged": (str | bool, "an expression of columns, or false"),
     "each": (str | list, "text or a list of the entries"),
     "counterexample": (bool, "true or false"),
 }
@@ -74,7 +76,7 @@ class Check:
     when: str = ""
     of: str = ""
     where: str = ""
-    converged: str = ""
+    converged: str | bool = ""
 
 
 def load(notebook):

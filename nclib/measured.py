@@ -18,7 +18,7 @@ def entries(where, check, value):
     The key is "" if ``check`` has no entries.  Raises :class:`~nclib.checks.InputError` if there is
     no number, if the entries are not those that are declared, or if a table lacks a column.
     """
-    sure = repeat(True)
+    sure = repeat(check.converged is not False)
     if hasattr(value, "eval"):
         value, sure = _columns(where, check, value)
     if check.each and not hasattr(value, "items"):
@@ -50,7 +50,7 @@ def _columns(where, check, table):
         raise checks.InputError(f"claim {where}: {error}; the table has {columns}") from None
     truths = sure is None or sure.dtype == bool
     checks.require(truths, f"claim {where}: {check.converged} must be true or false in each row")
-    return value, repeat(True) if sure is None else sure.tolist()
+    return value, repeat(check.converged is not False) if sure is None else sure.tolist()
 
 
 def _column(rows, expression):

@@ -110,12 +110,14 @@ class Run:
         _show(f"{stem}.png", name, width=round(80 * figure.get_figwidth()))
         plt.close(figure)
 
-    def claim(self, row, *single, **measured):
+    def claim(self, row, *single, text=None, **measured):
         """Check numbers against a row of the catalogue: :meth:`nclib.claims.Ledger.claim`.
 
-        As the last expression of a cell it shows what all calls in that cell found.
+        Notes may name parameters besides what is in ``text``.  As the last expression of a cell it
+        shows what all calls in that cell found.
         """
-        found = self.ledger.claim(row, *single, **measured)
+        text = self.parameters | (text or {})
+        found = self.ledger.claim(row, *single, text=text, **measured)
         before = tuple(self._found)
         if _shell():
             self._found += found.claims

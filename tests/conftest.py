@@ -64,7 +64,7 @@ run.figure(figure, "01_loss", history)"""
 
 CLAIMS = """loss = float(history["train_loss"].iloc[-1])
 run.claim("A1", (loss, 0.0 if mode == "fails" else 9.0))
-if mode != "forget": run.claim("A2", (K, K), text={"label": label})
+if mode != "forget": run.claim("A2", (K, K))
 run.finish()"""
 
 CATALOGUE = """A1: {statement: "a bound", source: test, check: {below: given}}

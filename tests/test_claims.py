@@ -431,6 +431,10 @@ def test_a_search_that_got_stuck_decides_only_where_it_counts():
     assert [claim.verdict for claim in found] == ["not converged", "fails"]
     again = ledger(rows).claim("L1", SEARCHES.set_index("depth"), converged={"3": False}).claims
     assert [claim.verdict for claim in again] == ["not converged", "not converged"]
+    never = {"below": -1.0, "converged": False}  # a search that finds nothing proves nothing
+    for numbers in (SEARCHES, 2.0, [-2.0, 0.0]):
+        assert judged(never | {"where": "depth == 2"}, numbers)[1] == "not converged"
+    assert judged(never, -2.0) == (-2.0, "holds")
 
 
 @pytest.mark.parametrize(

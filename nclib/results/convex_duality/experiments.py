@@ -320,16 +320,15 @@ def imbalance_rate(trace):
 
 
 def stationary_layers(depth, *, inputs, targets, beta, seed=0):
-    """Spread of the layer norms and balancedness of L-BFGS solutions (6.C2); ``gradient`` is the
-    max-norm of the gradient: the statement is about stationary points."""
+    """L-BFGS solutions (6.C2): ``spread`` of the layers' norms, Frobenius or operator, the larger,
+    balancedness, and max-norm of the gradient: the statement is about stationary points."""
     network = deep_linear(inputs, targets, depth, beta, spare=0)
     best = lowest(network, 3, seed=seed, scale=LARGE, max_iter=2000)
     layers = network.layers(best.point)
     singular = [torch.linalg.svdvals(layer) for layer in layers]
     return {
         "gradient": best.gradient_norm,
-        "frobenius_spread": np.ptp([float(s.norm()) for s in singular]),
-        "operator_spread": np.ptp([float(s.max()) for s in singular]),
+        "spread": np.ptp([[float(s.norm()), float(s.max())] for s in singular], axis=0).max(),
         "balance": max(landscape.balancedness(layers)),
     }
 
@@ -795,7 +794,7 @@ def unconstrained(per_class, K, lambda_w, lambda_h, *, seed=0):
     return _found(found, certified.collapsed_value(counts, beta) / n, beta=beta)
 
 
-def bound_on_any_inputs(counts, d, *, scale=None, seed=0):
+def bound_on_any_inputs(counts, d, scale=None, *, seed=0):
     """A trained two-layer ReLU net at beta = 0.5 over the collapsed value at beta / sigma_max(X)
     (6.C21), on Gaussian inputs in ``d`` dimensions or, with a ``scale``, on whitened ones times
     that, where the bound is the optimum."""
