@@ -176,6 +176,13 @@ def test_gold_codes_are_taken_without_search_only_when_large():
     assert margins.margin(small).value >= known_margins.gold_margin(60, 7) - 1e-12
 
 
+@pytest.mark.parametrize("size", [(99, 10), (100, 11)])
+def test_rows_of_a_larger_code_where_the_search_stays_below(size):
+    code = solver.solve(*size, starts=1)
+    assert code.shape == size
+    assert margins.margin(code).lower >= known_margins.LOWER_BOUNDS[100, 10]
+
+
 def test_no_construction_where_none_is_known():
     assert solver.construction(13, 3) is None
     for size in ((5, 9), (9, 2), (7, 4), (8, 4), (11, 3), (15, 5), (240, 8)):
