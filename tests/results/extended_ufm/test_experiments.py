@@ -63,14 +63,14 @@ def test_parameters_that_decide_nothing_are_refused():
 
 def test_closed_forms_sees_agreement_and_disagreement():
     good = problem([2] * 3, [0.02, 0.02, 0.03])
-    found = study.closed_forms([good], starts=6).drop("nuclear")  # of a ReLU only
+    found = study.closed_forms([good], starts=6).iloc[0].drop("nuclear")  # of a ReLU only
     assert found.pop("etf_raw") == pytest.approx(math.sqrt(2 - 2 * math.sqrt(2 / 3)))
     assert found.abs().max() < 1e-6
     trapped = study.closed_forms([good, problem([2, 2], [0.1, 0.1])], starts=2, scale=0.001)
-    assert trapped["gap"] > 0.01
-    assert trapped["gram"] > 0.1
+    assert trapped["gap"].max() > 0.01
+    assert trapped["gram"].max() > 0.1
     some = study.closed_forms([good], starts=6, scale=(0.001, 0.5))
-    assert abs(some["below"]) < 1e-9  # of the lowest start
+    assert abs(some["below"][0]) < 1e-9  # of the lowest start
 
 
 def test_closed_forms_tell_the_worst_layer_and_the_last(monkeypatch):
@@ -78,10 +78,12 @@ def test_closed_forms_tell_the_worst_layer_and_the_last(monkeypatch):
     point = asked.start(gen(), 0.5)
     still = SimpleNamespace(point=point, value=0.0, values=torch.zeros(1))
     monkeypatch.setattr(study, "search", lambda *_, **__: (still, 0.0))
-    found, (H1, H2) = study.closed_forms([asked]), asked.activations(point)
+    found, (H1, H2) = study.closed_forms([asked]).iloc[0], asked.activations(point)
     own = [frame_distances(h.reshape(3, 2, -1).mean(1))["of"] for h in (H1, H2)]
     assert (found["of"], found["last_of"]) == pytest.approx((max(own), own[1]))
     assert abs(own[0] - own[1]) > 0.05
+    assert found["frames"] == max(found["nc1"], found["of"], found["nc3"])
+    assert found["geometry"] == max(found["gram"], found["offset"])
 
 
 def test_search_goes_on_while_it_is_stuck_and_says_by_how_much(monkeypatch):
@@ -216,8 +218,8 @@ def test_slopes_and_levels_by_hand():
     }
     ends = {"model": ["no bias", "free bias"], "nc1": 0.1, "nc3": 0.15, "excess": [1e-10, 1.0]}
     ends = pd.DataFrame(ends | {"of": [0.3, 9.0], "etf": [8.0, 0.2]})
-    assert study.descent_ends(ends, "no bias") == (0.3, True)
-    assert study.descent_ends(ends, "free bias") == (0.2, False)
+    assert study.descent_ends(ends, "no bias") == {"worst": 0.3, "excess": 1e-10}
+    assert study.descent_ends(ends, "free bias") == {"worst": 0.2, "excess": 1.0}
 
 
 def test_cosines():
