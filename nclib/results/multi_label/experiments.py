@@ -184,10 +184,13 @@ def saddle(rank, start, *, seed=0, **case):
 
 
 def flat_directions(*, seed=0, **case):
-    """Number of zero eigenvalues of the Hessian at the minimum in dimension K + 1 (claim 3.L10)."""
-    problem = theory.balanced(case["K"] + 1, **case, lambda_b=0.01)
+    """``(number of zero eigenvalues of the Hessian at the minimum in dimension K + 1, number of
+    rotations)`` (claim 3.L10)."""
+    K = case["K"]
+    problem = theory.balanced(K + 1, **case, lambda_b=0.01)
     point, _ = solved(problem, seed=seed, newton=2)
-    return int((landscape.spectrum(problem, point).abs() < 1e-9).sum())
+    flat = int((landscape.spectrum(problem, point).abs() < 1e-9).sum())
+    return flat, landscape.orbit(K + 1, K - 1)
 
 
 # Imbalance ----------------------------------------------------------------------------------------
@@ -218,13 +221,14 @@ def official_decay(table):
 
 def imbalance(table, *, K, seed=0, **decay):
     """Global minimum for a label table, by default at the :func:`official_decay`: ``(summary,
-    sets)``.
+    sets, norms)``.
 
-    ``summary``: dict with nc2, nc2_means, certificate, identity (3.L17), the mean angle of the
+    ``summary``: one row with nc2, nc2_means, certificate, identity (3.L17), the mean angle of the
     pairs to the tag-wise sum of the singles' means (``degrees``, ``ratio``) and of the classifier
-    rows (``degrees_weight``), norms of the singles' means and classifier rows, and both norms in
-    the rarer half of the classes over the other half.  ``sets``: DataFrame i, j, samples, degrees,
-    degrees_weight, ratio of every pair.
+    rows (``degrees_weight``), and the norms of the rarer half of the classes over those of the
+    other half: long_means, short_rows.  ``sets``: i, j, samples, degrees, degrees_weight, ratio of
+    every pair.  ``norms``: those of the singles' ``mean`` and of the classifier row (``weight``) of
+    every class.
     """
     problem = theory.from_table(table, K, K=K, **(decay or official_decay(table)))
     point, _ = solved(problem, seed=seed, newton=2)
@@ -248,12 +252,26 @@ def imbalance(table, *, K, seed=0, **decay):
         "degrees_weight": float(by_weight.degrees.mean()),
         "certificate": problem.certificate(point),
         "identity": identities(problem, point),
-        "mean_norms": norms.tolist(),
-        "weight_norms": rows.tolist(),
         "long_means": float(norms[K // 2 :].min() / norms[: K // 2].max()),
         "short_rows": float(rows[K // 2 :].max() / rows[: K // 2].min()),
     }
-    return summary, sets
+    return pd.DataFrame([summary]), sets, pd.DataFrame({"mean": norms, "weight": rows})
+
+
+def uneven_pairs(singles, *, seed=0):
+    """The paper's 500, 50 or 5 samples per pair beside ``singles`` per class, at the exact minimum
+    (claim 3.L12).
+
+    One row per group of pairs: samples, degrees (mean angle), ``setting`` (``singles`` as a text),
+    and of the whole minimum nc2, ratio, certificate, degrees_all.
+    """
+    generator = torch.Generator().manual_seed(seed + 1)
+    sets = images.label_set_table(10, {1: singles, 2: [500, 50, 5]}, generator=generator)
+    summary, pairs, _ = imbalance(sets, K=10, seed=seed)
+    whole = summary.rename(columns={"degrees": "degrees_all"}).iloc[0]
+    groups = pairs.groupby("samples", as_index=False)["degrees"].mean()
+    kept = ["nc2", "ratio", "certificate", "degrees_all"]
+    return groups.assign(setting=str(singles), **whole[kept])
 
 
 def step_table():
@@ -308,8 +326,9 @@ def frozen_margins(*, seed=0):
 
 
 STRONG = {"lambda_w": 5e-3, "lambda_h": 2e-4}
-# Label sets on both sides of K/2, and beyond it only.
-ACROSS = ((4, {3: 1}), (3, {1: 1, 2: 1}), (5, {1: 1, 3: 1}), (5, {3: 1}), (6, {1: 1, 4: 1}))
+# (K, counts) with label sets on both sides of K/2, and beyond it only.
+_ACROSS = ((4, {3: 1}), (3, {1: 1, 2: 1}), (5, {1: 1, 3: 1}), (5, {3: 1}), (6, {1: 1, 4: 1}))
+ACROSS = {f"K = {K}, {counts}": (K, counts) for K, counts in _ACROSS}
 
 
 def nonnegative(K, counts, *, seed=0):
@@ -331,8 +350,10 @@ def nonnegative(K, counts, *, seed=0):
     }
 
 
-def nonnegative_exact(K, counts):
-    """The explicit minimiser (3.L21): certificate, and etf, the distance of W from the ETF."""
+def nonnegative_exact(case):
+    """The explicit minimiser (3.L21) of a case ``(K, counts)``: certificate, and etf, the distance
+    of W from the ETF."""
+    K, counts = case
     case = {"K": K, "counts": counts} | STRONG
     exact = theory.nonnegative_optimum(**case)
     made = theory.configuration(exact)
@@ -397,9 +418,10 @@ def leaves_tagwise():
 def concept_path(steps=(10, 3000), *, seed=0):
     """Gradient descent on K = 3 classes with singles and pairs, seen in the plane (figure 1).
 
-    Returns ``(points, means, gap, exact)``: one row per sample (step, set, x, y) and per label set,
-    in the two leading singular directions of the features at that step; f minus its minimum at the
-    end; the :class:`~theory.Optimum`.
+    Returns ``(points, means, end, scale)``: one row per sample (step, set, x, y) and per label set,
+    in the two leading singular directions of the features at that step; the last step, one row per
+    label set: set, extent (of its samples), distance (of its mean from C_m times the sum of its
+    labels' means), and gap, f minus its minimum; the exact C_2.
     """
     case = {"K": 3, "counts": {1: 20, 2: 20}, "lambda_w": 5e-3, "lambda_h": 0.015 / 120}
     problem, exact = (
@@ -430,7 +452,13 @@ def concept_path(steps=(10, 3000), *, seed=0):
         )
     points = pd.concat(points, ignore_index=True)
     means = points.groupby(["step", "set"], sort=False)[["x", "y"]].mean().reset_index()
-    return points, means, float(path.values[-1]) - exact.value, exact
+    last = points[points["step"] == path.steps[-1]].drop(columns="step").groupby("set", sort=False)
+    extent, mean = (last.max() - last.min()).max(axis=1), last.mean()
+    parts = {name: name.split("+") for name in mean.index}
+    off = [mean.loc[S] - exact.scales[len(of)] * mean.loc[of].sum() for S, of in parts.items()]
+    end = {"extent": extent, "distance": np.linalg.norm(off, axis=1)}
+    gap = float(path.values[-1]) - exact.value
+    return points, means, pd.DataFrame(end).assign(gap=gap).reset_index(), exact.scales[2]
 
 
 # Networks -----------------------------------------------------------------------------------------
@@ -556,14 +584,24 @@ def by_samples(sets):
     return found.set_axis(["samples", "sets", "ratio"], axis=1).astype({"samples": int})
 
 
-def against_control(table, task, net):
-    """The nets of a task beside those that never saw a pair, worst over the seeds: nc1, nc2,
-    nc2_means, nc3, angle, and difference, the angle over the control's smallest."""
-    own = table[(table["task"] == task) & (table["net"] == nets.NAMES[net])]
-    trained, without = (own[own["pairs"] == kind] for kind in (nets.WITH, nets.WITHOUT))
-    worst = trained[["nc1", "nc2_centered", "nc2_means", "nc3", "angle_2"]].max()
-    found = dict(zip(("nc1", "nc2", "nc2_means", "nc3", "angle"), worst, strict=True))
-    return found | {"difference": worst["angle_2"] / without["angle_2"].min()}
+def against_controls(table):
+    """Nets beside those that never saw a pair, worst over the seeds: by task and architecture.
+
+    ``table``: from :func:`controls`.  Columns nc1, nc2, nc2_means, nc3, singles (the
+    largest of these four), angle, and difference, the angle over the control's smallest.
+    """
+    short = {name: architecture for architecture, name in nets.NAMES.items()}
+    table = table.assign(architecture=table["net"].map(short))
+    table = table.rename(columns={"nc2_centered": "nc2", "angle_2": "angle"})
+    trained, without = (
+        table[table["pairs"] == kind].groupby(["task", "architecture"], sort=False)
+        for kind in (nets.WITH, nets.WITHOUT)
+    )
+    single = ["nc1", "nc2", "nc2_means", "nc3"]
+    worst = trained[[*single, "angle"]].max()
+    worst["singles"] = worst[single].max(axis=1)
+    worst["difference"] = worst["angle"] / without["angle"].min()
+    return worst
 
 
 def rare_groups(trained, control, data, **decays):
@@ -571,7 +609,7 @@ def rare_groups(trained, control, data, **decays):
     sets, ratio.  ``decays`` as in :func:`prediction`."""
     lambda_w, lambda_h = decays["weight_decay"] / 2, decays["feature_decay"] / len(data)
     penalties = {"lambda_w": lambda_w, "lambda_h": lambda_h, "lambda_b": lambda_w}
-    _, exact = imbalance(data.table(), K=data.num_classes, **penalties)
+    _, exact, _ = imbalance(data.table(), K=data.num_classes, **penalties)
     parts = {
         nets.WITH: group_angles(trained, data),
         nets.WITHOUT: group_angles(control, data),
@@ -581,11 +619,10 @@ def rare_groups(trained, control, data, **decays):
 
 
 def scale_ratio(rows, *, K, reduction="sum"):
-    """C_2 of networks over the curve at their own singles' margin, the worst of ``rows``, which
-    have the columns scale_2, margin_1 (claim 3.L18)."""
+    """C_2 of networks over the curve at their own singles' margin, of each of ``rows`` with the
+    columns scale_2, margin_1 (claim 3.L18)."""
     known = theory.scale_at(rows["margin_1"].to_numpy(), K=K, m=2, reduction=reduction)
-    ratio = rows["scale_2"] / known
-    return float(ratio.iloc[(ratio - 1).abs().argmax()])
+    return rows["scale_2"] / known
 
 
 def errors_at_the_minimum():

@@ -213,8 +213,9 @@ def _group_bars(ax, groups, y="degrees", looks=None):
     ax.set(xlabel="samples per pair", ylim=(0, 1.45 * groups[y].max()))
 
 
-def single_imbalance(sets, summary, K):
-    """Figure 6: head and tail classes.  ``sets``: i, j, degrees, degrees_weight per pair."""
+def single_imbalance(sets, norms, K):
+    """Figure 6: head and tail classes.  ``sets``: i, j, degrees, degrees_weight per pair;
+    ``norms``: mean, weight per class."""
     figure, axes = style.grid(1, 3, width=11, height=3.6, width_ratios=[1, 1, 0.85])
     top = sets["degrees_weight"].max()
     names = {"degrees": r"$\mu_i+\mu_j$", "degrees_weight": "$w_i+w_j$"}
@@ -224,11 +225,9 @@ def single_imbalance(sets, summary, K):
         ax.axhline(K / 2 - 0.5, color="white", lw=1)
         ax.axvline(K / 2 - 0.5, color="white", lw=1)
     figure.colorbar(image, ax=axes[1], label="degrees", shrink=0.9)
-    for i, (key, name) in enumerate(
-        (("mean_norms", r"$\|\mu_k\|$"), ("weight_norms", r"$\|w_k\|$"))
-    ):
-        values = np.array(summary[key]) / np.mean(summary[key])
-        axes[2].plot(values, style.MARKERS[i] + "-", color=PALETTE[i], label=name)
+    for i, (key, name) in enumerate((("mean", r"$\|\mu_k\|$"), ("weight", r"$\|w_k\|$"))):
+        values = norms[key].to_numpy()
+        axes[2].plot(values / values.mean(), style.MARKERS[i] + "-", color=PALETTE[i], label=name)
     axes[2].axvline(K / 2 - 0.5, **GUIDE)
     axes[2].set(xlabel="class (left: frequent, right: rare)", ylabel="norm / mean norm")
     axes[2].set_title("Norms of the means\nand of the classifier rows")
@@ -459,9 +458,8 @@ def unseen(table, holds):
     return figure
 
 
-def parameter_table(rows):
-    """Parameters of learned and frozen classifiers as a styled table; ``rows``: architecture,
-    learned, frozen, saved."""
-    table = pd.DataFrame(rows)
+def parameter_table(table):
+    """``table`` in a readable form: architecture, parameters with a learned and with a frozen
+    classifier, share saved."""
     formats = {"learned": "{:,}", "frozen": "{:,}", "saved": "{:.2%}"}
     return table.style.hide(axis="index").format(formats)

@@ -197,9 +197,11 @@ class Nets:
         """The last row of every net's curve."""
         return self.curves.groupby(["net", "seed"], sort=False).tail(1).reset_index(drop=True)
 
-    def worst(self, metric, name):
-        """The largest final ``metric`` of the nets of this name over the seeds."""
-        return float(self.final.set_index("net").loc[[name], metric].max())
+    def ratio(self, name, other):
+        """One row: every final metric, largest over the seeds, of ``name`` over that of
+        ``other``."""
+        worst = self.final.drop(columns="seed").groupby("net").max()
+        return worst.loc[[name]] / worst.loc[other]
 
     def controls(self):
         """The final rows of the nets made by :func:`with_control`: task, net, pairs, metrics."""

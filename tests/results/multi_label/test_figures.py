@@ -11,8 +11,8 @@ from nclib.results.multi_label.data import MultiLabelData
 
 
 def test_tagwise_picture(render):
-    points, means, _, exact = study.concept_path((5, 20))
-    figure = render(figures.tagwise_picture(points, means, exact.scales[2]))
+    points, means, _, scale = study.concept_path((5, 20))
+    figure = render(figures.tagwise_picture(points, means, scale))
     assert len(figure.axes) == 3
     shown = sum(len(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() == "o")
     assert shown == 60  # the singles
@@ -68,8 +68,9 @@ def test_blocks(render):
 def test_pair_maps_show_the_values(render):
     pairs = pd.DataFrame({"i": [0, 0, 1], "j": [1, 2, 2], "degrees": [1.0, 2.0, 3.0],
                           "degrees_weight": [4.0, 5.0, 6.0], "samples": [7, 8, 9]})  # fmt: skip
-    summary = {"mean_norms": [1.0, 1.0, 2.0], "weight_norms": [2.0, 1.0, 1.0]}
-    figure = render(figures.single_imbalance(pairs, summary, 3))
+    norms = pd.DataFrame({"mean": [1.0, 1.0, 2.0], "weight": [2.0, 1.0, 1.0]})
+    figure = render(figures.single_imbalance(pairs, norms, 3))
+    assert figure.axes[2].lines[0].get_ydata().tolist() == [0.75, 0.75, 1.5]
     shown = figure.axes[0].images[0].get_array()
     assert shown[0, 1] == 1.0
     assert shown[1, 2] == 3.0
@@ -147,4 +148,4 @@ def test_decoding_and_unseen(render, holds):
 
 def test_parameter_table():
     rows = [{"architecture": "resnet18", "learned": 1000, "frozen": 800, "saved": 0.2}]
-    assert "20.00%" in figures.parameter_table(rows).to_html()
+    assert "20.00%" in figures.parameter_table(pd.DataFrame(rows)).to_html()

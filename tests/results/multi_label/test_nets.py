@@ -178,14 +178,18 @@ def test_a_control_is_trained_on_singles_and_measured_on_pairs():
     for name, row in found.final.set_index("net").iterrows():
         again = nets.measure(found.nets[name, 0].net, toy())
         assert row["angle_2"] == pytest.approx(again["angle_2"], rel=1e-6)
-    beside = study.against_control(found.controls(), "toy task", "mlp")
+    beside = study.against_controls(found.controls())
+    assert list(beside.index) == [("toy task", "mlp")]
+    single = table.loc[nets.WITH, ["nc1", "nc2_centered", "nc2_means", "nc3"]].tolist()
+    assert beside[["nc1", "nc2", "nc2_means", "nc3"]].iloc[0].tolist() == single
+    assert beside["singles"].tolist() == [max(single)]
     ratio = table.loc[nets.WITH, "angle_2"] / table.loc[nets.WITHOUT, "angle_2"]
-    assert beside["difference"] == pytest.approx(ratio)
+    assert beside["difference"].tolist() == pytest.approx([ratio])
     other = table.reset_index().assign(angle_2=lambda rows: 2 * rows["angle_2"])  # another seed
-    worst = study.against_control(pd.concat([table.reset_index(), other]), "toy task", "mlp")
-    assert worst["difference"] == pytest.approx(2 * ratio)
-    assert worst["angle"] == pytest.approx(2 * beside["angle"])
-    assert found.worst("nc1", list(arms)[0]) == table.loc[nets.WITH, "nc1"]
+    worst = study.against_controls(pd.concat([table.reset_index(), other]))
+    assert worst["difference"].tolist() == pytest.approx([2 * ratio])
+    assert worst["angle"].tolist() == pytest.approx((2 * beside["angle"]).tolist())
+    assert found.ratio(*arms)["angle_2"].tolist() == pytest.approx([ratio])
 
 
 def test_predictions_are_the_theory_at_the_training_settings():

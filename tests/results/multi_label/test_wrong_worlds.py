@@ -8,7 +8,7 @@ exchanged.  A check without a wrong world is an error here.
 from functools import partial
 from types import SimpleNamespace
 
-import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -45,15 +45,13 @@ def unsolved(measure, *args, **options):
 
 
 def one_step():
-    """Extent of a label set, distance of a pair from its sum, and objective after one step."""
-    points, means, gap, exact = study.concept_path((1,))
-    mean = means.set_index("set")[["x", "y"]]
-    error = mean.loc["1+2"] - exact.scales[2] * (mean.loc["1"] + mean.loc["2"])
-    return np.ptp(points.loc[points["set"] == "1", "x"]), np.linalg.norm(error), gap
+    """The descent ends after one step."""
+    return study.concept_path((1,))[2]
 
 
 def start():
-    return unsolved(study.closed_form, **CASE)
+    """One row of an optimiser that stays at its random start."""
+    return pd.DataFrame([unsolved(study.closed_form, **CASE)])
 
 
 def l1():
@@ -64,8 +62,7 @@ def l1():
 
 def l3():
     found, free = start(), unsolved(study.self_duality, **CASE)
-    errors = {"etf": found["classifier_error"], "bias": found["bias_error"]}
-    return errors | {"free_bias": free["free_bias"]}
+    return {"etf": found, "bias": found, "free_bias": free["free_bias"]}
 
 
 def l4():
@@ -77,68 +74,61 @@ def l4():
 
 
 def l6():
-    found = unsolved(study.multiplicity_imbalance, 1)
-    scale = abs(found["scale"] - found["scale_theory"])
-    gaps = start()["value_gap"]
-    return {"etf": found["nc2"], "angle": found["degrees"], "scale": scale, "gaps": gaps}
+    found = pd.DataFrame([unsolved(study.multiplicity_imbalance, 1)])
+    gaps = start().assign(n="{2: 2, 3: 1}")
+    return {"etf": found, "angle": found, "scale": found, "gaps": gaps}
 
 
 def l7():
     """The dimensions exchanged."""
-    worst = {d: abs(study.start_gaps(d, starts=2, **CASE)[0]["gap"]) for d in (2, 3)}
-    return {"enough": worst[2], "needed": worst[3]}
+    gaps = over(partial(study.start_gaps, starts=2, **CASE), d=[2, 3])
+    exchanged = gaps.assign(d=5 - gaps["d"], K=4)
+    return {"enough": exchanged, "needed": exchanged}
 
 
 def l8():
     """Margins of the other loss."""
     setting = {"K": 4, "counts": {1: 2, 2: 1}}
-    found = study.found_margins(0.01, **setting)[1]["margin"]
-    other = study.exact_margins(0.01, **setting, reduction="mean")[1]["margin"]
-    return {"path": one_step()[2], "value": start()["value_gap"], "sweep": abs(found - other)}
+    found = pd.DataFrame(study.found_margins(0.01, **setting))
+    other = pd.DataFrame(study.exact_margins(0.01, **setting, reduction="mean"))
+    sweep = found.assign(theory=other["margin"])
+    return {"path": one_step(), "value": start(), "sweep": sweep}
 
 
 def l9():
     """The two sides of the threshold exchanged."""
-    gain = {f: study.threshold("sum", f, K=4, counts={1: 1, 2: 1})["gain"] for f in (0.95, 1.05)}
-    return {"value": start()["value_gap"], "below": gain[1.05], "above": gain[0.95]}
+    around = partial(study.threshold, "sum", K=4, counts={1: 1, 2: 1})
+    exchanged = over(around, factor=[0.95, 1.05]).assign(factor=[1.05, 0.95])
+    return {"value": start(), "below": exchanged, "above": exchanged}
 
 
 def l10():
     """A saddle for a minimum, the curvature of another one, one dimension more."""
-    one, other = (study.saddle(rank, 0, **CASE) for rank in (1, 2))
+    saddles = over(partial(study.saddle, **CASE), rank=[1, 2], start=0)
     return {
-        "certificate": start()["certificate"],
-        "starts": one["excess"],
-        "curvature": abs(one["predicted"] - other["measured"]),
-        "negative": -one["predicted"],
-        "flat": (study.flat_directions(**CASE), study.landscape.orbit(6, 3)),
+        "certificate": start(),
+        "starts": saddles.assign(gap=saddles["excess"], d=4, K=4),
+        "curvature": saddles.assign(measured=saddles["measured"].to_numpy()[::-1]),
+        "negative": saddles.assign(predicted=-saddles["predicted"]),
+        "flat": (study.flat_directions(**CASE)[0], study.landscape.orbit(6, 3)),
     }
 
 
 def l13():
     """Means and classifier rows exchanged; equally frequent classes."""
-    found, _ = study.imbalance(study.step_table(), K=10)
-    even = l14()
-    return {
-        "etf": even["no_etf"],
-        "means": found["degrees_weight"],
-        "classifier": found["degrees"] / found["degrees_weight"],
-        "long_means": found["short_rows"],
-        "short_rows": found["long_means"],
-        "certificate": even["certificate"],
-    }
+    found, even = study.imbalance(study.step_table(), K=10)[0], l14()
+    exchanged = {"degrees": "degrees_weight", "long_means": "short_rows"}
+    found = found.rename(columns=exchanged | {new: old for old, new in exchanged.items()})
+    names = ("means", "classifier", "long_means", "short_rows")
+    same = dict.fromkeys(names, found)
+    return same | {"etf": even["no_etf"], "certificate": even["certificate"]}
 
 
 def l14():
     """Equally frequent label sets, and a random point for their minimum."""
-    even, _ = study.imbalance(BALANCED, K=4)
-    off, _ = unsolved(study.imbalance, BALANCED, K=4)
-    return {
-        "ratio": off["ratio"],
-        "certificate": off["certificate"],
-        "not_exact": even["degrees"],
-        "no_etf": even["nc2"],
-    }
+    even, *_ = study.imbalance(BALANCED, K=4)
+    off, *_ = unsolved(study.imbalance, BALANCED, K=4)
+    return {"ratio": off, "certificate": off, "not_exact": even, "no_etf": even}
 
 
 def l16():
@@ -154,21 +144,26 @@ def l16():
         made.features[:6], made.targets[:6], made.weight, multiplicities=(1, 2)
     )
     found = {
-        "word": nearest(made.features.roll(1, 0), book),
-        "gap": decoders.largest_gap(made.features @ made.weight.T),
+        "codeword": nearest(made.features.roll(1, 0), book),
+        "largest gap": decoders.largest_gap(made.features @ made.weight.T),
     }
     share = {
         name: float(decoders.exact_match(Y, made.targets).double().mean())
         for name, Y in found.items()
     }
-    lost = share["word"] - share["gap"]
-    names = ("singles", "level", "unseen", "unseen_bce", "unseen_fitted")
-    return {"exact": exact, "pairs": {"learned": lost}} | dict.fromkeys(names, lost)
+    share |= {"top m (m known)": share["largest gap"], "net": "learned"}
+    match = pd.DataFrame([share | {"m": m} for m in (1, 2)]).set_index("net")
+    lost = share["codeword"] - share["largest gap"]
+    rate = {"learned: codeword": share["codeword"], "learned: codeword, fitted": 0.5}
+    rate |= {"learned: largest gap": share["largest gap"], "bce: sign": share["largest gap"]}
+    rate |= {"bce: codeword, fitted": 0.5 + lost, "sets": "never trained"}
+    known, new = ("pairs", "singles", "level"), ("unseen", "unseen_bce", "unseen_fitted")
+    return {"exact": exact} | dict.fromkeys(known, match) | dict.fromkeys(new, pd.DataFrame([rate]))
 
 
 def l17():
-    off, _ = unsolved(study.imbalance, BALANCED, K=4)
-    return {"identity": start()["identity"], "imbalanced": off["identity"]}
+    off, *_ = unsolved(study.imbalance, BALANCED, K=4)
+    return {"identity": start(), "imbalanced": off}
 
 
 def l18():
@@ -178,13 +173,15 @@ def l18():
     scale = found.set_index("m")["scale"]
     other = theory.scale_at(found["margin_1"].to_numpy(), K=10, m=2)
     rows = found.query("m == 2").rename(columns={"scale": "scale_2"})
+    ends = over(partial(theory.scale_at, K=10, m=3), margin=[1e-9, 10])
     return {
         "dip": {m: (scale[m], theory.scale_dip(10, m)[1]) for m in (2, 3)},
-        "rising": study.scale_curve("sum", 2, K=10)["scale"].diff().min(),
-        "start": theory.scale_at(1e-9, K=10, m=3), "end": theory.scale_at(10, K=10, m=3),
-        "optimiser": np.abs(found["scale"] - other).max(),
+        "rising": study.scale_curve("sum", 2, K=10).assign(m=2, reduction="mean"),
+        "start": ends.assign(reduction="mean"),
+        "end": ends.assign(reduction="sum"),
+        "optimiser": found.assign(predicted=other),
         "net": {"composed": study.scale_ratio(rows, K=10)},
-    }  # fmt: skip
+    }
 
 
 def l19():
@@ -200,17 +197,17 @@ def l20():
 
 def l21():
     """At most K/2 labels; the frame beyond; random points."""
-    single, triple = (
-        {row["kind"]: row["excess"] for row in study.nonnegative_alone(m)} for m in (1, 3)
-    )
+    alone = over(study.nonnegative_alone, m=[1, 3])
+    excess = alone.pivot(index="m", columns="kind", values="excess")
+    single, beyond = excess.loc[[1]].set_axis([3]).rename_axis("m"), excess.loc[[3]]
     off = unsolved(study.nonnegative, 4, {1: 1, 2: 1})
     made = theory.configuration(
         theory.nonnegative_optimum(K=4, counts={1: 5, 2: 2}, **study.STRONG)
     )
     fit = tagwise_fit(LabelSetStatistics.of(made.features, made.targets), 2)
-    frame, outside, _ = study.KINDS
+    frame, *_ = study.KINDS
     return {
-        "explicit": single[frame] - single[outside], "value": triple[frame],
+        "explicit": single, "value": beyond.assign(optimiser=beyond[frame]),
         "certificate": {"random": off["certificate"]}, "etf": {"random": off["etf"]},
         "not_tagwise": fit.residual,
     }  # fmt: skip
@@ -220,8 +217,8 @@ WORLDS = {
     "L1": l1, "L3": l3, "L4": l4, "L6": l6, "L7": l7, "L8": l8, "L9": l9, "L10": l10, "L13": l13,
     "L14": l14, "L16": l16, "L17": l17, "L18": l18, "L19": l19, "L20": l20, "L21": l21,
 }  # fmt: skip
-WORLDS["L2"] = lambda: {"path": one_step()[0], "optimiser": start()["spread"]}
-WORLDS["L5"] = lambda: {"path": one_step()[1], "features": start()["feature_error"]}
+WORLDS["L2"] = lambda: {"path": one_step(), "optimiser": start()}
+WORLDS["L5"] = lambda: {"path": one_step(), "features": start()}
 
 
 # Networks -----------------------------------------------------------------------------------------
@@ -240,29 +237,32 @@ def untrained():
 
 
 def beside(untrained, name):
-    return study.against_control(untrained.controls(), "arbitrary", name)
+    """One row, as if of the MLP with linear features."""
+    return study.against_controls(untrained.controls()).loc["arbitrary"].loc[[name]]
 
 
 def l11(untrained):
     """A control that is not additive."""
-    final = untrained.controls().query("net == 'MLP, linear features'").iloc[0]
-    nc1 = untrained.curves.query("net == 'learned'")["nc1"].tolist()
-    return beside(untrained, "mlp") | {
-        "falls": nc1[-1] / nc1[0],
-        "bce": final["angle_2"],
-        "bce_official": final["official_angle"] / final["angle_2"],
-        "control_scale": final["scale_2"],
+    final = untrained.controls().query("net == 'MLP, linear features'").head(1)
+    nc1 = untrained.curves.query("net == 'learned'").groupby("seed")["nc1"]
+    names = ("nc1", "nc2", "nc2_means", "nc3", "angle", "difference")
+    return dict.fromkeys(names, beside(untrained, "mlp")) | {
+        "falls": nc1.agg(["first", "last"]),
+        "bce": final.assign(net="bce"),
+        "bce_official": final.assign(net="bce"),
+        "control_scale": final.assign(net="no pairs"),
     }
 
 
 def l12(untrained):
     """Equally frequent pairs; uneven classes; a net for its own control."""
-    _, uneven = study.imbalance(study.step_table(), K=10)
-    span = uneven["degrees"].max() / uneven["degrees"].min()
+    _, uneven, _ = study.imbalance(study.step_table(), K=10)
     own = untrained.nets["learned", 0]
     groups = study.rare_groups(own.net, own.net, own.data, weight_decay=1e-3, feature_decay=1e-2)
-    ratio = groups.set_index("setting")["ratio"]
-    return l14() | {"groups": span, "net": ratio[nets.WITH] / ratio[nets.WITHOUT]}
+    wide = groups.pivot(index="samples", columns="setting", values="ratio")
+    even = l14()
+    exact = even["not_exact"].rename(columns={"degrees": "degrees_all"})
+    return even | {"groups": uneven, "net": wide, "not_exact": exact}
 
 
 def l15(untrained):
@@ -276,35 +276,29 @@ def l15(untrained):
                 for f in (True, False)
             )
         sizes[name] = 1 - kept / own
-    same = {
-        metric.removesuffix("_2"): untrained.worst(metric, "frozen")
-        / untrained.worst(metric, "learned")
-        for metric in ("angle_2", "nc1", "nc2_means", "nc3")
-    }
-    return same | {"saved": sizes, "accuracy": l16()["singles"]}
+    same = untrained.ratio("frozen", "learned")
+    match = l16()["pairs"]
+    lost = (match["codeword"] - match["largest gap"]).mean()
+    names = ("angle", "nc1", "nc2_means", "nc3")
+    return dict.fromkeys(names, same) | {"saved": sizes, "accuracy": lost}
 
 
 def l22(untrained):
-    return beside(untrained, "mlp")
+    names = ("nc1", "nc2", "nc2_means", "nc3", "angle", "difference")
+    return dict.fromkeys(names, beside(untrained, "mlp"))
 
 
 def l23(untrained):
-    found = {name: beside(untrained, name) for name in ("mlp_relu", "cnn")}
-    worst = {
-        name: max(one[m] for m in ("nc1", "nc2", "nc2_means", "nc3")) for name, one in found.items()
-    }
-    return {"angle": {name: one["angle"] for name, one in found.items()}, "singles": worst}
+    found = study.against_controls(untrained.controls()).loc["arbitrary"]
+    return {"angle": found, "singles": found}
 
 
 def l24(untrained):
     """Pairs and triples exchanged."""
-    found = beside(untrained, "mlp")
+    final = untrained.controls().query("net == 'MLP, linear features'")
+    found = final.pivot(index="seed", columns="pairs", values="angle_2")
     exact = theory.optimum(**CASE).scales
-    return {
-        "angle": found["angle"],
-        "difference": found["difference"],
-        "scale": exact[3] - exact[2],
-    }
+    return {"angle": found, "difference": found, "scale": exact[3] - exact[2]}
 
 
 NETS = {"L11": l11, "L12": l12, "L15": l15, "L22": l22, "L23": l23, "L24": l24}
