@@ -260,9 +260,9 @@ def _of(claim, declared):
     """``  [abs(excess) where depth > 2]``: what a check takes from a table, if it does."""
     names = [*claim.id.split(".")[2:], ""]
     check = next((declared[name] for name in names if name in declared), None)
-    if not check or not check.of:
+    if not check or not (check.of or check.where):
         return ""
-    return f"  [{check.of}{f' where {check.where}' if check.where else ''}]"
+    return f"  [{check.of or check.name}{f' where {check.where}' if check.where else ''}]"
 
 
 def _show_row(which, name, results):

@@ -238,6 +238,9 @@ def test_one_row_on_the_command_line_has_everything():
     part = called("claims", "quickstart.Q2.nc2_means").output
     assert "    0.Q2.nc2_means  holds " in part
     assert part.count("0.Q2") == 1
+    judged = called("claims", "2.L14").output  # what is judged of a table
+    assert "  [abs(nc2 - nc2_floor) where d == 2 and K > 3]\n" in judged
+    assert "  [gap where d < K - 1]\n" in judged
     for wrong, message in (
         ("4.G99", "no row G99"),
         ("9.A1", "is unknown"),

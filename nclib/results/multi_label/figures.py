@@ -338,8 +338,8 @@ def collapse(curves, predictions, floor, holds):
     for ax in grid[-1]:
         ax.set_xlabel("epoch")
     finding = "A classifier frozen at the ETF collapses further than a learned one"
-    figure.suptitle(finding if holds else "Collapse of the networks while they are trained",
-                    x=0.01, ha="left", fontsize=11)  # fmt: skip
+    otherwise = "Collapse of the networks while they are trained"
+    style.titled(figure, finding if holds else otherwise, 11)
     axes[0].plot([], [], "--", color="0.3", lw=1, label="unconstrained-features theory")
     _legend(figure, axes[0], 6)
     return figure
@@ -411,8 +411,7 @@ def decoding(table, holds):
         ax.set(xlabel="test images decoded exactly", title=NET_LOOKS[net][2])
     axes[0][0].invert_yaxis()
     finding = "Nearest codewords name pairs that the largest gap misses"
-    figure.suptitle(finding if holds else "The same decoders on every network", x=0.01, ha="left",
-                    fontsize=11)  # fmt: skip
+    style.titled(figure, finding if holds else "The same decoders on every network", 11)
     _legend(figure, axes[0][0], 4)
     return figure
 
@@ -452,8 +451,7 @@ def unseen(table, holds):
         ax.set(xlabel="test pairs decoded exactly", title=NET_LOOKS[net][2])
     axes[0].invert_yaxis()
     finding = "Codewords from single labels decode pairs that were never trained"
-    figure.suptitle(finding if holds else "Pairs that were never trained", x=0.01, ha="left",
-                    fontsize=11)  # fmt: skip
+    style.titled(figure, finding if holds else "Pairs that were never trained", 11)
     _legend(figure, axes[0], 2, "pairs of labels")
     return figure
 
