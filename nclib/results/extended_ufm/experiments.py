@@ -115,10 +115,9 @@ def closed_forms(problems, **options):
     ``gap`` (|best − closed form|), ``above`` (best minus explicit point), ``below`` (closed form
     minus the lowest start), ``gram, logits, offset`` (errors of class Gram matrix, class logits,
     bias; ``geometry``: of the first and the last; ``centred_gram``: of the centred class means),
-    ``norm`` (relative error of ‖h‖²),
-    ``etf_raw`` (distance of the uncentred means to an ETF), ``last_of`` (``of`` of the last layer),
-    ``nuclear`` (:func:`nuclear_gain`), and over layers ``nc1, of, etf, nc3`` (``frames``: the
-    largest of the first, second and last).
+    ``norm`` (relative error of ‖h‖²), ``etf_raw`` (distance of the uncentred means to an ETF),
+    ``last_of`` (``of`` of the last layer), ``nuclear`` (:func:`nuclear_gain`), and over layers
+    ``nc1, of, etf, nc3`` (``frames``: the largest of the first, second and last).
     """
     rows = []
     for problem in problems:
@@ -145,9 +144,9 @@ def closed_forms(problems, **options):
             "nuclear": nuclear_gain(problem, point),
         }
         table = metrics.layer_table(hidden, problem.targets)[["nc1", "of", "etf"]]
-        row |= table.max().to_dict() | {"last_of": table["of"].iloc[-1]}
+        row |= table.max(skipna=False).to_dict() | {"last_of": table["of"].iloc[-1]}
         row["geometry"] = max(row["gram"], row["offset"])
-        row["frames"] = max(row["nc1"], row["of"], row["nc3"])
+        row["frames"] = np.max([row["nc1"], row["of"], row["nc3"]])  # nan if one is
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -767,20 +766,23 @@ def _against_floor(net, data):
 
 def floor_errors(table, control):
     """Least loss above the floor, the largest errors of any seed at the end, and the least distance
-    to an orthogonal frame of the nets called ``control``, over the others' without bias (5.X2)."""
-    ends = table.groupby(["head", "seed"]).last()
+    to an orthogonal frame of the nets called ``control``, over the others' without bias (5.X2);
+    nan where one is."""
+    ends = table.groupby(["head", "seed"]).tail(1).set_index(["head", "seed"]).sort_index()
     last, other = ends.drop(control), ends.loc[control]
     plain, biased = last.drop("free bias"), last.loc["free bias"]
-    return {
-        "never_below": (table["loss"] - table["floor"]).min(),
-        "reaches": last["excess"].max(),
-        "norm": (last["norm_sq"] / last["norm_sq_theory"] - 1).abs().max(),
-        "nc1": last["nc1"].max(),
-        "frame": plain[["of", "of_w"]].max().max(),
-        "etf": biased[["etf", "etf_w"]].max().max(),
-        "nc3": last["nc3"].max(),
-        "not_orthogonal": biased["of"].min(),
-        "control": other["of"].min() / plain["of"].max(),
+    errors = {
+        "reaches": last["excess"],
+        "norm": (last["norm_sq"] / last["norm_sq_theory"] - 1).abs(),
+        "nc1": last["nc1"],
+        "frame": plain[["of", "of_w"]],
+        "etf": biased[["etf", "etf_w"]],
+        "nc3": last["nc3"],
+    }
+    return {name: values.to_numpy().max() for name, values in errors.items()} | {
+        "never_below": (table["loss"] - table["floor"]).to_numpy().min(),
+        "not_orthogonal": biased["of"].to_numpy().min(),
+        "control": other["of"].to_numpy().min() / plain["of"].to_numpy().max(),
     }
 
 

@@ -203,7 +203,8 @@ def sphere_ratios(table, value):
     """``value`` of the sphere over that of each penalised problem, the largest over the rest."""
     rest = [name for name in ("scale", "seed") if name in table]
     wide = table.pivot(index=rest, columns="name", values=value)
-    return wide[["hybrid", "regularized"]].rdiv(wide["normalized"], axis=0).max().to_dict()
+    ratios = wide[["hybrid", "regularized"]].rdiv(wide["normalized"], axis=0)
+    return ratios.max(skipna=False).to_dict()
 
 
 def conditioning(name, scale, *, K, n, d):

@@ -326,13 +326,13 @@ def share_above_floor(curves, classes, *, nonnegative):
 def ratios(final, ours, theirs, names=NC):
     """Metrics of the nets labelled ``ours`` over those of ``theirs``, the largest over seeds."""
     means = final.groupby(["label", "seed"])[list(names)].last()
-    return (means.loc[ours] / means.loc[theirs]).max().to_dict()
+    return (means.loc[ours] / means.loc[theirs]).max(skipna=False).to_dict()
 
 
 def gains(final, ours, theirs):
     """How much larger the test accuracy of ``ours`` is in percent, the smallest over seeds."""
     values = final.groupby(["label", "seed"])["test_accuracy"].last()
-    return float((values[ours] - values[theirs]).min())
+    return float((values[ours] - values[theirs]).min(skipna=False))
 
 
 def best_scale(table):

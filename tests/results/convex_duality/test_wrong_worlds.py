@@ -18,6 +18,7 @@ from nclib.results.convex_duality import experiments as study
 from nclib.results.convex_duality import linear, nets, ramps, theory
 from nclib.results.convex_duality.nets import Network
 from nclib.table import over
+from nclib.ufm import scalar
 
 BOOK = "06_convex_duality"
 BAD = ("fails", "not reproduced", "not converged")
@@ -112,8 +113,9 @@ def c7():
     good = [study.stuck(X, Y, 3, share=a, scale=b) for a, b in ((0.95, 2.0), (1.08, 0.05))]
     start = untrained(study.deep_linear(X, Y, 3, 0.3))[1]
     table = study.deep_ranks(20, (5, 50, 30, 40, 5), [4, 2.8, 2, 1.4, 1])
+    jump = scalar.shrink(1.0, scalar.thresholds(1.0, 4)[0] * (1 - 1e-12), 4)[1]
     return {"value": start - linear.whitened_linear_value(Y, 0.3, 3), "trap": good[0],
-            "stays": good[1], "jump": 2 / 3, "ranks": int((table["rank"] != 5).sum())}  # fmt: skip
+            "stays": good[1], "jump": jump, "ranks": int((table["rank"] != 5).sum())}  # fmt: skip
 
 
 def c8():

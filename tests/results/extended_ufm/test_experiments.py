@@ -497,6 +497,11 @@ def test_floor_errors_by_hand():
     assert study.floor_errors(pd.concat([better, table]), "control") == pytest.approx(want)
     want |= {"etf": 0.06, "not_orthogonal": 0.2, "control": 0.8 * 2 / 3 / 0.02}
     assert study.floor_errors(pd.concat([table, worse]), "control") == pytest.approx(want)
+    vanished = table.copy()  # a net that ends without features is no good one
+    vanished.loc[1, ["of", "of_w", "nc1", "nc3", "excess"]] = math.nan
+    found = study.floor_errors(vanished, "control")
+    wrong = {name for name, value in found.items() if math.isnan(value)}
+    assert wrong == {"reaches", "nc1", "frame", "nc3", "control"}
 
 
 def test_train_nets_measures_what_the_net_does(blobs):

@@ -93,6 +93,8 @@ def test_race_and_its_ratios():
     table = pd.DataFrame({"name": ["normalized", "hybrid", "regularized"] * 2, "seed": 0})
     table = table.assign(scale=[1.0] * 3 + [2.0] * 3, steps=[30, 60, 40, 30, 300, 90])
     assert study.sphere_ratios(table, "steps") == {"hybrid": 0.5, "regularized": 0.75}
+    lost = table.assign(steps=[30, 60, 40, math.nan, 300, 90])  # a descent that left the numbers
+    assert all(math.isnan(ratio) for ratio in study.sphere_ratios(lost, "steps").values())
     other = table.assign(seed=1, steps=[60, 60, 40, 30, 300, 90])
     both = study.sphere_ratios(pd.concat([table, other]), "steps")
     assert both == {"hybrid": 1.0, "regularized": 1.5}

@@ -279,6 +279,9 @@ def test_comparisons_take_the_worst_seed_at_the_end():
     assert normalized.ratios(table, "a", "b", ["nc1"]) == {"nc1": 0.5}
     assert normalized.gains(table, "b", "a") == 0.0
     assert normalized.gains(table, "a", "b") == -3.0
+    lost = table.assign(test_accuracy=math.nan, nc1=math.nan, nc2=1.0, nc3=1.0)
+    assert math.isnan(normalized.gains(lost, "a", "b"))
+    assert math.isnan(normalized.ratios(lost, "a", "b")["nc1"])
     assert normalized.best_scale(table[table["epoch"] == 9]) == 1.0
 
 
