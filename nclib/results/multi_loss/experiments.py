@@ -414,14 +414,20 @@ class Nets:
     logits: dict
 
 
-def require(architecture, *, widths, dataset, train_per_class, validation):
+def require(architecture, *, widths, epochs, long_epochs, dataset, train_per_class, validation):
     """Say now what :func:`train_nets` would say later: for a notebook's first cell.
 
     The arguments are the notebook's parameters.  Raises :class:`~nclib.checks.InputError` for
-    widths that the architecture does not have, for a data set that is not here or too small, and
-    for a validation share that leaves too little on either side.
+    widths that the architecture does not have, for a long training that is not the longest, for a
+    data set that is not here or too small, and for a validation share that leaves too little on
+    either side.
     """
     nets.require_widths(architecture, widths=widths)
+    checks.require(
+        long_epochs is None or long_epochs > epochs[-1],
+        f"parameter long_epochs must be None or above {epochs[-1]}, the longest of epochs, "
+        f"got {long_epochs}",
+    )
     image_data.require(dataset, {"train_per_class": train_per_class})
     images = image_data.smallest_class(dataset, train_per_class)[0]
     if validation and (validation * images < 1 or (1 - validation) * images < 10):
