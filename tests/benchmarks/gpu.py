@@ -1,7 +1,9 @@
 """On a GPU: training and metrics against plain code, start-up and steady state apart.
 
-``python -m tests.benchmarks.gpu [--out DIR]`` first checks that a replayed training is the
-training, then prints tables and writes them as ``gpu.csv``.  Two minutes, in one process.
+``python -m tests.benchmarks.gpu [--out DIR] [--only PART]`` first checks that a replayed training
+is the training, then prints tables and writes them as ``gpu.csv``.  Two minutes, in one process.
+``floor_s`` is the roofline: the larger of operations over the card's rate and bytes over its
+bandwidth, both measured.
 """
 
 import contextlib
@@ -14,6 +16,7 @@ import click
 import pandas as pd
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from nclib import losses
 from nclib.deep import graphs, nets, train
@@ -119,9 +122,12 @@ def single(tf32):
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
-def engines(device):
-    """Rows: ResNet-18 on 60 000 images at batches of 128."""
+def engines(device, rates):
+    """Rows: ResNet-18 on 60 000 images at batches of 128; an epoch's floor is of its products."""
     data, found = images(60_000, 28, device=device), []
+    with FlopCounterMode(display=False) as products:
+        OBJECTIVE(RESNET().to(device), data.inputs[:100], data.labels[:100]).backward()
+    floor = 600 * products.get_total_flops() / rates["half"]
     for name, tf32 in (("plain loop, float32", False), ("plain loop, TF32", True)):
         single(tf32)
         net = nets.seeded(0, RESNET).to(device)
@@ -138,7 +144,8 @@ def engines(device):
             net, data, OBJECTIVE, recipe, measure=tick
         )
         found.append((name, *epochs(fit)))
-    return pd.DataFrame(found, columns=["what", "start_s", "epoch_s", "all_s"])
+    found = pd.DataFrame(found, columns=["what", "start_s", "epoch_s", "all_s"])
+    return found.assign(floor_s=floor)
 
 
 def median(function, *arguments, repeats=9):
@@ -153,7 +160,7 @@ def median(function, *arguments, repeats=9):
     return sorted(times)[len(times) // 2]
 
 
-def measures(device):
+def measures(device, rates):
     """Rows: NC1-NC4 of features on the device, ours and the peer's algorithm there."""
     found = []
     for N, d, K in ((60_000, 512, 10), (60_000, 512, 100), (50_000, 2048, 1000)):
@@ -165,11 +172,13 @@ def measures(device):
             theirs = metrics.plain(batches, weight, N, d, K)
             slower = median(metrics.plain, batches, weight, N, d, K, repeats=3)
         gap = max(abs(ours[key] / theirs[key] - 1) for key in theirs if theirs[key])
-        found.append((f"NC1-NC4, N={N}, d={d}, K={K}", seconds, slower, gap))
-    return pd.DataFrame(found, columns=["what", "ours_s", "baseline_s", "difference"])
+        task = metrics.in_memory(N, d, K, 0.01)
+        floor = max(task.bytes / rates["bandwidth"], task.flops / rates["single"])
+        found.append((f"NC1-NC4, N={N}, d={d}, K={K}", seconds, slower, floor, gap))
+    return pd.DataFrame(found, columns=["what", "ours_s", "baseline_s", "floor_s", "difference"])
 
 
-def stacks(device):
+def stacks(device, rates):
     """Rows: 4 losses × 3 seeds of a small MLP, stacked, against plain loops."""
     data = images(6000, 28, device=device).flat()
     recipe = replace(RECIPE, epochs=5)
@@ -185,29 +194,35 @@ def stacks(device):
     return pd.DataFrame(found, columns=["what", "ours_s", "baseline_s"])
 
 
-def rates(device):
-    """Memory bandwidth (read and written) and rate of bfloat16 products of this card."""
+def card(device):
+    """Memory bandwidth (read and written) and rates of products in bfloat16 and float32."""
     many, square = torch.randn(2**29, device=device), torch.randn(8192, 8192, device=device)
     other, half = torch.empty_like(many), square.bfloat16()
     return {
         "bandwidth": 2 * many.nbytes / median(lambda: other.copy_(many)),
         "half": 2 * 8192**3 / median(lambda: half @ half),
+        "single": 2 * 8192**3 / median(lambda: square @ square),
     }
+
+
+PARTS = {"engines": engines, "stacks": stacks, "measures": measures}
 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("."))
-def main(out):
+@click.option("--only", multiple=True, type=click.Choice(["checks", *PARTS]))
+def main(out, only):
     device = torch.device("cuda")
     print(torch.cuda.get_device_name(), torch.__version__, torch.version.cuda, flush=True)
-    checks(device)
-    tables = []
-    for rows in (engines, stacks, measures):
-        tables.append(rows(device))
-        print(tables[-1].to_string(), flush=True)
-    found = rates(device)
-    print(found)
-    pd.concat(tables).assign(**found).to_csv(out / "gpu.csv", index=False)
+    rates, tables = card(device), []
+    print(rates, flush=True)
+    if not only or "checks" in only:
+        checks(device)
+    for name, rows in PARTS.items():
+        if not only or name in only:
+            tables.append(rows(device, rates))
+            print(tables[-1].to_string(), flush=True)
+            pd.concat(tables).assign(**rates).to_csv(out / "gpu.csv", index=False)
 
 
 if __name__ == "__main__":
