@@ -330,7 +330,7 @@ def sandwich(history, ratio):
     look = {"looks": {None: PLAIN[0]}, "labels": {None: "median neuron"}}
     lines(right, shown, "epoch", "gamma_over_alpha", **look)
     right.axhline(ratio, **THEORY, label=r"$\sqrt{K-1}$")
-    scales(right, "x")
+    scales(right, "x" if len(shown) else "")
     right.set(xlabel="epoch", ylabel=r"BN scale / BN shift, $\gamma/\alpha$", ylim=(0, 2 * ratio))
     right.set_title("Batch norm's own parameters")
     for ax in (left, middle, right):
