@@ -5,7 +5,9 @@ import logging
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import seaborn as sns
+from matplotlib.ticker import LogLocator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -93,6 +95,14 @@ def scales(ax, log, ticks=None):
         low, high = sorted(getattr(ax, f"get_{axis}lim")())
         shown = [value for value in values if low <= value <= high]
         getattr(ax, f"set_{axis}ticks")(shown, [f"{value:g}" for value in shown])
+
+
+def between_decades(ax):
+    """More ticks on a logarithmic vertical axis that shows fewer than two powers of ten."""
+    low, high = np.log10(sorted(ax.get_ylim()))
+    if np.floor(high) - np.ceil(low) < 1:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
 
 
 def fixed(figure):

@@ -208,3 +208,15 @@ def test_a_fixed_figure_keeps_its_layout():
     ax.set_ylabel("a label\nof two lines")
     figure.canvas.draw()
     assert ax.get_position().bounds == place
+
+
+def test_an_axis_between_two_decades_is_labelled():
+    figure, (narrow, wide) = style.grid(1, 2)
+    for ax, top in ((narrow, 4.0), (wide, 90.0)):
+        ax.plot([1, 2], [0.2, top])
+        style.scales(ax, "y")
+        style.between_decades(ax)
+    figure.draw_without_rendering()
+    labels = [{t.get_text() for t in ax.get_yticklabels()} for ax in (narrow, wide)]
+    assert {"0.2", "0.5", "1", "2"} <= labels[0]
+    assert not {"0.2", "5"} & labels[1]

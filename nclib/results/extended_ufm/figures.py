@@ -324,6 +324,8 @@ def depth_profile(deep, overall, K, title):
               ylabel="distance")  # fmt: skip
     for ax in (axes[0, 1], *axes[1, 1:]):
         ax.axhline(_cross(K), **THEORY)
+    for ax in axes.flat:
+        style.between_decades(ax)
     axes[0, 1].annotate("dashed: the other frame", (0.04, 0.05), **WHERE)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
     return style.titled(figure, title)
