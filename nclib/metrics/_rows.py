@@ -7,15 +7,22 @@ from nclib import checks
 from nclib.metrics.precision import Storage
 
 BLOCK = 1024  # rows: large enough for a fast product, small enough to stay in cache
+_ENTRIES = 2**24  # of a block on a GPU, where what costs is the number of operations
 PANELS = 4  # column panels of a symmetric product; 4 panels need 10/16 of its entries
 _SMALL = 128  # up to this dimension products are float64: they cost little, and average little
 
 
+def block(dim, device):
+    """Number of rows that are worked on at a time."""
+    return BLOCK if device.type == "cpu" else max(BLOCK, _ENTRIES // max(dim, BLOCK))
+
+
 class Rows:
-    """Features and labels in blocks of ``BLOCK`` rows: views of what is in memory, or copies."""
+    """Features and labels in blocks of ``size`` rows: views of what is in memory, or copies."""
 
     def __init__(self, dim, device):
         self.dim, self.device, self.dtype = dim, device, None
+        self.size = block(dim, device)
         self.count, self._given, self._blocks = 0, 0, []
 
     @classmethod
@@ -23,7 +30,8 @@ class Rows:
         """The features ``(N, d)`` and labels ``(N,)`` themselves, no copies."""
         rows = cls(features.shape[1], features.device)
         rows.dtype, rows.count = features.dtype, len(features)
-        rows._blocks = list(zip(features.split(BLOCK), labels.split(BLOCK), strict=True))
+        parts = (features.split(rows.size), labels.split(rows.size))
+        rows._blocks = list(zip(*parts, strict=True))
         return rows
 
     def bytes(self, x=None):
@@ -40,13 +48,13 @@ class Rows:
             self.dtype = dtype
             self._blocks = [(a.to(dtype), b) for a, b in self._blocks]
         while len(x):
-            i, used = divmod(self.count, BLOCK)
+            i, used = divmod(self.count, self.size)
             if i == len(self._blocks):
-                rows = BLOCK * min(max(i, 1), 16)
+                rows = self.size * min(max(i, 1), max(16 * BLOCK // self.size, 1))
                 labels = torch.empty(rows, dtype=torch.int64).to(self.device)
                 room = _room(rows, self.dim, dtype, self.device)
-                self._blocks += zip(room.split(BLOCK), labels.split(BLOCK), strict=True)
-            n = min(len(x), BLOCK - used)
+                self._blocks += zip(room.split(self.size), labels.split(self.size), strict=True)
+            n = min(len(x), self.size - used)
             a, b = self._blocks[i]
             a[used : used + n], b[used : used + n] = x[:n], y[:n]
             x, y, self.count = x[n:], y[n:], self.count + n
@@ -54,7 +62,8 @@ class Rows:
     def blocks(self, start=0):
         """``(features, labels)`` block by block, from row ``start`` on."""
         for i, (a, b) in enumerate(self._blocks):
-            first, last = max(start - i * BLOCK, 0), min(self.count - i * BLOCK, BLOCK)
+            before = i * self.size
+            first, last = max(start - before, 0), min(self.count - before, self.size)
             if first < last:
                 yield a[first:last], b[first:last]
 
@@ -167,8 +176,9 @@ def class_sums(blocks, K, d):
     sums = wide = None
     for x, y in blocks:
         if sums is None:
-            wide = torch.empty(BLOCK, d, dtype=torch.float64, device=x.device)
             sums = torch.zeros(K, d, dtype=torch.float64, device=x.device)
+        if wide is None or len(wide) < len(x):
+            wide = torch.empty(len(x), d, dtype=torch.float64, device=x.device)
         sums.index_add_(0, y, wide[: len(x)].copy_(x))
     return sums
 

@@ -6,7 +6,7 @@ import torch
 
 from nclib import checks
 from nclib.metrics import _classes as shared
-from nclib.metrics._rows import BLOCK, batch, norms, places
+from nclib.metrics._rows import batch, block, norms, places
 from nclib.metrics.precision import exact
 
 
@@ -37,13 +37,14 @@ class Agreement:
         x, y, _ = batch(features, labels, self.num_classes, self.dim, ignore_index)
         x = x.to(self._present.device, self._rules.shift.dtype)
         self.samples += len(x)
+        size = block(self.dim, x.device)
         if y is None:
-            for part in x.split(BLOCK):
+            for part in x.split(size):
                 self._compare(*self._rules.choose(part))
             return self
         y = y.to(self._present.device)
         self._tally(0, y)
-        for part, labels in zip(x.split(BLOCK), y.split(BLOCK), strict=True):
+        for part, labels in zip(x.split(size), y.split(size), strict=True):
             own = self._place[labels]
             known = own.clamp(min=0)
             lengths = norms(part - self._rules.shift.index_select(0, known))

@@ -172,7 +172,7 @@ class _Pass:
 
     def residuals(self):
         """``(features, residuals, place of the class)``; the residuals' memory is used again."""
-        room = self.shift.new_empty(_rows.BLOCK, self.rows.dim)
+        room = self.shift.new_empty(self.rows.size, self.rows.dim)
         for x, y in self.blocks():
             residual = torch.index_select(self.shift, 0, y, out=room[: len(x)])
             yield x, torch.sub(x, residual, out=residual).to(self.dtype), y

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nclib import checks
-from nclib.metrics import ClassStatistics, _classes, by_class, nc_metrics
+from nclib.metrics import ClassStatistics, _classes, _rows, by_class, nc_metrics
 from tests.benchmarks.harness import ROOT
 
 
@@ -361,3 +361,27 @@ def test_memory_with_many_classes_is_nothing_of_size_k_squared():
     # Σ_B is nearly the identity; only the 20 000 classes of two samples have a spread.
     trace = 16 * 1e-6 / 2 * 40_000 / 60_000
     assert nc1 == pytest.approx(trace / 40_000, rel=0.1)
+
+
+def test_blocks_are_larger_where_an_operation_is_a_launch(monkeypatch):
+    assert _rows.block(512, torch.device("cpu")) == 1024
+    found = [_rows.block(d, torch.device("meta")) for d in (3, 512, 2048, 10**6)]
+    assert found == [16384, 16384, 8192, 1024]
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(90) % 3
+    x = torch.randn(90, 5, generator=draw) + torch.randn(3, 5, generator=draw)[labels]
+    weight = torch.randn(3, 5, generator=draw)
+
+    def numbers():
+        statistics = ClassStatistics(3, 5)
+        for part in (slice(0, 4), slice(4, 60), slice(60, 90)):
+            statistics.update(x[part], labels[part])
+        second = statistics.agreement(weight).update(x, labels)
+        return nc_metrics(x, labels, weight) | {"second": second.metrics()["ncc_error"]}, (
+            statistics.metrics(weight)
+        )
+
+    whole = numbers()
+    monkeypatch.setattr(_rows, "BLOCK", 7)
+    for one, two in zip(numbers(), whole, strict=True):
+        assert one == pytest.approx(two, rel=1e-6)
