@@ -47,6 +47,18 @@ def log_spaced(last, count):
     return sorted({0, last} | {round(last ** (i / (count - 2))) for i in range(count - 2)})
 
 
+def last(frame, keys):
+    """The last row of each group, indexed and sorted by ``keys``, as it is: ``groupby().last()``
+    would take the last entry of each column that is not NaN."""
+    return frame.groupby(keys).tail(1).set_index(keys).sort_index()
+
+
+def extreme(groups, name):
+    """The ``"max"`` or ``"min"`` of each column of grouped rows, NaN where an entry is NaN, which
+    pandas would pass over."""
+    return groups.agg(lambda values: getattr(values.to_numpy(), name)())
+
+
 def matrices(named):
     """The matrices of a mapping in long form: columns ``name, row, column, value``."""
     rows = []

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nclib.checks import InputError
-from nclib.table import log_spaced, matrices, over
+from nclib.table import extreme, last, log_spaced, matrices, over
 
 
 def test_every_combination_in_order_with_constants_passed_on():
@@ -91,3 +91,17 @@ def test_matrices_in_long_form():
     with pytest.raises(InputError, match="matrix a must be a matrix"):
         matrices({"a": [1.0, 2.0]})
     assert matrices({}).columns.tolist() == ["name", "row", "column", "value"]
+
+
+def test_last_rows_and_extremes_keep_what_is_no_number():
+    runs = pd.DataFrame({"net": ["b", "a", "b", "a"], "step": [1, 1, 2, 2]})
+    runs = runs.assign(gap=[3.0, 1.0, np.nan, 2.0], nc1=[0.5, 0.7, 0.4, 0.9])
+    end = last(runs, "net")
+    assert end.index.tolist() == ["a", "b"] and end["step"].tolist() == [2, 2]
+    assert end["gap"]["a"] == 2 and np.isnan(end["gap"]["b"])
+    assert last(runs, ["net", "step"]).loc[("a", 1), "nc1"] == 0.7
+    groups = runs.groupby("net")[["gap", "nc1"]]
+    largest = extreme(groups, "max")
+    assert largest["nc1"].tolist() == [0.9, 0.5] and largest["gap"]["a"] == 2
+    assert np.isnan(largest["gap"]["b"])
+    assert extreme(groups["nc1"], "min").tolist() == [0.7, 0.4]

@@ -217,10 +217,10 @@ def levels_reached(linear, relu):
     """Distances to an orthogonal frame after descent (claim 5.E9): of both levels of the linear
     model; of the ReLU model the farthest last level, the farthest first level over it, and how far
     the starts lie apart at the first."""
-    ends = [t[t["step"] == t["step"].max()].groupby("layer")["of"] for t in (linear, relu)]
-    first, last = (ends[1].get_group(layer) for layer in ("H1", "H2"))
+    end, ends = (t[t["step"] == t["step"].max()].set_index("layer")["of"] for t in (linear, relu))
+    first, last = (ends.loc[[layer]].to_numpy() for layer in ("H1", "H2"))
     return {
-        "linear": ends[0].max().max(),
+        "linear": end.to_numpy().max(),
         "last_level": last.max(),
         "first_level": first.max() / last.max(),
         "h1_shape": np.ptp(first),
@@ -449,8 +449,9 @@ def hysteresis(sweeps):
     apart, deep = (wide["up"] - wide["down"]).abs(), sweeps[sweeps["M"] > 1]
     star = deep["M"].map(lambda M: theory.thresholds(M)[0])
     past = deep[(deep["direction"] == "up") & (deep["scale"] > 0.1) & (deep["kappa"] > star)]
-    both = {"two_branches": apart.drop(1).max(), "one_layer": apart.loc[1].max()}
-    return both | {"only_local": past["value"].min()}
+    both = {"two_branches": apart.drop(1), "one_layer": apart.loc[1]}
+    largest = {name: values.to_numpy().max() for name, values in both.items()}
+    return largest | {"only_local": past["value"].to_numpy().min()}
 
 
 def descent_ends(table, model):
@@ -458,7 +459,7 @@ def descent_ends(table, model):
     of the objective over its closed form (claims 5.E1, E3)."""
     last = table[table["model"] == model].iloc[-1]
     kinds = ["nc1", "of", "nc3"] if model == "no bias" else ["nc1", "etf", "nc3"]
-    return {"worst": last[kinds].max(), "excess": last["excess"]}
+    return {"worst": last[kinds].to_numpy(float).max(), "excess": last["excess"]}
 
 
 def levels(problem):
@@ -904,12 +905,12 @@ def depth_and_bias(deep, overall):
     last = _at_the_end(deep, overall).set_index(["net", "seed"])
     moved = last.loc[BIASED] - last.loc[PLAIN]
     return {
-        "through_depth": end.diff(axis=1).max().max(),
-        "control": across.max(),
-        "through_training": np.exp((end[top] - wide.loc[1][top]).max()),
-        "of_w": moved["of_w"].min(),
-        "etf_w": moved["etf_w"].max(),
-        "ce": (last.loc[ENTROPY]["etf_w"] - last.loc[ENTROPY]["of_w"]).max(),
+        "through_depth": np.diff(end).max(),
+        "control": across.to_numpy().max(),
+        "through_training": np.exp((end[top] - wide.loc[1][top]).to_numpy().max()),
+        "of_w": moved["of_w"].to_numpy().min(),
+        "etf_w": moved["etf_w"].to_numpy().max(),
+        "ce": (last.loc[ENTROPY]["etf_w"] - last.loc[ENTROPY]["of_w"]).to_numpy().max(),
     }
 
 
@@ -920,17 +921,18 @@ def frames_reached(deep, overall):
     ``fits``, the least training accuracy of all nets."""
     last = _at_the_end(deep, overall).set_index(["net", "seed"])
     kinds = {PLAIN: ["of", "of_w", "nc3"], BIASED: ["etf", "etf_w", "nc3"]}
-    worst = {net: last.loc[net][columns].max() for net, columns in kinds.items()}
+    worst = {net: last.loc[net][columns].to_numpy().max(0) for net, columns in kinds.items()}
     control = {
-        net: last.loc[NO_DECAY[net]][columns].max(axis=1).min() / worst[net].max()
+        net: last.loc[NO_DECAY[net]][columns].to_numpy().max(1).min() / worst[net].max()
         for net, columns in kinds.items()
     }
+    others = [last.loc[PLAIN][["etf_w"]], last.loc[BIASED][["of", "of_w"]]]
     return {
-        "nc1": last.loc[[PLAIN, BIASED]]["nc1"].max(),
+        "nc1": last.loc[[PLAIN, BIASED]]["nc1"].to_numpy().max(),
         "frame": dict(zip(("features", "classifier"), worst[PLAIN], strict=False)),
         "etf": dict(zip(("features", "classifier"), worst[BIASED], strict=False)),
-        "nc3": {net: columns.iloc[2] for net, columns in worst.items()},
-        "other": min(last.loc[PLAIN]["etf_w"].min(), last.loc[BIASED][["of", "of_w"]].min().min()),
+        "nc3": {net: columns[2] for net, columns in worst.items()},
+        "other": np.min([values.to_numpy().min() for values in others]),
         "control": control,
-        "fits": last["train_accuracy"].min(),
+        "fits": last["train_accuracy"].to_numpy().min(),
     }

@@ -20,7 +20,7 @@ from nclib.metrics import generalized_nc, geometry, known_margins, margins
 from nclib.metrics.generalized import random_margin
 from nclib.results.large_class import codes, data, nets, search, theory
 from nclib.results.large_class.assignment import SQUARE, assign_classes, pairwise
-from nclib.table import over
+from nclib.table import extreme, over
 from nclib.ufm import solve
 from nclib.ufm.solve import best
 
@@ -545,13 +545,14 @@ def collapse(history, **levels):
     """How far training went, the worst seed: falls of GNC1 and GNC3 from the first to the last
     epoch, the last GNC2 over each of ``levels``, and the last training ``accuracy``."""
     ends = [part.sort_values("epoch").iloc[[0, -1]] for _, part in history.groupby("seed")]
-    last = pd.concat(ends).groupby("seed").last()
+    last = pd.concat(part.tail(1) for part in ends)
     found = {
-        column: max(part[column].iloc[1] / part[column].iloc[0] for part in ends)
+        column: float(np.max([part[column].iloc[1] / part[column].iloc[0] for part in ends]))
         for column in ("gnc1", "gnc3")
     }
-    found |= {name: float(last["gnc2"].min() / level) for name, level in levels.items()}
-    return found | {"accuracy": float(last["train_accuracy"].min())}
+    lowest = {name: float(last[name].to_numpy().min()) for name in ("gnc2", "train_accuracy")}
+    found |= {name: lowest["gnc2"] / level for name, level in levels.items()}
+    return found | {"accuracy": lowest["train_accuracy"]}
 
 
 def around_best(final, best, random):
@@ -571,12 +572,11 @@ def around_best(final, best, random):
 def growth(by_dimension):
     """Checks of 4.G16 on rows with ``d, gnc2, random``: the smallest growth from one dimension to
     the next (nothing to say of a single one), and what is above a random classifier's margin."""
-    by = by_dimension.groupby("d").agg(
-        low=("gnc2", "min"), high=("gnc2", "max"), random=("random", "first")
-    )
-    steps = (by["low"] - by["high"].shift()).dropna()
-    found = {"growth": steps.min()} if len(steps) else {}
-    return found | {"above_random": by["low"] - by["random"]}
+    by = by_dimension.groupby("d")
+    low, high = (extreme(by["gnc2"], name) for name in ("min", "max"))
+    steps = (low - high.shift()).to_numpy()[1:]
+    found = {"growth": float(steps.min())} if len(steps) else {}
+    return found | {"above_random": low - by["random"].first()}
 
 
 def assignments(part, test, code, settings, *, temperature, seeds, hidden):

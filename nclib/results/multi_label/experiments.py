@@ -16,6 +16,7 @@ from nclib import checks, frames, losses
 from nclib.metrics.multi_label import LabelSetStatistics, statistics_metrics, tagwise_fit
 from nclib.results.multi_label import data as images
 from nclib.results.multi_label import decoders, nets, theory
+from nclib.table import extreme
 from nclib.ufm import flow, landscape, solve
 
 # Against the closed forms -------------------------------------------------------------------------
@@ -598,9 +599,9 @@ def against_controls(table):
         for kind in (nets.WITH, nets.WITHOUT)
     )
     single = ["nc1", "nc2", "nc2_means", "nc3"]
-    worst = trained[[*single, "angle"]].max()
-    worst["singles"] = worst[single].max(axis=1)
-    worst["difference"] = worst["angle"] / without["angle"].min()
+    worst = extreme(trained[[*single, "angle"]], "max")
+    worst["singles"] = worst[single].max(axis=1, skipna=False)
+    worst["difference"] = worst["angle"] / extreme(without["angle"], "min")
     return worst
 
 

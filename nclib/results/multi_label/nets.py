@@ -19,6 +19,7 @@ from nclib.deep import collect, nets, train
 from nclib.losses import pick_all_labels
 from nclib.metrics.multi_label import multi_label_metrics
 from nclib.results.multi_label import theory
+from nclib.table import extreme
 
 # Architectures and what a figure calls them.
 NAMES = {
@@ -200,7 +201,7 @@ class Nets:
     def ratio(self, name, other):
         """One row: every final metric, largest over the seeds, of ``name`` over that of
         ``other``."""
-        worst = self.final.drop(columns="seed").groupby("net").max()
+        worst = extreme(self.final.drop(columns="seed").groupby("net"), "max")
         return worst.loc[[name]] / worst.loc[other]
 
     def controls(self):

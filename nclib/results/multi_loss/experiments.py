@@ -22,7 +22,7 @@ from nclib.deep import data as image_data
 from nclib.metrics import nc_metrics
 from nclib.metrics.geometry import class_means, etf_error, gram_distance
 from nclib.results.multi_loss import theory
-from nclib.table import log_spaced
+from nclib.table import extreme, log_spaced
 from nclib.ufm import landscape
 from nclib.ufm.model import UFM
 from nclib.ufm.solve import best, gradient
@@ -608,7 +608,7 @@ def ends(curves):
         falls = {f"{name}_fall": last[name] / first[name] for name in FALLING}
         rows.append({"loss": loss, "first": first["epoch"]} | last[list(SHOWN)].to_dict() | falls)
     table = pd.DataFrame(rows).groupby("loss", sort=False)
-    return table.max().assign(train_accuracy=table["train_accuracy"].min())
+    return extreme(table, "max").assign(train_accuracy=extreme(table["train_accuracy"], "min"))
 
 
 COLLAPSE = ("nc1", "nc2", "nc3")

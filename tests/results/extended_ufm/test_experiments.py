@@ -220,6 +220,10 @@ def test_slopes_and_levels_by_hand():
     ends = pd.DataFrame(ends | {"of": [0.3, 9.0], "etf": [8.0, 0.2]})
     assert study.descent_ends(ends, "no bias") == {"worst": 0.3, "excess": 1e-10}
     assert study.descent_ends(ends, "free bias") == {"worst": 0.2, "excess": 1.0}
+    assert math.isnan(study.descent_ends(ends.assign(nc3=math.nan), "no bias")["worst"])
+    both.iloc[-1, both.columns.get_loc("of")] = math.nan  # one start has diverged
+    assert math.isnan(study.levels_reached(table, both)["last_level"])
+    assert math.isnan(study.levels_reached(both, both)["linear"])
 
 
 def test_cosines():
@@ -585,6 +589,28 @@ def test_what_networks_reach_by_hand():
         {"through_depth": math.log(0.1), "control": math.log(0.2), "through_training": 0.1,
          "of_w": 0.34, "etf_w": -0.27, "ce": -0.1}
     )  # fmt: skip
+
+
+def test_a_net_without_a_number_is_not_passed_over():
+    deep, overall = two_runs(PLAIN={}, BIASED={}, ENTROPY={})
+    lost = (deep["epoch"] == 2) & (deep["net"] == study.PLAIN) & (deep["seed"] == 0)
+    gone = (overall["epoch"] == 2) & (overall["net"] == study.BIASED) & (overall["seed"] == 1)
+    deep, overall = deep.copy(), overall.copy()
+    deep.loc[lost, ["nc1", "of"]], overall.loc[gone, ["of_w", "etf_w", "nc3"]] = math.nan, math.nan
+    found = study.frames_reached(deep, overall)
+    flat = [found["nc1"], found["frame"]["features"], found["etf"]["classifier"], found["other"]]
+    flat += [found["nc3"][study.BIASED], *found["control"].values()]
+    changed = study.depth_and_bias(deep, overall)
+    flat += [changed[name] for name in ("through_depth", "control", "through_training", "of_w")]
+    assert all(map(math.isnan, flat))
+    assert not math.isnan(found["etf"]["features"])
+
+
+def test_sweeps_without_a_number_are_not_passed_over():
+    columns = {"M": [1, 1, 2, 2], "kappa": 0.2, "direction": ["up", "down"] * 2, "value": 0.4}
+    sweeps = pd.DataFrame(columns | {"scale": [0.5, 0.5, math.nan, 0.5]})
+    found = study.hysteresis(pd.concat([sweeps, sweeps.assign(kappa=0.6, scale=0.5)]))
+    assert math.isnan(found["two_branches"]) and found["one_layer"] == 0
 
 
 @pytest.mark.parametrize(("architecture", "width"), [("cnn", 2), ("resnet18", 1 / 32)])
