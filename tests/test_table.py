@@ -100,8 +100,8 @@ def test_last_rows_and_extremes_keep_what_is_no_number():
     assert end.index.tolist() == ["a", "b"] and end["step"].tolist() == [2, 2]
     assert end["gap"]["a"] == 2 and np.isnan(end["gap"]["b"])
     assert last(runs, ["net", "step"]).loc[("a", 1), "nc1"] == 0.7
-    groups = runs.groupby("net")[["gap", "nc1"]]
-    largest = extreme(groups, "max")
+    groups = runs.groupby("net")
+    largest = extreme(groups[["gap", "nc1"]], "max")
     assert largest["nc1"].tolist() == [0.9, 0.5] and largest["gap"]["a"] == 2
     assert np.isnan(largest["gap"]["b"])
     assert extreme(groups["nc1"], "min").tolist() == [0.7, 0.4]
