@@ -180,7 +180,7 @@ def l18():
         "start": ends.assign(reduction="mean"),
         "end": ends.assign(reduction="sum"),
         "optimiser": found.assign(predicted=other),
-        "net": {"composed": study.scale_ratio(rows, K=10)},
+        "net": study.scale_ratio(rows, K=10),
     }
 
 
