@@ -8,6 +8,7 @@ from nclib.metrics.precision import Storage
 
 BLOCK = 1024  # rows: large enough for a fast product, small enough to stay in cache
 _ENTRIES = 2**24  # of a block on a GPU, where what costs is the number of operations
+_FEW = 128  # classes up to which a GPU sums by a product: additions to few rows wait for each other
 PANELS = 4  # column panels of a symmetric product; 4 panels need 10/16 of its entries
 _SMALL = 128  # up to this dimension products are float64: they cost little, and average little
 
@@ -179,7 +180,11 @@ def class_sums(blocks, K, d):
             sums = torch.zeros(K, d, dtype=torch.float64, device=x.device)
         if wide is None or len(wide) < len(x):
             wide = torch.empty(len(x), d, dtype=torch.float64, device=x.device)
-        sums.index_add_(0, y, wide[: len(x)].copy_(x))
+        values = wide[: len(x)].copy_(x)
+        if x.device.type != "cpu" and K <= _FEW:
+            sums.addmm_(torch.nn.functional.one_hot(y, K).double().T, values)
+        else:
+            sums.index_add_(0, y, values)
     return sums
 
 

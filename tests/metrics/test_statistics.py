@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nclib import checks
 from nclib.metrics import ClassStatistics, _classes, _rows, by_class, nc_metrics
 from tests.benchmarks.harness import ROOT
+from tests.device_guard import Accelerator
 
 
 def sample(seed, K=5, d=6, n=9, width=0.8):
@@ -385,3 +386,15 @@ def test_blocks_are_larger_where_an_operation_is_a_launch(monkeypatch):
     monkeypatch.setattr(_rows, "BLOCK", 7)
     for one, two in zip(numbers(), whole, strict=True):
         assert one == pytest.approx(two, rel=1e-6)
+
+
+@pytest.mark.parametrize("K", [3, 130])
+def test_an_accelerator_sums_to_the_same_numbers(K):
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.randint(K, (3000,), generator=draw)
+    x = torch.randn(3000, 7, generator=draw) + torch.randn(K, 7, generator=draw)[labels]
+    weight = torch.randn(K, 7, generator=draw)
+    here = nc_metrics(x, labels, weight)
+    with Accelerator() as gpu:
+        there = nc_metrics(x.to(gpu), labels.to(gpu), weight.to(gpu))
+    assert there == pytest.approx(here, rel=1e-6)
