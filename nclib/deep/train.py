@@ -327,6 +327,7 @@ def grid(build, cells, data, recipe, *, together=True, measure_at=(), label="gri
     epoch) -> dict``, ``checkpoint`` and ``augment``, as :func:`fit` has them.
     Returns a list of :class:`Trained` in the order of ``cells``.
     """
+    checks.require(cells, "cells is empty: give at least one")
     start = [nets.seeded(cell.seed, build).to(data.inputs.device) for cell in cells]
     options = {"measure": None, "checkpoint": None, "augment": None} | options
     train = _together if together else _apart

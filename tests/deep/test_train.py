@@ -452,3 +452,9 @@ def test_history_of_a_grid_is_one_tagged_table():
     assert table["seed"].tolist() == [3, 3, 4, 4] and set(table["width"]) == {7}
     assert table["epoch"].tolist() == [0, 2, 0, 2]
     assert table["train_loss"].tolist()[3] == trained[1].history["train_loss"].tolist()[1]
+
+
+def test_a_grid_without_cells_is_refused():
+    for together in (True, False):
+        with pytest.raises(checks.InputError, match="cells is empty"):
+            train.grid(build, [], data(), RECIPE, together=together)

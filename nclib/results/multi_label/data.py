@@ -56,8 +56,8 @@ class MultiLabelData:
 
     def keep(self, table):
         """Only the samples whose label set is a key of ``table``."""
-        names = [tuple(row.nonzero().flatten().tolist()) for row in self.labels]
-        return self.take(torch.tensor([name in table for name in names], device=self.labels.device))
+        kept = [labels in table for labels in label_tuples(self.labels)]
+        return self.take(torch.tensor(kept, device=self.labels.device))
 
     @property
     def singles(self):
@@ -67,8 +67,12 @@ class MultiLabelData:
     def table(self):
         """``{label tuple: samples}``, ordered by size and then by labels."""
         sets, counts = self.labels.unique(dim=0, return_counts=True)
-        names = [tuple(row.nonzero().flatten().tolist()) for row in sets]
-        return dict(sorted(zip(names, counts.tolist(), strict=True), key=_by_size))
+        return dict(sorted(zip(label_tuples(sets), counts.tolist(), strict=True), key=_by_size))
+
+
+def label_tuples(targets):
+    """The label sets of multi-hot rows ``(R, K)`` as tuples of classes."""
+    return [tuple(row.nonzero().flatten().tolist()) for row in targets]
 
 
 def _by_size(item):

@@ -237,7 +237,7 @@ def imbalance(table, *, K, seed=0, **decay):
     statistics = LabelSetStatistics.of(point["features"], problem.targets)
     fit = tagwise_fit(statistics, 2)
     by_weight = tagwise_fit(statistics, 2, weight=point["weight"])
-    pairs = [tuple(row.nonzero().flatten().tolist()) for row in fit.label_sets]
+    pairs = images.label_tuples(fit.label_sets)
     sets = pd.DataFrame(pairs, columns=["i", "j"]).assign(
         samples=[table[pair] for pair in pairs],
         degrees=fit.degrees.numpy(),
@@ -437,7 +437,7 @@ def concept_path(steps=(10, 3000), *, seed=0):
         problem, start, rate=0.5, rates={"features": 3.0}, momentum=0.9, steps=max(steps),
         record=list(steps),
     )  # fmt: skip
-    names = ["+".join(str(k + 1) for k in y.nonzero().flatten().tolist()) for y in problem.targets]
+    names = ["+".join(str(k + 1) for k in S) for S in images.label_tuples(problem.targets)]
     single = problem.targets.sum(1) == 1
     points = []
     for step, point in zip(path.steps, path.points, strict=True):
