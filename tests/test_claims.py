@@ -225,7 +225,7 @@ def test_a_row_on_the_command_line_is_as_good_as_its_worst_check():
 def test_one_row_on_the_command_line_has_everything():
     text = called("claims", "0.Q2").output
     for part in (
-        "NC1, NC2 and NC3 fall while",
+        "NC1, NC2 and NC3 of a small network",
         "source    this project",
         "verdict   holds  [quick]",
         "    0.Q2.nc2_means  holds ",

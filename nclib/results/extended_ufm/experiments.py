@@ -597,8 +597,7 @@ def low_rank_search(K, rank, *, kappa_share, starts=32, seed=0):
     H_1 of at most this rank (claim 5.E7): ``ratio``.
 
     One sample per class, 2K neurons, W_2 optimal: f = λ/2 (tr (σ(Z)σ(Z)ᵀ + κ)⁻¹ + ‖H‖² + ‖W‖²), Z =
-    HWᵀ.  Starts: ``rank`` features, rows of H and W in random directions, of several lengths.  (Of
-    full rank random starts end at the linear optimum or above.)
+    HWᵀ.  Starts: ``rank`` features, rows of H and W in random directions, of several lengths.
     """
     problem, collapsed = deep_relu(K, 2, kappa_share=kappa_share, width=K)
     lam, generator = problem.decays[0], torch.Generator().manual_seed(seed)
