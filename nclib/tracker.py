@@ -1,6 +1,7 @@
 """Neural collapse during one's own training loop: three lines, any model, any framework."""
 
 import contextlib
+import random
 import sys
 from pathlib import Path
 
@@ -34,8 +35,9 @@ class Tracker:
         csv: file that holds the table after every measurement; a rerun reads it and goes on.
         options: of :class:`nclib.deep.collect.Taps`, such as ``unpack`` and ``maps``.
 
-    Measuring leaves no trace in the training: modes, gradients, batch norm's averages and torch's
-    random numbers are as before.  What is wrong raises :class:`~nclib.checks.InputError`.
+    Measuring leaves no trace in the training: modes, gradients, batch norm's averages and the
+    random numbers of torch, numpy, ``random`` and the loaders' samplers are as before.  What is
+    wrong raises :class:`~nclib.checks.InputError`.
     """
 
     def __init__(
@@ -151,15 +153,26 @@ class Tracker:
 
 @contextlib.contextmanager
 def _same_random_numbers(loaders):
-    """Afterwards torch's generators, and the loaders' own, are where they were."""
+    """Afterwards the generators of torch, numpy, ``random``, loaders and samplers are as before."""
+    import numpy as np
     import torch
 
-    own = [g for g in (getattr(loader, "generator", None) for loader in loaders) if g is not None]
+    parts = [
+        part
+        for loader in loaders
+        for batches in (loader, getattr(loader, "batch_sampler", None))
+        for part in (batches, getattr(batches, "sampler", None))
+    ]
+    own = [part.generator for part in parts if hasattr(part, "generator")]
+    own = [generator for generator in own if isinstance(generator, torch.Generator)]
     states = [generator.get_state() for generator in own]
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         with torch.random.fork_rng(devices):
             yield
     finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
         for generator, state in zip(own, states, strict=True):
             generator.set_state(state)

@@ -117,7 +117,9 @@ CASES = {
     "ood.nc5": lambda t: ood.nc5(streamed(t), t.features),
     "ood.neco": lambda t: ood.neco(streamed(t), t.features),
     "ood.nci": lambda t: ood.nci(streamed(t), t.features, t.weight, t.bias),
-    "precision.Storage": lambda t: precision.Storage.of(t.features).floor(t.weight, 48, 1.0),
+    "precision.Storage": lambda t: precision.Storage.of(t.features).floor(
+        t.weight, 48, 1.0, t.weight[:3].T
+    ),
     "collapse.nc_metrics": lambda t: [
         collapse.nc_metrics(t.features, t.labels, t.weight, t.bias),
         collapse.nc_metrics(torch.cat([t.features] * 20, 1), t.labels),
@@ -156,7 +158,7 @@ CASES = {
     "geometry.gram_distance": lambda t: geometry.gram_distance(t.weight @ t.weight.T),
     "geometry.etf_error": lambda t: [geometry.etf_error(t.features), geometry.etf_error(t.weight)],
     "geometry.centred": lambda t: geometry.centred(t.features),
-    "geometry.between": lambda t: geometry.between(t.features, cut=1e-7, floor=0.0),
+    "geometry.between": lambda t: geometry.between(t.features, cut=1e-7, floor=lambda v: 0 * v[0]),
     "geometry.nc1": lambda t: geometry.nc1(t.features, t.labels, cut=1e-7),
     "geometry.angles_between": lambda t: geometry.angles_between(t.features[:24], t.features[24:]),
     "geometry.rank": lambda t: geometry.rank(t.features, cut=1e-3),

@@ -1,6 +1,7 @@
 """The tracker: right numbers, no trace in the training, a table that survives a kill."""
 
 import functools
+import random
 import subprocess
 import sys
 
@@ -10,7 +11,14 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import nclib
 from nclib import checks
@@ -93,6 +101,33 @@ def test_tracking_leaves_no_trace_in_the_training():
     before = generator.get_state()
     nclib.Tracker(make(), loader).step(0)
     assert torch.equal(generator.get_state(), before)
+
+
+class Noisy(Dataset):
+    """Augmented by ``random`` and numpy."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, i):
+        return torch.full((5,), random.random() + np.random.rand()), i % K  # noqa: NPY002
+
+
+def test_measuring_leaves_samplers_and_augmentation_as_they_were():
+    generator = torch.Generator().manual_seed(7)
+    rows = RandomSampler(Noisy(), generator=generator)
+    together = BatchSampler(rows, 4, drop_last=False)
+    weighted = WeightedRandomSampler([1] * 12, 12, generator=generator)
+    for options in ({"sampler": rows}, {"batch_sampler": together}, {"sampler": weighted}):
+        loader, drawn = DataLoader(Noisy(), **options), []
+        for measuring in (False, True):
+            generator.manual_seed(7)
+            random.seed(7)
+            np.random.seed(7)  # noqa: NPY002
+            if measuring:
+                nclib.Tracker(make(), loader, missing="skip").step(0)
+            drawn.append((torch.cat([x for x, _ in loader]), torch.cat([y for _, y in loader])))
+        assert all(map(torch.equal, *drawn)), options
 
 
 def test_several_layers_in_one_pass_and_a_second_only_where_features_are_not_kept(monkeypatch):

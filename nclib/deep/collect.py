@@ -30,6 +30,8 @@ from nclib.metrics import ClassStatistics
 
 _LABELS = ("labels", "label", "targets", "target", "y")
 _SEVERAL = nn.DataParallel | nn.parallel.DistributedDataParallel
+_CHANNELS_FIRST = nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d | nn.GroupNorm | nn.MaxPool2d
+_CHANNELS = ("in_channels", "out_channels", "num_features", "num_channels")  # attributes of layers
 
 
 @contextlib.contextmanager
@@ -41,6 +43,9 @@ def evaluation(net):
         with torch.no_grad():
             yield net
     finally:
+        for module, mode in modes:  # from the root on: layers that merge weights in eval undo it
+            if module.training != mode:
+                module.train(mode)
         for module, mode in modes:
             module.training = mode
 
@@ -226,7 +231,7 @@ class Taps:
                     _call(self.model, inputs)
                     taken = {n: (self._one(n, m, calls[n], inputs), m) for n, m, _ in layers}
                 for name, (x, module) in taken.items():
-                    x, y = _rows(name, x, labels, module, self.maps)
+                    x, y = _rows(name, x, labels, module, self.maps, self.model)
                     keep = y != self.ignore_index if y.ndim == 1 else slice(None)
                     if len(y[keep]):
                         consume(name, x[keep], y[keep])
@@ -359,15 +364,18 @@ def _tap(module, side, kept):
 
 
 def _trace(model, inputs):
-    """The output, and the calls of leaf modules: ``(name, module, first rows entered, rows)``."""
+    """The output, and the calls of leaf modules: ``(name, module, first rows entered, rows)``.
+
+    The rows of a linear layer are in the precision it computed in, as under autocast.
+    """
     calls = []
 
     def note(name):
         def hook(module, arguments, keywords, output):
             entered = next(_leaves((arguments, keywords)), None)
             if isinstance(module, nn.Linear):
-                rows = entered.flatten(0, -2)
-                calls.append((name, module, rows[:64].clone(), len(rows)))
+                rows, given = entered.flatten(0, -2), next(_leaves(output), entered)
+                calls.append((name, module, rows[:64].to(given.dtype, copy=True), len(rows)))
             else:
                 calls.append((name, module, None, 0))
 
@@ -409,12 +417,15 @@ def _gives(call, output):
         return False
     if output.numel() != rows * module.out_features:
         return False
-    product = nn.functional.linear(entered, module.weight, module.bias)
+    weight, bias = (x if x is None else x.to(entered.dtype) for x in (module.weight, module.bias))
+    product = nn.functional.linear(entered, weight, bias)
     output = output.flatten(0, -2)[: len(product)]
     # Rounding: of the sum over h, in single precision at least, and of the result.
-    size = entered.float().abs() @ module.weight.float().abs().T
+    size = entered.float().abs() @ weight.float().abs().T
     single = torch.finfo(torch.float32).eps
-    allowed = 8 * (single * size.max() + torch.finfo(output.dtype).eps * output.abs().max())
+    kinds = [x.dtype for x in (module.weight, product, output) if x.is_floating_point()]
+    coarsest = max(torch.finfo(kind).eps for kind in kinds)
+    allowed = 8 * (single * size.max() + coarsest * output.abs().max())
     return bool(((product - output).abs() <= allowed).all())
 
 
@@ -432,7 +443,18 @@ def _refuse_unshifted(inputs, labels, ignore_index):
         )
 
 
-def _rows(name, x, labels, module, maps):
+def _channels_last(x, module, model):
+    """Whether the sizes of the model's layers speak for ``(B, H, W, C)`` where H is not W."""
+    if x.ndim < 4 or x.shape[-2] == x.shape[-1] or isinstance(module, _CHANNELS_FIRST):
+        return False
+    layers = list(model.modules())
+    channels = [getattr(layer, name, None) for layer in layers for name in _CHANNELS]
+    norms = [getattr(layer, "normalized_shape", None) for layer in layers]
+    first = x.shape[1] in channels or x.shape[1] >= x.shape[-1]
+    return (x.shape[-1],) in norms or not first
+
+
+def _rows(name, x, labels, module, maps, model):
     """Features as rows ``(n, d)`` and their labels ``(n,)``."""
     labels = checks.tensor("labels", labels).to(x.device)
     last = type(module) in (nn.Linear, nn.LayerNorm)  # layers that work on the last axis
@@ -440,6 +462,7 @@ def _rows(name, x, labels, module, maps):
     if x.ndim < 2:
         raise checks.InputError(f"{shape}: expected a row of features for each sample")
     square = x.ndim == 4 and x.shape[1] == x.shape[2] != x.shape[3]  # (B, H, W, C), it seems
+    unclear = square or _channels_last(x, module, model)
     if x.ndim > 3 and not last and not square:
         x = x.movedim(1, -1)
     places = math.prod(x.shape[1:-1])
@@ -449,7 +472,7 @@ def _rows(name, x, labels, module, maps):
         if len(labels) != len(x):
             raise checks.InputError(f"{shape}: expected a label for each sample")
         return x, labels
-    if maps is None or (x.ndim == 3 or square) and not last:
+    if maps is None or (x.ndim == 3 or unclear) and not last:
         raise checks.InputError(
             f"{shape}: average the positions (maps='pool'), take each as a sample "
             "(maps='positions'); both need (B, C, H, W), for another layout pass a function that "

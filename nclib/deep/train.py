@@ -6,11 +6,14 @@ with the same result as an undisturbed one.
 """
 
 import copy
+import hashlib
+import json
 import math
 import os
 import time
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
@@ -123,8 +126,9 @@ def fit(
         measure: ``(net, epoch) -> dict`` of floats; epoch 0 is before training.
         measure_at: epochs to measure at; default all.
         checkpoint: path; see :meth:`nclib.notebook.Run.checkpoint`.  A finished training is
-            loaded instead of repeated; a damaged file, and one of something else, is moved aside
-            with a warning and training starts anew.
+            loaded instead of repeated; a damaged file, and one of something else (another recipe,
+            seed, data or shape; the objective and the first weights are not compared), is moved
+            aside with a warning and training starts anew.
         after_step: ``(net) -> None`` after every optimiser step, e.g. a projection.
         augment: ``(inputs, generator) -> inputs`` for every batch.
 
@@ -189,12 +193,19 @@ class _Fit:
         if fast:
             self.passes = graphs.Replayed(self._passes, self.device, net.parameters())
             _say_how(recipe, self.channels_last, self.device)
-        self.history, self.first = [], 0
+        self.seed, self.history, self.first = seed, [], 0
         self.at = {"step": 0, "total": 0.0, "drawn": None}  # within an epoch that was cut
+
+    @cached_property
+    def of(self):
+        """Which training this is."""
+        loss = self.objective.loss if isinstance(self.objective, _Objective) else None
+        return _identity(self.recipe, self.data, self.seed, _told(loss))
 
     def content(self, epoch=0, step=0, total=0.0, drawn=None):
         """The checkpoint: everything that the rest of the training depends on."""
         return {
+            "of": self.of,
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
@@ -340,13 +351,23 @@ def history(trained):
     return pd.concat(tables, ignore_index=True)
 
 
+@dataclass(frozen=True)
+class _Objective:
+    """A cell's loss as an objective of :func:`fit`."""
+
+    loss: losses._Loss
+
+    def __call__(self, net, inputs, labels):
+        return self.loss(net(inputs), labels)
+
+
 def _apart(start, cells, data, recipe, measure_at, label, *, measure, checkpoint, augment):
     trained = []
     for i, (cell, net) in enumerate(zip(cells, start, strict=True)):
         history = fit(
             net,
             data,
-            lambda net, x, y, cell=cell: cell.loss(net(x), y),
+            _Objective(cell.loss),
             replace(recipe, epochs=cell.epochs),
             seed=cell.seed,
             measure=measure and (lambda net, epoch, cell=cell: measure(net, cell, epoch)),
@@ -412,6 +433,9 @@ class _Stack:
         self.alive = sorted(range(len(cells)), key=lambda i: kinds.index(cells[i].loss))
         # One row of parameters per cell: a step is a few operations on the whole stack.
         params, self.buffers = torch.func.stack_module_state([start[i] for i in self.alive])
+        fixed = [name for name, p in params.items() if not p.requires_grad]
+        self.buffers |= {name: params.pop(name) for name in fixed}
+        self.names = _names(self.skeleton)
         self.shapes = {name: p.shape[1:] for name, p in params.items()}
         self.params = torch.cat([p.detach().flatten(1) for p in params.values()], 1)
         self.velocity = torch.zeros_like(self.params)
@@ -428,9 +452,16 @@ class _Stack:
 
         self.step = graphs.Replayed(step, self.device)
 
+    @cached_property
+    def of(self):
+        """Which grid this is; its cells have numbers of epochs of their own."""
+        cells = [(_told(cell.loss), cell.seed, cell.epochs) for cell in self.cells]
+        return _identity(replace(self.recipe, epochs=0), self.data, cells)
+
     def content(self, epoch=0):
         """The checkpoint: everything that the rest of the training depends on."""
         return {
+            "of": self.of,
             "alive": self.alive,
             "done": self.done,
             "epoch": epoch,
@@ -455,8 +486,8 @@ class _Stack:
 
     def values_of(self, position):
         """State of one net, copied: measuring must not touch the stack."""
-        stacks = (_unpack(self.params, self.shapes) | self.buffers).items()
-        return {name: stack[position].clone() for name, stack in stacks}
+        stacks = _unpack(self.params, self.shapes) | self.buffers
+        return {name: stacks[first][position].clone() for name, first in self.names.items()}
 
     def net_of(self, position):
         self.skeleton.load_state_dict(self.values_of(position))
@@ -503,6 +534,14 @@ class _Stack:
 def _name(cell, label):
     tags = "".join(f", {key} {value}" for key, value in cell.tags.items())
     return f"{label}, {cell.loss}, seed {cell.seed}{tags}"
+
+
+def _names(net):
+    """Every name of a parameter or buffer -> the first name of the same tensor (tied ones)."""
+    named = [*net.named_parameters(remove_duplicate=False)]
+    named += net.named_buffers(remove_duplicate=False)
+    first = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
 
 
 def _same_grid(state, fresh, net):
@@ -612,6 +651,31 @@ def _save(path, state):
         torch.save(state, file)
 
 
+def _identity(recipe, data, *further):
+    """What decides a training and can be compared, as text.
+
+    Not ``fast``, which changes rounding only, nor the number of epochs where no rate depends on it:
+    a longer training goes on from where a shorter one ended.
+    """
+    terms = asdict(recipe)
+    del terms["fast"]
+    if recipe.schedule == "constant":
+        del terms["epochs"]
+    terms = [terms, *further, _digest(data.inputs), _digest(data.labels)]
+    return json.dumps(terms, default=lambda value: value.tolist())  # of NumPy and PyTorch
+
+
+def _told(loss):
+    """A loss and its parameters as text; the text of a bare function is another in each process."""
+    return repr(loss) if is_dataclass(loss) else None
+
+
+def _digest(tensor):
+    """Type, shape and SHA-256 of a tensor, the same on every device."""
+    numbers = tensor.detach().contiguous().flatten().view(torch.uint8).numpy(force=True)
+    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(numbers).hexdigest()[:16]}"
+
+
 def _resume(path, restore, content):
     """Whether a checkpoint was there and ``restore`` took it.
 
@@ -625,6 +689,8 @@ def _resume(path, restore, content):
         state = torch.load(path, weights_only=True, map_location="cpu")
         if not isinstance(state, dict) or state.keys() != fresh.keys():
             raise ValueError("something else")
+        if state["of"] != fresh["of"]:
+            raise ValueError("another recipe, seed, loss or data")
         restore(state)
         return True
     except Exception as error:

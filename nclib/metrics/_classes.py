@@ -71,17 +71,18 @@ class Classes:
         keep = spectrum > cut * spectrum[0]
         return spectrum[keep], vectors[keep].T
 
-    def above_rounding(self, spectrum, storage, trace_within):
+    def above_rounding(self, spectrum, basis, storage, trace_within):
         """Which eigenvalues of Σ_B are more than the rounding of the features stored."""
-        floor = storage.floor(self.means, int(self.counts.sum()), trace_within)
+        floor = storage.floor(self.means, int(self.counts.sum()), trace_within, basis)
         return spectrum * len(self.counts) > floor**2
 
-    def metrics(self, spectrum, moments, trace_within, variances, storage):
-        """The metrics from the spectrum of Σ_B and Σ_W's ``moments`` along its eigenvectors."""
+    def metrics(self, spectrum, basis, moments, trace_within, variances, storage):
+        """The metrics from the spectrum of Σ_B and Σ_W's ``moments`` along its eigenvectors,
+        ``basis (d, r)``."""
         K = len(self.counts)
         if not math.isfinite(trace_within):
             squarable("features", self.means.new_tensor([trace_within]))
-        kept = self.above_rounding(spectrum, storage, trace_within)
+        kept = self.above_rounding(spectrum, basis, storage, trace_within)
         if not kept.any():
             warnings.warn("all class means are equal: NC1 is undefined (NaN)", RuntimeWarning, 5)
         ratios = (moments / spectrum)[kept]

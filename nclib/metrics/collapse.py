@@ -209,7 +209,7 @@ def measure(rows, counts, present, weight, bias, storage):
         moments = ((basis.T @ within) * basis.T).sum(1)
     squares -= scaled.square().sum(1)
     variances, trace = squares.clamp(min=0) / counts, float(squares.sum()) / N
-    found = classes.metrics(this.spectrum, moments / N, trace, variances, storage)
+    found = classes.metrics(this.spectrum, basis, moments / N, trace, variances, storage)
     if rules is not None:
         found["ncc_disagreement"] = math.nan if rules.equal else rules.disagreements / N
     return found
@@ -225,7 +225,8 @@ def table(rows, counts, present, weight, bias, storage, names):
         moments.index_add_(0, y, (residual @ basis.to(this.dtype)).double().square())
     variances = (squares / n[:, 0] - this.rounding.square().sum(1)).clamp(min=0)
     moments = moments / n - (this.rounding @ basis).square()
-    kept = classes.above_rounding(this.spectrum, storage, float(squares.sum()) / int(n.sum()))
+    trace = float(squares.sum()) / int(n.sum())
+    kept = classes.above_rounding(this.spectrum, basis, storage, trace)
     nc1 = (moments / this.spectrum)[:, kept].sum(1) / len(n)
     found = {"nc1": nc1 if kept.any() else nc1 + math.nan} | classes.by_class(variances)
     rules = Rules(classes, this.shift.to(this.dtype), None)

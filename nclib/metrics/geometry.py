@@ -147,9 +147,9 @@ def nc1(features, labels, *, cut, K=None, precision=None):
         raise checks.InputError("NC1 needs samples of at least two classes, the labels hold one")
     residual = features - means[labels.to(features.device)]
     means, spread = means[counts > 0], float(residual.square().sum()) / len(features)
-    floor = storage.floor(means, len(features), spread)
     # Means that differ by their own rounding only are equal.
-    floor = max(floor, 8 * _EPS * float(means.abs().max()) * len(means) ** 0.5)
+    own = 8 * _EPS * float(means.abs().max()) * len(means) ** 0.5
+    floor = lambda along: storage.floor(means, len(features), spread, along).clamp(min=own)
     spectrum, basis = between(means - features.mean(0), cut=cut, floor=floor)
     if not len(spectrum):
         return math.nan
@@ -161,13 +161,13 @@ def between(centred_means, *, cut, floor):
     about their centre: the at most K - 1 directions that can carry classes.
 
     Those are left out whose singular value of M is at most ``cut`` of the largest, or at most
-    ``floor`` (:meth:`nclib.metrics.precision.Storage.floor`): they hold rounding noise, which the
-    inverse would blow up.
+    ``floor(directions (d, r)) -> (r,)`` (:meth:`nclib.metrics.precision.Storage.floor`): they hold
+    rounding noise, which the inverse would blow up.
     """
     K = len(centred_means)
     _, singular, vectors = torch.linalg.svd(centred_means, full_matrices=False)
     singular, vectors = singular[: K - 1], vectors[: K - 1]
-    keep = singular > max(cut * float(singular[0]), floor)
+    keep = singular > floor(vectors.T).clamp(min=cut * float(singular[0]))
     return singular[keep].square() / K, vectors[keep].T
 
 

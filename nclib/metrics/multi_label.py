@@ -8,6 +8,8 @@ T = (I - 11ᵀ/K)/√(K-1).  All work is float64.
 
 import warnings
 from dataclasses import dataclass
+from functools import partial
+from itertools import combinations, islice
 from math import comb, frexp
 from typing import NamedTuple
 
@@ -21,14 +23,15 @@ from nclib.metrics.geometry import etf_error
 from nclib.metrics.precision import Storage, exact
 
 CONVENTIONS = ("clean", "official")
-_MAX_PAIRS = 30_000_000
+_MAX_PAIRS, _MAX_SETS, _DRAWN = 30_000_000, 2**20, 2**17
 
 
 class Angle(NamedTuple):
     """Mean angle of a label set's mean to its tag-wise sum: ``degrees``, and its ``ratio`` to the
     mean angle over all pairs of (possible set, observed set).  Also ``angle["degrees"]``.
 
-    The mean over pairs is exact up to 30 million pairs; beyond, possible sets are drawn at random.
+    The mean over pairs is exact up to 30 million pairs and 2²⁰ possible sets; beyond, 2¹⁷ possible
+    sets are drawn at random.
     """
 
     degrees: float
@@ -268,7 +271,7 @@ def _nc1(statistics, centred):
         return float("nan")
     K, N = statistics.K, statistics.counts[statistics.rows(1)].sum()
     spread = float(statistics.within.trace() / N)
-    floor = statistics.storage.floor(statistics.class_means, int(N), spread)
+    floor = partial(statistics.storage.floor, statistics.class_means, int(N), spread)
     spectrum, basis = geometry.between(centred, cut=1e-5, floor=floor)
     moments = ((basis.T @ statistics.within) * basis.T).sum(1) / N
     return float((moments / spectrum).sum() / K) if len(spectrum) else float("nan")
@@ -307,6 +310,8 @@ def _angles(sets, sums, centred, directions, m):
     """Angle per observed set in degrees, and mean over those / mean over all pairs."""
     degrees, b = geometry.angles_between(sums, centred), geometry.unit(centred)
     total = parts = 0
+    if degrees.isnan().any():
+        return degrees, float("nan")
     for subsets in _possible_sets(sets.shape[1], m, _MAX_PAIRS // len(sets), sets.device):
         cosines = geometry.unit(subsets.to(directions) @ directions) @ b.T
         total = total + torch.rad2deg(cosines.clamp(-1, 1).arccos()).sum()
@@ -315,14 +320,17 @@ def _angles(sets, sums, centred, directions, m):
 
 
 def _possible_sets(K, m, most, device):
-    """Multi-hot blocks of all m-subsets of K classes, or of ``most`` drawn at random if there are
-    more."""
-    if comb(K, m) <= most:
-        subsets = torch.combinations(torch.arange(K), m)
+    """Multi-hot blocks of all m-subsets of K classes, or of some drawn at random if these are more
+    than ``most``."""
+    if comb(K, m) <= min(most, _MAX_SETS):
+        subsets = combinations(range(K), m)
+        blocks = iter(lambda: list(islice(subsets, 1024)), [])
     else:
         generator = torch.Generator().manual_seed(0)
-        subsets = torch.rand(most, K, generator=generator).argsort(1)[:, :m]
-    for block in subsets.split(1024):
+        sizes = torch.arange(min(most, _DRAWN)).split(1024)
+        blocks = (torch.rand(len(size), K, generator=generator).argsort(1)[:, :m] for size in sizes)
+    for block in blocks:
+        block = torch.as_tensor(block)
         yield torch.zeros(len(block), K).scatter_(1, block, 1.0).to(device)
 
 

@@ -33,6 +33,13 @@ def exact(function):
     return inside
 
 
+def _parts(value):
+    """The arrays in a list, the columns of a data frame; none of anything else."""
+    if hasattr(value, "columns"):
+        return [column for _, column in value.items()]
+    return [v for v in value if hasattr(v, "dtype")] if isinstance(value, list | tuple) else []
+
+
 class Storage(NamedTuple):
     """Numbers stored with relative spacing ``eps``, and absolute spacing ``eps·tiny`` near 0."""
 
@@ -41,7 +48,8 @@ class Storage(NamedTuple):
 
     @classmethod
     def of(cls, value, precision=None):
-        """How the entries of the array ``value`` were stored: by its dtype, or as told.
+        """How the entries of the array ``value`` were stored: by its dtype (of lists of arrays and
+        data frames the coarsest), or as told.
 
         ``precision``: a dtype of torch or numpy, its name, or the relative spacing as a number; for
         values that were rounded before they came, such as ``"bfloat16"``.
@@ -50,9 +58,11 @@ class Storage(NamedTuple):
             return precision
         if isinstance(precision, Real) and not isinstance(precision, bool):
             return cls(checks.real("precision", precision, at_least=0, below=1), 0.0)
+        if precision is None and (parts := _parts(value)):
+            return max(map(cls.of, parts))
         dtype = getattr(value, "dtype", None) if precision is None else precision
         dtype = np.dtype(dtype) if isinstance(dtype, type) else dtype
-        name = str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+        name = str(getattr(dtype, "name", dtype)).removeprefix("torch.").lower()
         found = getattr(torch, name, None)
         if isinstance(found, torch.dtype) and found.is_floating_point:
             info = torch.finfo(found)
@@ -69,19 +79,22 @@ class Storage(NamedTuple):
         """The coarser of two."""
         return max(self, other)
 
-    def floor(self, means, samples, spread):
-        """Singular value of centred class means ``(K, d)`` that rounding alone can reach.
+    def floor(self, means, samples, spread, directions):
+        """Singular values ``(r,)`` of centred class means ``(K, d)`` that rounding alone can reach
+        along the unit ``directions (d, r)``.
 
         The rounding errors of column j have a standard deviation ``s_j = ε·rms_j/√12``.  As
-        independent ones they give a K×d matrix of norm about ``√K·max_j s_j + ‖s‖``; twice that,
-        but never more than the largest errors possible.  Errors of samples average out in a class
+        independent ones they give a K×d matrix of norm about ``√K·max_j s_j + ‖s‖``, and along v
+        at most ``(√K + √d)·‖s∘v‖``, little where one large column has nothing to say; twice the
+        smaller, but never more than the largest errors possible.  Errors of samples average out in a class
         mean if the samples spread over more than a spacing (``spread``: tr Σ_W of all
         ``samples``), and repeat themselves if the features have collapsed below it.
         """
-        K = len(means)
+        K, d = means.shape
         errors = self.eps * (means.square().mean(0) + self.tiny**2).sqrt() / math.sqrt(12)
         norm = float(errors.norm())
-        together = 2 * (math.sqrt(K) * float(errors.max()) + norm)
+        along = (math.sqrt(K) + math.sqrt(d)) * (errors[:, None] * directions).norm(dim=0)
+        together = 2 * along.clamp(max=math.sqrt(K) * float(errors.max()) + norm)
         alike = math.exp(-2 * math.pi**2 * min(spread / (12 * norm**2), 100.0)) if norm else 1.0
         averaged = min(1.0, 2 * math.sqrt(K / samples) + alike)
-        return min(together, math.sqrt(3 * K) * norm) * averaged
+        return together.clamp(max=math.sqrt(3 * K) * norm) * averaged

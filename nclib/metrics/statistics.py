@@ -337,7 +337,7 @@ class ClassStatistics:
             spectrum, basis = classes.between_basis(self._eps)
             moments = ((basis.T @ within) * basis.T).sum(1)
             trace = float(within.trace())
-            found = classes.metrics(spectrum, moments, trace, variances, self._storage)
+            found = classes.metrics(spectrum, basis, moments, trace, variances, self._storage)
         if agreement is not None:
             found |= {"ncc_disagreement": agreement.metrics()["ncc_disagreement"]}
         return found

@@ -311,6 +311,27 @@ def test_every_module_is_in_its_own_mode_afterwards():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+class Merging(nn.Linear):
+    """As loralib's layers: what eval mode merges into the weights, training mode takes out."""
+
+    merged = False
+
+    def train(self, mode=True):
+        self.merged = not mode
+        return super().train(mode)
+
+
+def test_layers_that_merge_weights_in_eval_mode_undo_it_afterwards():
+    model = nn.Sequential(Merging(5, 4), nn.BatchNorm1d(4), Merging(4, 4), nn.Linear(4, K))
+    model[1].eval()  # frozen
+    model[2].eval()
+    for root in (True, False):
+        model.training = root
+        collect.statistics(model, batches(*vectors()))
+        assert [m.training for m in model.modules()] == [root, True, False, False, True]
+        assert not model[0].merged and model[2].merged
+
+
 def test_maps_are_pooled_or_positions_are_samples_or_refused():
     x, y = images(8)
     torch.manual_seed(0)
@@ -338,6 +359,28 @@ def test_maps_are_pooled_or_positions_are_samples_or_refused():
         collect.statistics(model, batches(x, y), K, features_of=function, maps="pool")
     with pytest.raises(checks.InputError, match="maps must be one of"):
         collect.statistics(model, batches(x, y), K, features_of="2", maps="mean")
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 64), (64, 32), (64, 48)])
+@pytest.mark.parametrize("maps", ["pool", "positions"])
+def test_channels_last_is_not_taken_for_channels_first_where_maps_are_not_square(
+    height, width, maps
+):
+    model = nets.seeded(0, TORCHVISION["swin"])  # maps (B, H / 8, W / 8, 16)
+    x, y = torch.zeros(6, 3, height, width), torch.arange(6) % K
+    with pytest.raises(checks.InputError, match="16\\).*pass a function that returns"):
+        collect.statistics(model, [(x, y)], K, features_of="features:out", maps=maps)
+    by_hand = lambda x: model.features(x).mean((1, 2))
+    assert collect.statistics(model, [(x, y)], K, features_of=by_hand).dim == 16
+
+
+@pytest.mark.parametrize("layer", ["0:out", "1:out", "2:out", "3:out", "3", "4"])
+@pytest.mark.parametrize("size", [(4, 64), (9, 7), (64, 64)])
+def test_few_channels_of_wide_maps_are_channels(layer, size):
+    parts = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Sequential(nn.MaxPool2d(2))
+    model = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, K))
+    x, y = torch.randn(6, 3, *size), torch.arange(6) % K
+    assert collect.statistics(model, [(x, y)], features_of=layer, maps="pool").dim == 8
 
 
 class Language(nn.Module):
@@ -419,6 +462,32 @@ def test_under_autocast():
         found = collect.statistics(model, batches(x, y))
         want = model.features(x).detach().double()
     check(found, want, y)
+
+
+@pytest.mark.parametrize("enters", [torch.bfloat16, torch.float32])  # a norm gives the latter
+def test_under_autocast_inside_forward(enters):
+    """As Accelerate and the Hugging Face ``Trainer`` wrap a model for bf16."""
+    (x, y), model = vectors(), Net()
+    forward, plain = model.forward, model.features
+    model.features = lambda x: plain(x).to(enters)
+
+    def wrapped(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return forward(x).float()
+
+    model.forward = wrapped
+    with torch.autocast("cpu", torch.bfloat16):
+        want = plain(x).detach().double()
+    check(collect.statistics(model, batches(x, y)), want, y)
+    found = [collect.measure(model, [(x, y)], layers=layer)["fc"] for layer in (None, "fc")]
+    assert (
+        found[0]
+        == found[1]
+        == pytest.approx(nc_metrics(want, y, model.fc.weight, model.fc.bias), rel=1e-5)
+    )
+    model.how = "softmax"
+    with pytest.raises(checks.InputError, match="no linear layer"):
+        collect.statistics(model, batches(x, y))
 
 
 def test_double_inputs_are_narrowed_where_the_device_has_no_double():

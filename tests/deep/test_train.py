@@ -78,6 +78,53 @@ def test_a_stacked_grid_equals_separate_trainings(nesterov, clip):
     assert not torch.allclose(weights(stacked[0].net), start, atol=1e-3)
 
 
+def fixed_head():
+    net = build()
+    net.weight.requires_grad_(False)
+    return net
+
+
+class Tied(torch.nn.Module):
+    """The same weight under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (torch.nn.Linear(5, 5, bias=False).double() for _ in range(2))
+        self.second.weight = self.first.weight
+        self.head = torch.nn.Linear(5, 3).double()
+
+    def forward(self, x):
+        return self.head(self.second(torch.relu(self.first(x))))
+
+
+@pytest.mark.parametrize("build", [fixed_head, Tied])
+def test_a_stacked_grid_keeps_what_is_fixed_and_what_is_tied(tmp_path, monkeypatch, build):
+    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
+    cells = [train.Cell(CE, 0, 3), train.Cell(MSE, 1, 2), train.Cell(CE, 1, 1)]
+    measure = lambda net, cell, epoch: {"norm": float(weights(net).norm())}
+    options = {"measure": measure, "measure_at": [2]}
+    apart = train.grid(build, cells, data(), RECIPE, together=False, **options)
+
+    def dying(net, cell, epoch):
+        if epoch == 3:
+            raise Killed
+        return measure(net, cell, epoch)
+
+    path = tmp_path / "grid.pt"
+    with pytest.raises(Killed):
+        train.grid(build, cells, data(), RECIPE, checkpoint=path, **options | {"measure": dying})
+    resumed = train.grid(build, cells, data(), RECIPE, checkpoint=path, **options)
+    whole = train.grid(build, cells, data(), RECIPE, **options)
+    for one, two, three in zip(resumed, whole, apart, strict=True):
+        assert torch.equal(weights(one.net), weights(two.net))
+        assert torch.allclose(weights(two.net), weights(three.net), atol=1e-10)
+        pd.testing.assert_frame_equal(one.history, two.history)
+        pd.testing.assert_frame_equal(two.history, three.history, atol=1e-10)
+        start = nets.seeded(one.cell.seed, build)
+        for p, q in zip(start.parameters(), two.net.parameters(), strict=True):
+            assert p.requires_grad == q.requires_grad == (not torch.equal(p, q))
+
+
 def test_a_grid_keeps_the_losses_also_without_a_measure():
     cells = [train.Cell(CE, 0, 2), train.Cell(MSE, 1, 3)]
     for measure_at, epochs in ([(), ([2], [3])], [[1], ([1, 2], [1, 3])]):
@@ -182,6 +229,68 @@ def test_a_finished_training_is_not_repeated(tmp_path):
     pd.testing.assert_frame_equal(first, second)
 
 
+def other(points, recipe, kind):
+    """``(data, recipe, seed)`` of another training that the file does not give away by a shape."""
+    if kind == "seed":
+        return points, recipe, 1
+    if kind == "inputs":
+        return replace(points, inputs=points.inputs + 1), recipe, 0
+    if kind == "labels":
+        return replace(points, labels=points.labels.flip(0)), recipe, 0
+    return points, replace(recipe, **kind), 0
+
+
+OTHERS = ["seed", "inputs", "labels", {"lr": 0.01}, {"weight_decay": 0.5}, {"momentum": 0.0}]
+OTHERS += [{"schedule": "cosine"}, {"epochs": 7}]
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_checkpoint_of_other_data_seed_or_recipe_is_moved_aside(tmp_path, kind):
+    path = tmp_path / "net.pt"
+    train.fit(nets.seeded(0, build), data(), OBJECTIVE, RECIPE, checkpoint=path)
+    points, recipe, seed = other(data(), RECIPE, kind)
+    net, whole = nets.seeded(0, build), nets.seeded(0, build)
+    want = train.fit(whole, points, OBJECTIVE, recipe, seed=seed)
+    with pytest.warns(RuntimeWarning, match=r"net.pt is damaged or of another training"):
+        got = train.fit(net, points, OBJECTIVE, recipe, seed=seed, checkpoint=path)
+    assert torch.equal(weights(net), weights(whole))
+    pd.testing.assert_frame_equal(got, want)
+
+
+def test_a_longer_training_at_a_constant_rate_goes_on_where_the_shorter_one_ended(tmp_path):
+    path, recipe = tmp_path / "net.pt", replace(RECIPE, schedule="constant")
+    net, whole = nets.seeded(0, build), nets.seeded(0, build)
+    want = train.fit(whole, data(), OBJECTIVE, recipe)
+    train.fit(nets.seeded(0, build), data(), OBJECTIVE, replace(recipe, epochs=4), checkpoint=path)
+    fast = replace(recipe, fast=False)  # changes rounding only, on a GPU
+    got = train.fit(net, data(), OBJECTIVE, fast, checkpoint=path, measure=None)
+    assert torch.equal(weights(net), weights(whole))
+    pd.testing.assert_frame_equal(got, want)
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("kind", ["inputs", {"lr": 0.01}, "loss", "epochs", "order"])
+def test_a_checkpoint_of_another_grid_is_moved_aside(tmp_path, together, kind):
+    cells = [train.Cell(CE, 0, 3), train.Cell(MSE, 1, 3)]
+    options = {"together": together}
+    train.grid(build, cells, data(), RECIPE, checkpoint=tmp_path / "grid.pt", **options)
+    points, recipe = data(), RECIPE
+    if kind == "loss":  # the same to four digits
+        cells[1] = replace(cells[1], loss=losses.get("mse", tau=None, scale=5.0000001))
+    elif kind == "epochs":
+        cells[1] = replace(cells[1], epochs=4)
+    elif kind == "order":
+        cells = cells[::-1]
+    else:
+        points, recipe, _ = other(points, recipe, kind)
+    want = train.grid(build, cells, points, recipe, **options)
+    with pytest.warns(RuntimeWarning, match="damaged or of another training"):
+        got = train.grid(build, cells, points, recipe, checkpoint=tmp_path / "grid.pt", **options)
+    for one, two in zip(got, want, strict=True):
+        assert torch.equal(weights(one.net), weights(two.net))
+        pd.testing.assert_frame_equal(one.history, two.history)
+
+
 def foreign(state, kind):
     """What a file may hold that loads, but is no checkpoint of this training."""
     if kind == "list":
@@ -210,7 +319,7 @@ def foreign(state, kind):
 
 FOREIGN = ["list", "tensor", "empty dict", "other dict", "net of another shape", "part of the net"]
 FOREIGN += ["another optimiser", "more epochs", "more steps", "numbers for words"]
-KEYS = ["net", "optimizer", "generator", "global", "epoch", "at", "history"]
+KEYS = ["of", "net", "optimizer", "generator", "global", "epoch", "at", "history"]
 
 
 @pytest.mark.parametrize("kind", FOREIGN + KEYS)
@@ -251,7 +360,8 @@ def foreign_grid(state, kind):
     return foreign(state, kind)
 
 
-GRID_KEYS = ["alive", "done", "epoch", "histories", "params", "buffers", "velocity", "generators"]
+GRID_KEYS = ["of", "alive", "done", "epoch", "histories", "params", "buffers", "velocity"]
+GRID_KEYS += ["generators"]
 GRID = ["list", "empty dict", "numbers for words", "fewer nets", "nets of another shape"]
 GRID += ["another velocity", "buffers of another shape", "fewer cells", "more cells", "other seeds"]
 GRID += ["done nets of another shape"]

@@ -414,3 +414,16 @@ def test_other_bad_input():
         tagwise_fit(found, 2.0)
     with pytest.raises(InputError, match=r"targets must have shape \(\d+, 4\)"):
         LabelSetStatistics.of(features[:-1], targets)
+
+
+def test_rare_large_label_sets_of_many_classes_cost_little():
+    """As in COCO: 80 classes, a few images with many labels; 3·10⁸ six-subsets."""
+    generator = torch.Generator().manual_seed(0)
+    many = torch.zeros(3, 80)
+    many[0, :14] = many[1, :6] = many[2, 20:26] = 1.0
+    targets = torch.cat([torch.eye(80).repeat(3, 1), many])
+    directions = torch.randn(80, 32, generator=generator)
+    found = multi_label_metrics(targets @ directions, targets, directions)
+    assert math.isnan(found["scale"][14]) and math.isnan(found["angle"][14].ratio)
+    assert found["scale"][6] == pytest.approx(1.0, abs=1e-4)
+    assert found["angle"][6].ratio < 1e-3

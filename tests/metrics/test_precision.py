@@ -1,6 +1,7 @@
 """Features stored in half or single precision: no rounding noise is inverted, no signal is cut."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -12,6 +13,7 @@ from nclib.metrics import (
     certified_gap,
     frame_distances,
     generalized_nc,
+    geometry,
     multi_label_metrics,
     nc_metrics,
 )
@@ -56,6 +58,7 @@ def test_means_on_a_line_in_half_precision(dtype):
         assert streamed(single, LABELS, precision=precision) == pytest.approx(want)
         assert streamed(single, LABELS, precision=precision, keep=0) == pytest.approx(want)
     assert nc_metrics(stored, LABELS)["nc1"] == pytest.approx(want)
+    assert nc_metrics(list(stored), LABELS)["nc1"] == pytest.approx(want)  # one by one
     assert streamed(stored, LABELS) == pytest.approx(want)
     assert streamed(stored, LABELS, keep=0) == pytest.approx(want)
     if dtype == torch.float16:
@@ -180,6 +183,15 @@ def test_autocast_is_off_inside_every_metric():
     assert str(got) == str(want) == str(inference)
 
 
+def test_columns_of_a_data_frame_in_half_precision():
+    frame = pd.DataFrame(LINE.astype(np.float16))
+    want = nc_metrics(frame.to_numpy(), LABELS)["nc1"]
+    assert want == pytest.approx(7.895e-4, rel=0.01)
+    assert nc_metrics(frame, LABELS)["nc1"] == pytest.approx(want)
+    frame[2] = frame[2].astype(np.float64)  # then the coarsest column decides
+    assert nc_metrics(frame, LABELS)["nc1"] == pytest.approx(want)
+
+
 def test_exact_restores_what_it_switches_off():
     @exact
     def state():
@@ -248,3 +260,19 @@ def test_a_second_pass_has_the_precision_of_the_features_that_were_kept():
     features = 1e5 + 1e-3 * means[labels] + 1e-4 * noise  # one and the same in single precision
     statistics = ClassStatistics(5, 8).update(features, labels)
     assert statistics.agreement().update(features, labels).metrics()["ncc_error"] == 0
+
+
+@pytest.mark.parametrize("large", [500.0, 1000.0])
+@pytest.mark.parametrize("width", [0.2, 0.02])
+def test_a_large_column_without_classes_hides_no_direction(large, width):
+    """Massive activations: one column, the same for all samples, in bfloat16."""
+    generator, labels = torch.Generator().manual_seed(1), torch.arange(2000) % 10
+    x = torch.randn(10, 64, generator=generator)[labels]
+    x += width * torch.randn(2000, 64, generator=generator)
+    x[:, 7] = large
+    x = x.bfloat16()
+    want = plain_nc1(x.double(), labels, 9)
+    assert nc_metrics(x, labels)["nc1"] == pytest.approx(want, rel=1e-4)
+    assert streamed(x, labels, keep=0) == pytest.approx(want, rel=1e-4)
+    assert float(by_class(x, labels)["nc1"].mean()) == pytest.approx(want, rel=1e-4)
+    assert geometry.nc1(x, labels, cut=1e-7) == pytest.approx(want, rel=1e-4)
