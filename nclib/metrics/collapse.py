@@ -109,7 +109,8 @@ def by_class(features, labels, weight=None, bias=None, *, num_classes=None, prec
     ``cdnv``           mean over the other classes j of ``(v_k + v_j) / (2 ‖μ_k - μ_j‖²)``; its
                        mean over classes is ``cdnv``
     ``ncc_error``      share of its samples whose nearest class mean is another one
-    ``error``          share of its samples predicted as another class (with a classifier)
+    ``error``          share of its samples predicted as another class (with a classifier), among
+                       the classes with samples
     =================  ==========================================================================
     """
     rows, counts, present, storage, names = _whole(

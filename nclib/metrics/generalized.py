@@ -62,8 +62,8 @@ def generalized_nc(
         precision: dtype in which the features were stored, if it is not theirs, as in
             :func:`~nclib.metrics.nc_metrics`.
 
-    Classes without samples are dropped, from the hulls and from K, and listed in
-    ``dropped_classes``.  What needs class means that differ is NaN where all are equal.  Duplicate
+    Classes without samples are dropped, from the hulls and from K, but not from what is predicted,
+    and listed in ``dropped_classes``.  What needs class means that differ is NaN where all are equal.  Duplicate
     rows of the classifier are named in ``notes`` and in a warning.
     Returns a dict; smaller is more collapsed unless said otherwise:
 
@@ -100,7 +100,9 @@ def generalized_nc(
     """
     notes = _notes(features=features, weight=weight)
     storage = Storage.of(features, precision)
-    raw, labels, raw_weight, bias, kept, dropped = _with_samples(features, labels, weight, bias)
+    raw, labels, raw_weight, predicted, kept, dropped = _with_samples(
+        features, labels, weight, bias
+    )
     if dropped:
         total = len(kept) + len(dropped)
         notes.append(
@@ -118,7 +120,6 @@ def generalized_nc(
     within = float(squares.mean())
     between = float((means - g).square().sum() / K) or nan
     nearest = nearest_mean(H, means)
-    predicted = _argmax(raw.double(), raw_weight, bias)
     cut = max(K, d) * torch.finfo(torch.float64).eps
     result = {
         "gnc1": nc1(H, labels, cut=cut, K=K, precision=Storage(storage.eps, 0.0)),
@@ -143,8 +144,9 @@ def generalized_nc(
 
 
 def _with_samples(features, labels, weight, bias):
-    """Checked arguments, less the classes without samples: ``(features, labels, weight, bias, kept,
-    dropped)``, the last two the classes with and without."""
+    """Checked arguments, less the classes without samples: ``(features, labels, weight, predicted,
+    kept, dropped)``, the last two the classes with and without.  ``predicted (N,)``: by the whole
+    classifier, -1 where that is a class without samples."""
     weight = checks.matrix("weight", weight).detach()
     features = checks.matrix("features", features, columns=weight.shape[1]).detach()
     labels, K = checks.labels(labels, len(weight), length=len(features))
@@ -153,9 +155,9 @@ def _with_samples(features, labels, weight, bias):
         bias = checks.vector("bias", bias, K).detach().double().to(features.device)
     counts = torch.bincount(labels, minlength=K)
     kept, dropped = _rows.measured(counts, "skip"), (counts == 0).nonzero().flatten().tolist()
-    labels, kept = _rows.places(kept, K)[labels], kept.cpu()
-    weight = weight[kept].double().to(features.device)
-    return features, labels, weight, None if bias is None else bias[kept], kept, dropped
+    weight, place = weight.double().to(features.device), _rows.places(kept, K)
+    predicted = place[_argmax(features.double(), weight, bias)]
+    return features, place[labels], weight[kept], predicted, kept.cpu(), dropped
 
 
 def log_kernel(directions):

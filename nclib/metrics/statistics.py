@@ -359,6 +359,8 @@ class ClassStatistics:
         >>> for features, labels in test_batches:  # doctest: +SKIP
         ...     second.update(features, labels)
         >>> second.metrics()["ncc_disagreement"]  # doctest: +SKIP
+
+        With ``missing="skip"`` the classes left out are not predicted either.
         """
         present = _rows.measured(self.counts, missing)
         weight, bias = _rows.classifier(weight, bias, self.num_classes, self.dim)

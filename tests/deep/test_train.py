@@ -80,7 +80,7 @@ def test_a_stacked_grid_equals_separate_trainings(nesterov, clip):
 
 def fixed_head():
     net = build()
-    net.weight.requires_grad_(False)
+    net.head.weight.requires_grad_(False)
     return net
 
 
