@@ -88,6 +88,8 @@ def _array(name, value):
 
     if hasattr(value, "toarray"):  # sparse, of scipy
         value = value.toarray()
+    if np.ma.is_masked(value):
+        raise InputError(f"{name} has masked entries; leave those samples out")
     try:
         return np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -118,6 +120,8 @@ def matrix(name, value, *, rows=None, columns=None, dtype=None):
     for axis, wanted, word in ((0, rows, "rows"), (1, columns, "columns")):
         if wanted is not None and value.shape[axis] != wanted:
             raise InputError(f"{name} must have {wanted} {word}, got shape {tuple(value.shape)}")
+    if value.shape[1] == 0:
+        raise InputError(f"{name} has no column")
     finite(name, value)
     return value.to(dtype) if dtype else value
 
@@ -188,6 +192,11 @@ def labels(value, num_classes=None, *, length=None, name="labels"):
     value = value.long()
     low, high = (int(v) for v in value.aminmax())
     if K is None:
+        if high >= max(len(value), 2**20):
+            raise InputError(
+                f"{name} go up to {high} for {len(value)} samples: relabel the classes 0..K-1 "
+                "without gaps, numpy.unique(labels, return_inverse=True)[1] does it"
+            )
         K = high + 1
     elif names is None:
         integer("num_classes", K, 2)
@@ -215,7 +224,8 @@ def named(value, num_classes=None, *, name="labels"):
 
     names = None if num_classes is None or isinstance(num_classes, Integral) else num_classes
     if names is not None:
-        if isinstance(names, str) or not all(isinstance(n, str) for n in names):
+        listed = isinstance(names, list | tuple) or hasattr(names, "tolist") and names.ndim == 1
+        if not listed or not all(isinstance(n, str) for n in names):
             raise InputError(f"num_classes must be an integer or a list of names, got {names!r}")
         names = list(names)
         if len(set(names)) < max(2, len(names)):

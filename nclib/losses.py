@@ -29,6 +29,9 @@ class _Loss:
         return f"{self.name}({values})" if values else self.name
 
 
+_NONE = -(2**62)  # torch ignores labels of -100, and would count their losses as 0 here
+
+
 def _own(logits, labels):
     """The labels as places among the logits ``(N, 1, …)``; torch would repeat a single one."""
     if labels.shape != logits.shape[:1] + logits.shape[2:]:
@@ -45,7 +48,7 @@ class CrossEntropy(_Loss):
 
     def per_sample(self, logits, labels):
         """Losses ``(N,)``."""
-        return F.cross_entropy(logits, labels, reduction="none")
+        return F.cross_entropy(logits, labels, reduction="none", ignore_index=_NONE)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ class LabelSmoothing(_Loss):
 
     def per_sample(self, logits, labels):
         """Losses ``(N,)``."""
-        return F.cross_entropy(logits, labels, label_smoothing=self.alpha, reduction="none")
+        return F.cross_entropy(
+            logits, labels, label_smoothing=self.alpha, reduction="none", ignore_index=_NONE
+        )
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,8 @@ def table(paths, *, by_class=False, missing="error"):
             if by_class:
                 rows[str(path)] = metrics.by_class(**arrays)
             else:
-                sizes = dict(zip(("N", "d"), arrays["features"].shape, strict=False))
+                shape = checks.tensor("features", arrays["features"]).shape
+                sizes = dict(zip(("N", "d"), shape, strict=False))
                 rows[str(path)] = sizes | metrics.nc_metrics(**arrays, missing=missing)
         except checks.InputError as error:
             raise checks.InputError(f"{path}: {error}") from None
@@ -133,7 +134,8 @@ def as_text(found):
 
 
 def as_json(found):
-    """``{file: {metric: value}}``, or ``{file: {class: {metric: value}}}``; NaN is ``null``."""
+    """``{file: {metric: value}}``, or ``{file: {class: {metric: value}}}``; what is not
+    finite is ``null``."""
     if found.index.nlevels == 1:
         return json.dumps(_plain(found), indent=1)
     each = {name: _plain(found.loc[name]) for name in found.index.unique("file")}
@@ -141,6 +143,7 @@ def as_json(found):
 
 
 def _plain(frame):
+    frame = frame.replace([float("inf"), float("-inf")], float("nan"))
     return frame.astype(object).where(frame.notna(), None).to_dict(orient="index")
 
 

@@ -170,3 +170,10 @@ def test_losses_say_who_they_are():
 def test_bad_parameters_are_named(name, params, message):
     with pytest.raises(ValueError, match=message):
         losses.get(name, **params)
+
+
+@pytest.mark.parametrize("name", ["ce", "ls", "fl", "mse"])
+def test_padding_is_no_label(name):
+    """torch's cross-entropy counts -100 as a loss of 0 in a mean of all."""
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        losses.get(name)(torch.randn(4, 3), torch.tensor([0, 1, 2, -100]))

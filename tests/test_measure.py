@@ -189,3 +189,15 @@ def test_a_reader_that_is_not_installed_is_named(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, engine, None)
     with pytest.raises(checks.InputError, match="pip install pyarrow"):
         measure.load(tmp_path / "a.parquet")
+
+
+def test_lists_of_tensors_and_infinite_values(tmp_path):
+    labels = torch.arange(6) % 3
+    same = torch.tensor([[0.0, 1.0], [2.0, 3.0], [2.0, 3.0]])[labels]
+    same[:3] += 0.1
+    same[3:] -= 0.1  # classes 1 and 2 have one mean: their cdnv is infinite
+    torch.save({"features": list(same), "labels": labels.tolist()}, tmp_path / "x.pt")
+    found = measure.table([tmp_path / "x.pt"])
+    assert found["N"].item() == 6 and found["cdnv"].item() == float("inf")
+    text = measure.as_json(found)
+    assert json.loads(text, parse_constant=pytest.fail)[str(tmp_path / "x.pt")]["cdnv"] is None

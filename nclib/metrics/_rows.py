@@ -109,6 +109,8 @@ def batch(features, labels, K, d, ignore_index):
     features = checks.matrix("features", features, columns=d)
     if labels is None or not len(features) and ignore_index is not None:
         return features, labels, storage
+    if checks.named(labels, K)[1] is not None:  # another batch would number them differently
+        raise checks.InputError("labels are names: pass all names, in order, as num_classes")
     labels, _ = checks.labels(labels, K, length=len(features))
     return features, labels, storage
 

@@ -125,7 +125,7 @@ def _whole(features, labels, weight, num_classes, precision, missing):
     storage = Storage.of(features, precision)
     features = checks.matrix("features", features).detach()
     if weight is not None and num_classes is None:
-        num_classes = len(checks.tensor("weight", weight))
+        num_classes = len(checks.matrix("weight", weight))
     labels, names = checks.named(labels, num_classes)
     K = num_classes if names is None else len(names)
     labels, K = checks.labels(labels, K if names is None or K > 1 else None, length=len(features))

@@ -63,8 +63,8 @@ def generalized_nc(
             :func:`~nclib.metrics.nc_metrics`.
 
     Classes without samples are dropped, from the hulls and from K, but not from what is predicted,
-    and listed in ``dropped_classes``.  What needs class means that differ is NaN where all are equal.  Duplicate
-    rows of the classifier are named in ``notes`` and in a warning.
+    and listed in ``dropped_classes``.  What needs class means that differ is NaN where all are
+    equal.  Duplicate rows of the classifier are named in ``notes`` and in a warning.
     Returns a dict; smaller is more collapsed unless said otherwise:
 
     ======================  =====================================================================
@@ -111,6 +111,9 @@ def generalized_nc(
     K, d = raw_weight.shape
     if exact_classes is None:
         exact_classes = K if K <= EXACT_CLASSES else SAMPLED_CLASSES
+    checks.integer("exact_classes", exact_classes)
+    if random_draws is not None:
+        checks.integer("random_draws", random_draws, 0)
     W, H = margins.unit_rows("weight", raw_weight), margins.unit_rows("features", raw)
 
     means, counts = class_means(H, labels, K)

@@ -82,6 +82,7 @@ def nci(statistics, features, weight, bias=None, *, alpha=0.0):
     """
     alpha = checks.real("alpha", alpha, at_least=0)
     features = _features("features", features, statistics)
+    checks.require(weight is not None, "NCI needs the weight of the classifier, got None")
     weight, bias = classifier(weight, bias, statistics.num_classes, statistics.dim)
     weight = weight.to(features.device)
     logits = features @ weight.T + (0.0 if bias is None else bias.to(features.device))
@@ -91,5 +92,8 @@ def nci(statistics, features, weight, bias=None, *, alpha=0.0):
 
 
 def _features(name, value, statistics):
+    checks.require(
+        bool(statistics.counts.any()), "the statistics hold no sample: call update first"
+    )
     value = checks.matrix(name, value, columns=statistics.dim, dtype=torch.float64).detach()
     return value.to(statistics.counts.device)

@@ -86,8 +86,8 @@ class Storage(NamedTuple):
         The rounding errors of column j have a standard deviation ``s_j = ε·rms_j/√12``.  As
         independent ones they give a K×d matrix of norm about ``√K·max_j s_j + ‖s‖``, and along v
         at most ``(√K + √d)·‖s∘v‖``, little where one large column has nothing to say; twice the
-        smaller, but never more than the largest errors possible.  Errors of samples average out in a class
-        mean if the samples spread over more than a spacing (``spread``: tr Σ_W of all
+        smaller, but never more than the largest errors possible.  Errors of samples average out in
+        a class mean if the samples spread over more than a spacing (``spread``: tr Σ_W of all
         ``samples``), and repeat themselves if the features have collapsed below it.
         """
         K, d = means.shape

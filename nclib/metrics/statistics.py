@@ -168,6 +168,7 @@ class ClassStatistics:
             raise checks.InputError(
                 f"cannot merge statistics of the classes {other.names} into those of {self.names}"
             )
+        other = copy.deepcopy(self) if other is self else other
         self._storage = self._storage.coarser(other._storage)
         kept = self.complete and other.complete
         if kept and self._kept.bytes() + other._kept.bytes() <= self.keep:
@@ -185,11 +186,13 @@ class ClassStatistics:
         self._set(counts, means, *(own + others.to(here) for own, others in parts))
         return self
 
+    @exact
     def __add__(self, other):
         if not isinstance(other, ClassStatistics):
             return NotImplemented
         return copy.deepcopy(self).merge(other)
 
+    @exact
     def __radd__(self, other):
         return copy.deepcopy(self) if isinstance(other, Integral) and other == 0 else NotImplemented
 
@@ -272,7 +275,9 @@ class ClassStatistics:
         device = self.counts.device
         for name in _STATE:
             setattr(self, name, state[name].to(device, copy=True))
-        self._storage, self._kept = Storage(*state["storage"]), None
+        if self.precision is None:
+            self._storage = Storage(*state["storage"])
+        self._kept = None
         self._near, self._recent, self._recent_rows = None, None, 0
         if state["dtype"] is not None:
             self._use_dtype(getattr(torch, state["dtype"]))

@@ -89,6 +89,12 @@ class UFM:
                 f"decays 0, got {self.loss} and {decays}"
             )
         fixed = {name: _fixed(name, value, shapes) for name, value in fixed.items()}
+        for name in fixed.keys() & set(sphere):
+            unit = (fixed[name].norm(dim=1) - 1).abs().max() < 1e-9
+            checks.require(unit, f"fixed {name} is on the sphere: give rows of norm 1")
+        signs = not self.nonnegative or "features" not in fixed or fixed["features"].min() >= 0
+        checks.require(signs, "fixed features have negative entries; this problem has none")
+        checks.require(len(fixed) < len(shapes), "everything is fixed: nothing is left to optimise")
         self.__dict__.update(
             targets=targets, K=K, widths=widths, decays=decays, counts=counts, sphere=sphere,
             scale=checks.real("scale", self.scale, above=0), layers=layers,

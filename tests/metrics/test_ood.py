@@ -97,6 +97,10 @@ def test_bad_input():
         neco(statistics, outliers[:, :3])
     with pytest.raises(ValueError, match="components must be at most d=7, got 8"):
         neco(statistics, outliers, components=8)
+    with pytest.raises(ValueError, match="NCI needs the weight"):
+        nci(statistics, outliers, None)
+    with pytest.raises(ValueError, match="the statistics hold no sample"):
+        nci(ClassStatistics(4, 7), outliers, W)
     with pytest.raises(ValueError, match="alpha must be at least 0"):
         nci(statistics, outliers, W, b, alpha=-1)
     with pytest.raises(ValueError, match="weight must have 4 rows"):

@@ -398,3 +398,37 @@ def test_an_accelerator_sums_to_the_same_numbers(K):
     with Accelerator() as gpu:
         there = nc_metrics(x.to(gpu), labels.to(gpu), weight.to(gpu))
     assert there == pytest.approx(here, rel=1e-6)
+
+
+def test_parts_are_added_in_inference_mode():
+    x, y, *_ = sample(3)
+    whole = ClassStatistics(5, 6).update(x, y)
+    for keep in (0, 2**20):
+        with torch.inference_mode():
+            parts = [ClassStatistics(5, 6, keep=keep).update(x[i::3], y[i::3]) for i in range(3)]
+            added = sum(parts)
+        same({"nc1": added.metrics()["nc1"]}, {"nc1": whole.metrics()["nc1"]})
+
+
+@pytest.mark.parametrize("keep", [0, 2**20])
+def test_merged_with_themselves_statistics_count_twice(keep):
+    x, y = torch.randn(2400, 4), torch.arange(2400) % 3
+    twice = ClassStatistics(3, 4, keep=keep).update(x, y)
+    twice.merge(twice)
+    both = ClassStatistics(3, 4).update(torch.cat([x, x]), torch.cat([y, y]))
+    assert twice.counts.tolist() == [1600] * 3
+    same(twice.metrics(), both.metrics(), rel=1e-5)
+
+
+def test_the_precision_asked_for_stays_when_sums_are_loaded():
+    x = torch.outer(torch.tensor([1, 1.2, 3, 3.2, 6, 6.2]), torch.tensor([1, 0.6, 0.25]))
+    x, y = x.bfloat16(), [0, 0, 1, 1, 2, 2]
+    state = ClassStatistics(3, 3).update(x.float(), y).state_dict()
+    loaded = ClassStatistics(3, 3, precision="bfloat16").load_state_dict(state)
+    assert loaded.metrics()["nc1"] == pytest.approx(nc_metrics(x, y)["nc1"])
+
+
+def test_names_that_batches_would_number_differently_are_refused():
+    statistics = ClassStatistics(2, 3)
+    with pytest.raises(checks.InputError, match="labels are names: pass all names"):
+        statistics.update(torch.randn(4, 3), ["a", "b", "b", "a"])

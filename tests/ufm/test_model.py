@@ -223,6 +223,9 @@ GOOD = {"loss": CE, "targets": [0, 1, 1], "widths": 3, "decays": (0.1, 0.2)}
         ({"fixed": {"weights": torch.ones(2, 3)}}, "fixed must be one of features, weight"),
         ({"fixed": {"weight": torch.ones(3, 3)}}, r"fixed weight must have shape \(2, 3\)"),
         ({"fixed": {"weight": torch.full((2, 3), math.inf)}}, "fixed weight has 6 NaN"),
+        ({"fixed": {"weight": torch.ones(2, 3)}, "sphere": "weight"}, "give rows of norm 1"),
+        ({"fixed": {"features": -torch.ones(3, 3)}, "nonnegative": True}, "negative entries"),
+        ({"fixed": {"weight": torch.eye(2, 3), "features": torch.eye(3)}}, "everything is fixed"),
     ],
 )
 def test_what_does_not_fit_together_is_named(change, message):
