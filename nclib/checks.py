@@ -121,7 +121,7 @@ def matrix(name, value, *, rows=None, columns=None, dtype=None):
         if wanted is not None and value.shape[axis] != wanted:
             raise InputError(f"{name} must have {wanted} {word}, got shape {tuple(value.shape)}")
     if value.shape[1] == 0:
-        raise InputError(f"{name} has no column")
+        raise InputError(f"{name} is empty: it has no column")
     finite(name, value)
     return value.to(dtype) if dtype else value
 

@@ -35,7 +35,8 @@ def sample_mean(means, counts):
     """Mean over samples ``(d,)`` from class ``means (K, d)`` and ``counts (K,)``; exactly the
     class mean where all classes with samples have the same."""
     one = means[counts.argmax()]
-    return one + counts.to(means) @ (means - one) / counts.sum()
+    away = torch.where(counts[:, None] > 0, means - one, 0.0)
+    return one + counts.to(means) @ away / counts.sum()
 
 
 def centred(rows):

@@ -159,8 +159,12 @@ def min_angle(weight):
     for rows in torch.arange(len(weight)).split(_tile_rows(len(weight))):
         cosines = weight[rows] @ weight.T
         cosines[torch.arange(len(rows)), rows] = -2
-        nearest = weight[cosines.argmax(1)]
-        half = torch.linalg.vector_norm(weight[rows] - nearest, dim=1) / 2
+        nearest, place = cosines.max(1)
+        half = torch.linalg.vector_norm(weight[rows] - weight[place], dim=1) / 2
+        for i in (nearest > 1 - 1e-12).nonzero().flatten().tolist():  # which one, no cosine says
+            norms = torch.linalg.vector_norm(weight - weight[rows[i]], dim=1)
+            norms[rows[i]] = 2.0
+            half[i] = norms.min() / 2
         smallest = torch.minimum(smallest, 2 * half.clamp(max=1).asin().min())
     return float(smallest)
 
@@ -258,7 +262,8 @@ def _project_row(rows, k, tol):
             margins = target @ h - rows @ h
             margins[k] = np.inf
             best = _tighter(best, margins.min(), upper, target - away, h)
-            if best[1] - best[0] + 2 * pad <= tol or margins[working].min() >= upper - tol:
+            known = best[1] - best[0] + 2 * pad <= tol and best[0] > pad  # and a direction with it
+            if known or margins[working].min() >= upper - 0.1 * tol:
                 break
         if best[1] - best[0] + 2 * pad <= tol:
             break
@@ -273,6 +278,7 @@ def _project_row(rows, k, tol):
         )
     low, high, nearest, direction = best
     low, high = max(low - pad, 0.0), high + pad
+    direction = direction if low > 0 else np.full(d, np.nan)
     if high - low > tol:
         raise checks.InputError(
             f"the distance of class {k} is only known to lie in [{low:.3e}, {high:.3e}], wider "

@@ -453,7 +453,7 @@ GOOD = (np.random.default_rng(0).standard_normal((6, 4)), [0, 0, 1, 1, 2, 2], np
         ({"bias": np.ones(4)}, r"bias must have shape \(3,\)"),
         ({"bias": np.ones(3), "weight": None}, "bias was given without a weight"),
         ({"features": np.ma.masked_greater(GOOD[0], 1)}, "features has masked entries"),
-        ({"features": np.ones((6, 0)), "weight": None}, "features has no column"),
+        ({"features": np.ones((6, 0)), "weight": None}, "features is empty: it has no column"),
         ({"weight": 3.0}, "weight must be a matrix"),
         ({"num_classes": 3.0}, "num_classes must be an integer or a list of names"),
         ({"num_classes": torch.tensor(3)}, "num_classes must be an integer or a list of names"),

@@ -256,3 +256,8 @@ def test_nc1_keeps_no_more_directions_than_class_means_can_have():
     along = (features - means[labels]) @ gap / gap.norm()
     expected = float(along.square().mean() / (gap.square().sum() / 4)) / 2
     assert nc1(features + 1e6, labels, cut=0.0) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_mean_of_samples_passes_over_classes_without_any():
+    means, counts = geometry.class_means([[1, 2], [3, 4], [5, 6]], [0, 0, 2], 3)
+    assert geometry.sample_mean(means, counts).tolist() == pytest.approx([3, 4])

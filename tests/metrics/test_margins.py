@@ -256,3 +256,28 @@ def test_bad_input():
         margins.hard_margin(good, gaussian(4, 2))
     with pytest.raises(checks.InputError, match="max_solves"):
         margins.margin(good, max_solves=-1)
+
+
+def test_the_smallest_angle_of_rows_whose_cosines_are_all_one():
+    angles = torch.tensor([0, 3e-9, 3.1e-9, 1], dtype=torch.float64)
+    rows = torch.stack([angles.cos(), angles.sin()], 1)
+    assert margins.min_angle(rows) == pytest.approx(1e-10, rel=1e-6)
+
+
+@pytest.mark.parametrize("gap", [1e-9, 1.7e-9, 1e-7])
+def test_optimal_features_of_nearly_equal_rows_are_right_or_refused(gap):
+    rows = torch.tensor([[1, gap], [1, -gap], [1, 0], [-1, 0]], dtype=torch.float64)
+    try:
+        found = margins.optimal_features(rows)
+    except checks.InputError as error:
+        assert "duplicate rows" in str(error)
+        return
+    assert found.norm(dim=1).tolist() == pytest.approx([1.0] * 4)
+    for k in range(4):
+        away = (margins.unit_rows("rows", rows)[k] - margins.unit_rows("rows", rows)) @ found[k]
+        assert float(away[torch.arange(4) != k].min()) > 0
+
+
+def test_one_close_pair_does_not_stop_the_others():
+    rows = torch.tensor([[1, 0, 0], [1, 1e-9, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
+    assert margins.optimal_features(rows).isfinite().all()

@@ -180,8 +180,9 @@ def _interpolator(inputs, targets):
             f"targets are not in the range of inputs (distance {miss:.2g}): a linear network "
             "cannot interpolate them; use linear_map with a beta instead"
         )
-    U, s, Vh = _thin_svd(W)
-    return U, s, Vh
+    sigma = _thin_svd(X)[1]  # rounding of W grows with the condition of X
+    condition = float(sigma.max() / sigma.min()) if len(sigma) else 1.0
+    return _thin_svd(W, max(X.shape) * condition)
 
 
 def _data(inputs, targets):
@@ -200,10 +201,10 @@ def _columns(values, name="targets"):
     return checks.matrix(name, values, dtype=torch.float64)
 
 
-def _thin_svd(M):
+def _thin_svd(M, growth=1.0):
     """SVD without the singular values at rounding level; returns ``U, s, V'``."""
     U, s, Vh = torch.linalg.svd(M, full_matrices=False)
-    keep = s > max(M.shape) * torch.finfo(M.dtype).eps * s.max()
+    keep = s > max(growth, *M.shape) * torch.finfo(M.dtype).eps * s.max()
     return U[:, keep], s[keep], Vh[keep]
 
 

@@ -162,7 +162,9 @@ def interpolation_norm(x, y):
 
 
 def interpolation_spline(x, y):
-    """The same minimum as a linear program (HiGHS), with its knots: a :class:`Spline`."""
+    """The same minimum as a linear program (HiGHS), with its knots: a :class:`Spline`.
+
+    Raises RuntimeError where HiGHS fails, as it may for spacings below 1e-7 of the range."""
     x, y = _vectors(x, y)
     _sorted_unique(x, y)
     knots, orientation, ramps = _dictionary(x)
@@ -190,7 +192,7 @@ def fit_spline(x, y, beta):
     """Globally optimal two-layer ReLU fit at weight decay ``beta``: a :class:`Spline` (6.C18).
 
     Repeated ``x`` with different ``y`` are fine here.  For a few dozen points its ``gap`` is below
-    1e-5 of the value down to 1e-6 of :func:`constant_threshold`; a smaller ``beta`` costs digits.
+    1e-3 of the value down to 1e-6 of :func:`constant_threshold`; a smaller ``beta`` costs digits.
     """
     x, y = _vectors(x, y)
     beta = checks.real("beta", beta, above=0)

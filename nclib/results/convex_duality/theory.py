@@ -211,8 +211,17 @@ def triple_layers(depth):
 
 def norm_ratio(layers):
     """``prod ||W_l||_F^2`` of layers that map I_K to itself, over the K^L of collapse; < 1 means
-    cheaper."""
+    cheaper.
+
+    Raises :class:`~nclib.checks.InputError` for layers, with ReLUs between, that do not."""
     checks.require(len(layers), "layers is empty: give at least one matrix")
+    out = identity = torch.eye(len(layers[-1])).to(layers[-1])
+    for layer in layers[:-1]:
+        out = (out @ layer.mT).relu()
+    out = out @ layers[-1].mT
+    checks.require(
+        torch.allclose(out, identity, atol=1e-6), "these layers do not map I_K to itself"
+    )
     norms = math.prod(float(layer.square().sum()) for layer in layers)
     return norms / len(layers[-1]) ** len(layers)
 
@@ -224,7 +233,8 @@ def bottleneck_value(layers, beta):
 
 
 def best_scaled(layers, beta):
-    """Layers that map I_K to itself, at equal norms and the best scale for X = Y = I_K."""
+    """The same layers at equal norms and the best scale for X = Y = I_K: they map I_K to the
+    multiple of it that costs least."""
     _, height = _best_scale(layers, beta)
     K, depth = len(layers[-1]), len(layers)
     norm = math.sqrt(K) * (norm_ratio(layers) ** 0.5 * height) ** (1 / depth)

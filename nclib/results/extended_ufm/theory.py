@@ -21,7 +21,7 @@ with Λ = λ_H Π λ_i.  Balanced classes: s = √n and κ = K (nΛ)^{1/(M+1)} f
 
 import math
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import accumulate, product
 
 import torch
 
@@ -299,8 +299,9 @@ def hessian_index(point):
 
 
 def lowest_curvature(point):
-    """Smallest Hessian eigenvalue at a point with a missing direction and a spare dimension, M = 1:
-    (λ_W+λ_H)/2 − √((λ_W−λ_H)²/4 + s²/N²), s the largest missing singular value (claim 5.E12).
+    """Smallest curvature along a missing direction and a spare dimension, M = 1:
+    (λ_W+λ_H)/2 − √((λ_W−λ_H)²/4 + s²/N²), s the largest missing singular value.
+    Where it is negative it is the smallest eigenvalue of the Hessian (claim 5.E12).
     """
     if point.depth != 1:
         raise checks.InputError(f"this curvature is known for M = 1 only, got M = {point.depth}")
@@ -320,7 +321,9 @@ def orbit_dimension(point):
     """Dimension of the set of equivalent points: Σ_j (d_j r − r(r+1)/2), plus tied swaps.
 
     Every hidden frame turns freely; every pair (missing, kept) of equal target singular values adds
-    one more (r(K−r) if balanced).  Equals the Hessian's nullity for κ_i ≠ κ* (claim 5.E13).
+    one more (r(K−r) if balanced).  Equals the Hessian's nullity, but for one more with each
+    kept direction whose root is a double one (κ_i = κ_ex, M ≥ 2) and, M = 1, missing one with
+    κ_i = 1 (claim 5.E13).
     """
     missing, kept = _split(point)
     s = point.target
@@ -346,13 +349,22 @@ def minority_threshold(N, decays):
 
 
 def late_phase_rates(decays):
-    """Exponential rates of log NC1 (trace ratio) of H_1, …, H_M in the late phase, linear layers.
+    """Exponential rates of log NC1 (trace ratio) of H_1, …, H_M in the late phase, linear layers
+    that are all wider than K.
 
     Gradient flow shrinks what the loss does not see by weight decay alone: the unused directions of
-    H at rate λ_H and of W_i at rate λ_i, so NC1 of layer j falls like e^{−2(λ_H+λ_1+…+λ_{j−1})t}
-    (claim 5.E10; gradient descent: t = step size × steps).
+    H at rate λ_H and of W_i at rate λ_i, so those of H_j fall like e^{−S_{j−1} t} with
+    S_j = λ_H+λ_1+…+λ_j.  From the unused directions of H_m the layer W_m also leads into the used
+    ones, and that block falls at rate λ_{m−1}+λ_m (λ_0 = λ_H); from there on nothing damps.  The
+    slowest way counts, NC1 falls at twice its rate: 2 S_{j−1}, or 2 (S_m+λ_{m−1}), m < j, which is
+    never smaller for two layers (claim 5.E10; gradient descent: t = step size × steps).
     """
-    return [-2 * math.fsum(_positive(decays)[:j]) for j in range(1, len(decays))]
+    decays = _positive(decays)
+    S = list(accumulate(decays))
+    ways = [
+        [S[j], *(S[m] + decays[m - 1] for m in range(1, j + 1))] for j in range(len(decays) - 1)
+    ]
+    return [-2 * float(min(rates)) for rates in ways]
 
 
 # --- ReLU ----------------------------------------------------------------------------------------
@@ -390,8 +402,8 @@ def relu_point(problem, correlation, generator=None):
 
 
 def hexagon_point(problem):
-    """Explicit point of the balanced two-layer ReLU problem with six classes: from about 0.93 κ* on
-    it lies below the linear optimum (claim 5.E7, this project).
+    """Explicit point of the balanced two-layer ReLU problem with six classes: from 0.924 to
+    1.025 κ* it lies below the linear optimum (claim 5.E7, this project).
 
     The classes stand on a hexagon and each of six neurons is on for two neighbours: Z = W_1H_1 is a
     multiple of the circulant (1, 1, 0, −1, −1, 0), of rank 2.  The ReLU raises its nuclear norm by

@@ -155,3 +155,16 @@ def test_rank_one_inputs_of_any_size(size):
         scaled = linear.rank_one_value(size * coefficients, a, Y, beta, depth)
         assert scaled == pytest.approx(plain, rel=1e-12)
         assert plain < float(Y.square().sum()) / 2
+
+
+@pytest.mark.parametrize("depth", [2, 4, 10])
+def test_rank_one_interpolators_of_badly_conditioned_inputs(depth):
+    """Rounding of X⁺Y grows with the condition of X, and s^(2/L) would count it."""
+    rng = np.random.default_rng(0)
+    frame = lambda n, m: np.linalg.qr(rng.standard_normal((n, m)))[0]
+    X = frame(4, 4) @ np.diag(np.geomspace(1, 1e-2, 4)) @ frame(8, 4).T
+    W = X.T @ rng.standard_normal((4, 1)) @ rng.standard_normal((1, 3))
+    known = depth / 2 * np.linalg.norm(W) ** (2 / depth)
+    found = linear.minimum_norm_value(X, X @ W, depth)
+    assert found == pytest.approx(known, rel=1e-9)
+    assert linear.minimum_norm_layers(X, X @ W, depth)[0].shape == (1, 8)

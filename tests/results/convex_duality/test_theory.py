@@ -244,6 +244,8 @@ def test_bad_input():
         (lambda: theory.odd_pair_value(-1.0, 3), "beta must be at least 0, got -1.0"),
         (lambda: theory.odd_pair_value("a", 3), "beta must be a finite number"),
         (lambda: theory.norm_ratio([]), "layers is empty"),
+        (lambda: theory.bottleneck_value([2 * torch.eye(2)] * 2, 0.1), "do not map I_K to itself"),
+        (lambda: theory.best_scaled([torch.ones(2, 2)] * 2, 0.1), "do not map I_K to itself"),
         (lambda: theory.batch_norm_head(A, [0, 0, 0, 2, 2, 2], 0.1), "class"),
         (lambda: theory.batch_norm_head(A, [0] * 6, 0.1), "two classes"),
         (lambda: theory.batch_norm_head(A, [0, 1] * 3, 0.0), "beta"),

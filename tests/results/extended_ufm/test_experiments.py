@@ -196,6 +196,18 @@ def test_late_phase_slopes():
     )
 
 
+@pytest.mark.parametrize(
+    ("decays", "wanted"),
+    [([0.01] * 5, [-0.02, -0.04, -0.06, -0.06]), ([0.01, 0.01, 0.04, 0.01], [-0.02, -0.04, -0.06])],
+)
+def test_late_phase_slopes_where_noise_takes_the_way_through_used_directions(decays, wanted):
+    assert theory.late_phase_rates(decays) == pytest.approx(wanted)
+    asked = problem([4] * 3, decays, widths=8)
+    table, _ = study.descents(asked, lr=0.5, steps=1200, init_scale=0.4, record=40)
+    slopes = study.slopes(table, "nc1", start=600, end=1200)
+    assert list(slopes.values()) == pytest.approx([0.5 * rate for rate in wanted], rel=0.02)
+
+
 @pytest.mark.parametrize("relu", [False, True])
 def test_balance_decays_like_a_clock(relu):
     """Claim 5.X5."""
