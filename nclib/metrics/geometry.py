@@ -150,7 +150,10 @@ def nc1(features, labels, *, cut, K=None, precision=None):
     means, spread = means[counts > 0], float(residual.square().sum()) / len(features)
     # Means that differ by their own rounding only are equal.
     own = 8 * _EPS * float(means.abs().max()) * len(means) ** 0.5
-    floor = lambda along: storage.floor(means, len(features), spread, along).clamp(min=own)
+
+    def floor(directions):
+        return storage.floor(means, len(features), spread, directions).clamp(min=own)
+
     spectrum, basis = between(means - features.mean(0), cut=cut, floor=floor)
     if not len(spectrum):
         return math.nan
