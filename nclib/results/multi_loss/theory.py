@@ -306,7 +306,8 @@ def focal_sufficient_threshold(gamma):
 def _first_root(function):
     """Root below 0.3 of a function that is positive there; 0 if the root is below any float."""
     ends = 1e-300, 0.3
-    return brentq(function, *ends, xtol=1e-300, rtol=1e-15) if function(ends[0]) < 0 else 0.0
+    options = {"xtol": 1e-300, "rtol": 1e-15, "maxiter": 2000}
+    return brentq(function, *ends, **options) if function(ends[0]) < 0 else 0.0
 
 
 def focal_thresholds(K, gamma):

@@ -326,3 +326,12 @@ def test_a_tiny_bias_penalty_is_none():
     free, tiny = (theory.optimum("mse", **M4, lambda_b=x) for x in (0.0, 1e-300))
     assert tiny.value == pytest.approx(free.value, rel=1e-14)
     assert tiny.bias == pytest.approx(0.25, rel=1e-14)
+
+
+@pytest.mark.parametrize("gamma", [0.0015, 0.005, 0.01, 0.015])
+def test_the_focal_loss_of_tiny_gamma_has_its_thresholds(gamma):
+    t = theory.focal_convexity_threshold(gamma)
+    assert 0 <= t < 0.01
+    found = theory.optimum("fl", K=5, n=3, lambda_w=1e-2, lambda_h=1e-2, gamma=gamma)
+    plain = theory.optimum("ce", K=5, n=3, lambda_w=1e-2, lambda_h=1e-2)
+    assert found.value == pytest.approx(plain.value, rel=5 * gamma)
