@@ -45,6 +45,7 @@ def book(t):
 
 # module.function (or class) -> a call of it
 CASES = {
+    "data.label_tuples": lambda t: data.label_tuples(t.targets),
     "decoders.tagwise_codebook": book,
     "decoders.single_margin": lambda t: decoders.single_margin(singles(t), t.weight),
     "decoders.nearest_codeword": lambda t: decoders.nearest_codeword(t.features, book(t)),
