@@ -124,9 +124,9 @@ class MeanSquaredError(_Loss):
 
     def per_sample(self, logits, labels):
         """Losses ``(N,)``."""
-        own = logits.gather(1, _own(logits, labels)).squeeze(1)
-        others = logits.square().sum(1) - own.square()
-        tau = self.weight(logits.shape[1])
+        target, tau = _own(logits, labels), self.weight(logits.shape[1])
+        own = logits.gather(1, target).squeeze(1)
+        others = logits.scatter(1, target, 0.0).square().sum(1)  # of a difference little is left
         return tau / 2 * (self.kappa * (own - self.scale).square() + others)
 
     def slope(self, logits, labels):

@@ -177,3 +177,10 @@ def test_padding_is_no_label(name):
     """torch's cross-entropy counts -100 as a loss of 0 in a mean of all."""
     with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
         losses.get(name)(torch.randn(4, 3), torch.tensor([0, 1, 2, -100]))
+
+
+def test_mse_near_collapse_in_single_precision():
+    logits = torch.zeros(1, 10)
+    logits[0, 0], logits[0, 1:] = 15.0, 1e-3
+    loss = losses.get("mse", tau=None, scale=15.0)
+    assert float(loss(logits, torch.tensor([0]))) == pytest.approx(9e-7, rel=1e-5)

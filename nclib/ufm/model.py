@@ -278,7 +278,8 @@ class UFM:
     def certificate(self, point):
         """``scale ‖∇g‖₂ - √(λ_H λ_W)`` of a critical point, ∇g the :meth:`logit_gradient`.
 
-        0 at the global minimum of a problem with one layer and a convex loss (Zhu et al. 2021).
+        Of a problem with one layer and a convex loss (Zhu et al. 2021): at most 0 exactly at the
+        global minimum, and 0 there unless W = H = 0.
         """
         if len(self.decays) > 2 or self.sphere or self.nonnegative or self.log or self.fixed:
             raise checks.InputError(

@@ -65,7 +65,7 @@ def cross_entropy(c, K, alpha=0.0):
     if c >= (1 - alpha) / K:
         return math.log(K), 0.0
     rest = (K - 1) * e  # probability of the other classes
-    margin = max(0.0, math.log((1 - rest) / e))  # rounding at the threshold
+    margin = math.log1p((1 - alpha - K * c) / e)  # log((1 - rest)/e), exact at the threshold
     return -(1 - rest) * math.log1p(-rest) - rest * math.log(e), margin
 
 

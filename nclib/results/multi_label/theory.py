@@ -103,9 +103,9 @@ def sample_loss(margin, *, K, m, reduction="sum"):
     """Loss of a sample whose logits are ``margin * P y_S``:
     ``ω_m m log(m + (K-m) exp(-margin))``."""
     K, m = _multiplicity(K, m)
-    with np.errstate(over="ignore"):
-        decay = np.exp(-np.asarray(margin, dtype=float))
-    return label_weight(m, reduction) * m * np.log(m + (K - m) * decay)
+    others = log(K - m) if m < K else -np.inf
+    total = np.logaddexp(log(m), others - np.asarray(margin, dtype=float))
+    return label_weight(m, reduction) * m * total
 
 
 def loss_floor(m, reduction="sum"):
@@ -373,9 +373,12 @@ def certificate(problem, point):
     maximum of a convex function is searched by ascent from random starts and from every two-valued
     direction (K <= 12), so the proof is as good as the search.
     """
-    if bool((point["features"] < 0).any()):
-        raise checks.InputError("the certificate is for nonnegative features, these have others")
-    reach = _steepest(-problem.logit_gradient(point))
+    bound = len(problem.decays) > 2 or problem.sphere or problem.log or problem.fixed
+    if bound or not problem.nonnegative or bool((point["features"] < 0).any()):
+        raise checks.InputError(
+            "the certificate is for one layer, free features that are nonnegative and a free weight"
+        )
+    reach = problem.scale * _steepest(-problem.logit_gradient(point))
     return reach - (problem.decays[0] * problem.decays[1]) ** 0.5
 
 

@@ -419,12 +419,14 @@ def certificate(features, weight, labels, scale, *, gtol=1e-6):
       least as negative: a strict saddle.  If none is, a further dimension would help.
 
     The point counts as critical if its Riemannian gradient norm is at most
-    ``gtol · max(‖G‖, 0.01)``, G the gradient with respect to the cosines; otherwise an
+    ``gtol · max(‖G‖, 0.01)``, G the gradient with respect to the cosines (``gtol · ‖G‖`` where
+    that is no less than ‖G‖ itself, as at large scales); otherwise an
     :class:`~nclib.checks.InputError` says how large it is.  :func:`gap_bound` works at any point.
     """
     grad_features, grad_weight, beta, alpha, G = multipliers(features, weight, labels, scale)
     norm = hypot(float(grad_features.norm()), float(grad_weight.norm()))
-    allowed = checks.real("gtol", gtol, above=0) * max(float(G.norm()), 1e-2)
+    gtol, size = checks.real("gtol", gtol, above=0), float(G.norm())
+    allowed = gtol * (max(size, 1e-2) if size > 1e-2 * gtol else size)
     if norm > allowed:
         raise checks.InputError(
             f"the point is not critical: its Riemannian gradient has norm {norm:.3g}, more than "

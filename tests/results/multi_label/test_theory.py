@@ -502,3 +502,23 @@ def test_zero_counts_are_absent_and_numpy_integers_welcome():
     a = theory.optimum(K=4, counts={2: np.int64(2), 1: 3, 3: 0}, lambda_w=5e-3, lambda_h=5e-4)
     assert a.value == pytest.approx(0.8322804329, abs=6e-11)
     assert a.counts == {1: 3, 2: 2}
+
+
+@pytest.mark.parametrize("margin", [50.0, 800.0, -800.0])
+@pytest.mark.parametrize(("K", "m"), [(10, 1), (10, 3)])
+def test_sample_loss_of_large_margins(K, m, margin):
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workdps(400):
+        known = float(m * mpmath.log(m + (K - m) * mpmath.exp(-mpmath.mpf(margin))))
+    assert theory.sample_loss(margin, K=K, m=m) == pytest.approx(known, rel=1e-14)
+
+
+def test_the_nonnegative_certificate_knows_the_scale_and_its_problems():
+    options = {"lambda_w": 0.25, "lambda_h": 0.25}
+    zero = {"features": torch.zeros(3, 4).double(), "weight": torch.zeros(3, 4).double()}
+    known = theory.problem(torch.eye(3), 4, **options, nonnegative=True, scale=5.0)
+    assert theory.certificate(known, zero) > 0.5  # f falls from zero
+    for other in ({"nonnegative": False}, {"fixed": {"weight": torch.ones(3, 4)}}):
+        problem = theory.problem(torch.eye(3), 4, **options, **{"nonnegative": True} | other)
+        with pytest.raises(InputError, match="one layer, free features"):
+            theory.certificate(problem, zero)

@@ -179,7 +179,7 @@ def test_focal_thresholds_table(K, local, glob, jump, p):
     assert 1 / (1 + (K - 1) * math.exp(-got[2])) == pytest.approx(p, abs=1e-4)
 
 
-@pytest.mark.parametrize(("share", "lower"), [(-0.03, True), (0.004, True), (-0.12, False)])
+@pytest.mark.parametrize(("share", "lower"), [(-0.03, True), (0.004, True), (-0.17, False)])
 def test_focal_optimum_refuses_where_partly_collapsed_points_are_cheaper(share, lower):
     """K = 30, γ = 3: ``share`` of the window below or above the tie; m classes are an ETF."""
     K = 30
@@ -292,7 +292,6 @@ def test_scalar_loss_of_the_mse_is_at_the_best_shift():
         (dict(lambda_h=-1), "lambda_h must be greater than 0"),
         (dict(lambda_b=-1), "lambda_b must be at least 0"),
         (dict(lambda_w=float("nan")), "lambda_w must be a finite number"),
-        (dict(lambda_w=1e-200, lambda_h=1e-200), "c = .* must be greater than 0"),
         (dict(d=2), "no closed form for d=2 < K-1=3"),
         (dict(loss="mse", kappa=0.2, lambda_b=2.0, d=3), "kappa != 1 at d = K-1"),
         (dict(loss="mse", kappa=0.2, lambda_b=None, d=3), "kappa != 1 at d = K-1"),
@@ -335,3 +334,40 @@ def test_the_focal_loss_of_tiny_gamma_has_its_thresholds(gamma):
     found = theory.optimum("fl", K=5, n=3, lambda_w=1e-2, lambda_h=1e-2, gamma=gamma)
     plain = theory.optimum("ce", K=5, n=3, lambda_w=1e-2, lambda_h=1e-2)
     assert found.value == pytest.approx(plain.value, rel=5 * gamma)
+
+
+def test_a_partly_collapsed_point_beyond_the_tie_is_not_overlooked():
+    """K = 300, gamma = 30: 80 classes as an ETF with a bias, the others at zero, in plain numpy."""
+    K, gamma, some, s, b = 300, 30.0, 80, 2.03266, 0.197615
+    local, globally, _ = theory.focal_thresholds(K, gamma)
+    c = globally + 0.025 * (globally - local)
+
+    def loss(logits, y):
+        p = np.exp(logits - logits.max())
+        p /= p.sum()
+        return -((1 - p[y]) ** gamma) * np.log(p[y])
+
+    bias = np.zeros(K)
+    bias[:some] = b
+    own = bias.copy()
+    own[:some] += s * (np.arange(some) == 0) - s / some
+    value = (some * loss(own, 0) + (K - some) * loss(bias, K - 1)) / K
+    value += c * (some - 1) * s  # singular values of the logits: some - 1 times s
+    zero = (1 - 1 / K) ** gamma * math.log(K)
+    found = {"K": K, "n": 1, "lambda_w": c, "lambda_h": c, "gamma": gamma}
+    assert theory.optimum("fl", **found, lambda_b=None).value == pytest.approx(zero)
+    assert zero - value > 1e-3
+    with pytest.raises(InputError, match="too near its tie"):
+        theory.optimum("fl", **found)
+
+
+@pytest.mark.parametrize("loss", [torch.nn.MSELoss(), losses.ExactCrossEntropy(3.0), losses.Focal])
+def test_losses_without_a_closed_form_are_refused(loss):
+    for call in (theory.threshold, theory.value_at_zero):
+        with pytest.raises(InputError, match="closed forms are known for ce, ls, fl, mse"):
+            call(loss, K=4)
+
+
+def test_the_strength_of_tiny_and_huge_decays():
+    for size in (1e-170, 1e-162, 1e200):
+        assert theory.strength(3, size, size) == pytest.approx(3**0.5 * size, rel=1e-14)

@@ -977,3 +977,13 @@ class TestPenalised:
     def test_bad_input(self, call, message):
         with pytest.raises(InputError, match=message):
             call()
+
+
+def test_no_certificate_where_all_gradients_are_tiny():
+    """Far from collapse's value, at a scale at which every gradient is below rounding."""
+    generator = torch.Generator().manual_seed(0)
+    W = torch.nn.functional.normalize(
+        frames.simplex_etf(3, 4) + 0.1 * torch.randn(3, 4, generator=generator).double(), dim=1
+    )
+    with pytest.raises(InputError, match="the point is not critical"):
+        theory.certificate(W, W, torch.arange(3), 30.0)
