@@ -56,10 +56,11 @@ class Tracker:
         import pandas as pd
 
         try:
-            rows = pd.read_csv(self.csv, dtype={"data": str, "layer": str})
+            names = {"data": str, "layer": str}
+            rows = pd.read_csv(self.csv, dtype=names, keep_default_na=False, na_values=[""])
         except (ValueError, OSError) as error:
             raise checks.InputError(f"{self.csv} cannot be read as a table: {error}") from None
-        if not set(_KEYS) <= set(rows.columns):
+        if not set(_KEYS) <= set(rows.columns) or rows["epoch"].dtype.kind not in "iuf":
             raise checks.InputError(f"{self.csv} is no table of a tracker: choose another csv=")
         return rows.to_dict("records")
 

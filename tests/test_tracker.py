@@ -168,6 +168,15 @@ def test_a_killed_run_goes_on_with_its_table(tmp_path):
     assert pd.read_csv(path)["nc1"].iloc[2] != stored["nc1"].iloc[2]
 
 
+def test_names_that_pandas_would_take_for_missing_come_back(tmp_path):
+    named = {"NA": loaders()["test"], "null": loaders()["test"]}
+    whole = nclib.Tracker(make(), named, csv=tmp_path / "nc.csv")
+    whole.step(0)
+    again = nclib.Tracker(make(), named, csv=tmp_path / "nc.csv")
+    pd.testing.assert_frame_equal(again.table, whole.table, rtol=1e-8)
+    assert again.table["data"].tolist() == ["NA", "null"]
+
+
 def test_the_plot_draws_the_table():
     model = make()
     tracker = nclib.Tracker(model, loaders(), layers=["0:out", "4"])
@@ -213,12 +222,14 @@ def test_a_head_with_one_logit_and_missing_classes():
         ({"layers": []}, "layers is empty"),
         ({"maps": "mean"}, "maps must be one of"),
         ({"csv": "notes.csv"}, "no table of a tracker"),
+        ({"csv": "words.csv"}, "no table of a tracker"),
         ({"csv": "empty.csv"}, "cannot be read as a table"),
     ],
 )
 def test_what_is_wrong_is_said_before_the_training(change, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "words.csv").write_text("epoch,data,layer\nlast,train,fc\n")
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(checks.InputError, match=message):
         nclib.Tracker(**({"model": make(), "loader": loaders()} | change))

@@ -200,7 +200,7 @@ class _Fit:
     def of(self):
         """Which training this is."""
         loss = self.objective.loss if isinstance(self.objective, _Objective) else None
-        return _identity(self.recipe, self.data, self.seed, _told(loss))
+        return _identity(self.recipe, self.data, self.net, self.seed, _told(loss))
 
     def content(self, epoch=0, step=0, total=0.0, drawn=None):
         """The checkpoint: everything that the rest of the training depends on."""
@@ -216,14 +216,11 @@ class _Fit:
         }
 
     def restore(self, state):
-        """Go back to a :meth:`content`; ValueError if it is another recipe's."""
+        """Go back to a :meth:`content`; ValueError if it is of a longer training."""
         self.history, self.first = list(state["history"]), state["epoch"]
         self.at = {key: state["at"][key] for key in self.at}
-        groups = zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True)
-        steps = len(self.recipe.batches(len(self.data.labels), torch.Generator()))
-        fits = 0 <= self.first <= self.recipe.epochs and 0 <= self.at["step"] < steps
-        if not fits or any(old.keys() != new.keys() for old, new in groups):
-            raise ValueError("another recipe")
+        if self.first > self.recipe.epochs:
+            raise ValueError("a longer training")
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
@@ -456,7 +453,7 @@ class _Stack:
     def of(self):
         """Which grid this is; its cells have numbers of epochs of their own."""
         cells = [(_told(cell.loss), cell.seed, cell.epochs) for cell in self.cells]
-        return _identity(replace(self.recipe, epochs=0), self.data, cells)
+        return _identity(replace(self.recipe, epochs=0), self.data, self.skeleton, cells)
 
     def content(self, epoch=0):
         """The checkpoint: everything that the rest of the training depends on."""
@@ -473,9 +470,7 @@ class _Stack:
         }
 
     def restore(self, state):
-        """Go back to a :meth:`content`; ValueError if it is another grid's."""
-        if not _same_grid(state, self.content(), self.skeleton.state_dict()):
-            raise ValueError("another grid")
+        """Go back to a :meth:`content`."""
         self.alive, self.done, self.first = state["alive"], state["done"], state["epoch"]
         self.histories = state["histories"]
         self.params, self.velocity = (state[n].to(self.device) for n in ("params", "velocity"))
@@ -542,26 +537,6 @@ def _names(net):
     named += net.named_buffers(remove_duplicate=False)
     first = {}
     return {name: first.setdefault(id(tensor), name) for name, tensor in named}
-
-
-def _same_grid(state, fresh, net):
-    """Whether a checkpoint fits the grid whose fresh content and whose net's state are given."""
-    rows, cells = len(state["alive"]), len(fresh["done"])
-
-    def shapes(tensors, skip=0):
-        return {name: t.shape[skip:] for name, t in tensors.items()}
-
-    nets = [shapes(values) == shapes(net) for values in state["done"] if values is not None]
-    stacks = [state["params"], state["velocity"], *state["buffers"].values()]
-    return (
-        set(state["alive"]) <= set(range(cells))
-        and len(state["done"]) == len(state["histories"]) == cells
-        and state["generators"].keys() == fresh["generators"].keys()
-        and state["params"].shape[1:] == state["velocity"].shape[1:] == fresh["params"].shape[1:]
-        and shapes(state["buffers"], 1) == shapes(fresh["buffers"], 1)
-        and all(len(stack) == rows for stack in stacks)
-        and all(nets)
-    )
 
 
 def _unpack(params, shapes):
@@ -651,7 +626,7 @@ def _save(path, state):
         torch.save(state, file)
 
 
-def _identity(recipe, data, *further):
+def _identity(recipe, data, net, *further):
     """What decides a training and can be compared, as text.
 
     Not ``fast``, which changes rounding only, nor the number of epochs where no rate depends on it:
@@ -661,7 +636,9 @@ def _identity(recipe, data, *further):
     del terms["fast"]
     if recipe.schedule == "constant":
         del terms["epochs"]
-    terms = [terms, *further, _digest(data.inputs), _digest(data.labels)]
+    first, tensors = _names(net), {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    trains = {n: f"{x.dtype} {tuple(x.shape)} {x.requires_grad}" for n, x in tensors.items()}
+    terms = [terms, first, trains, *further, _digest(data.inputs), _digest(data.labels)]
     return json.dumps(terms, default=lambda value: value.tolist())  # of NumPy and PyTorch
 
 

@@ -238,8 +238,8 @@ def cross_entropy_dual_bound(logits, labels, beta):
 
 
 def _shrink(E, beta):
-    top = _top_eigenvalue(E)
-    return min(1.0, beta / math.sqrt(top)) if top > 0 else 1.0
+    size = float(E.abs().max())
+    return min(1.0, beta / size / math.sqrt(_top_eigenvalue(E / size))) if size > 0 else 1.0
 
 
 def _top_eigenvalue(E):
@@ -255,8 +255,6 @@ def _top_eigenvalue(E):
 
     # Its leading eigenvector is non-negative (Perron), so a positive start cannot miss it.
     start = torch.linalg.vector_norm(E, dim=1).numpy(force=True) + 1e-300
-    if not start.max() > 1e-150:
-        return 0.0
     from scipy.sparse.linalg import LinearOperator, eigsh  # not for measuring a model
 
     operator = LinearOperator((n, n), matvec=apply, dtype=start.dtype)

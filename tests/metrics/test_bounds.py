@@ -55,7 +55,19 @@ def test_large_residuals_use_blocks(monkeypatch):
     blocks = one_hot(labels_of([300, 200])).repeat_interleave(2, 1)  # reducible matrix
     exact = float(torch.linalg.eigvalsh(blocks @ blocks.T)[-1])
     assert certified._top_eigenvalue(blocks) == pytest.approx(exact, rel=1e-12)
-    assert certified._top_eigenvalue(torch.zeros(600, 2, dtype=torch.float64)) == 0
+
+
+@pytest.mark.parametrize("rows", [40, 700])
+@pytest.mark.parametrize("size", [0.0, 1e-310, 1e-160, 1e-20, 1e20, 1e160])
+def test_dual_bound_of_residuals_of_any_size(rows, size):
+    """A residual that is too large is scaled down to the same point, a small one is used as is."""
+    residual = gaussian(24, rows, 3)
+    residual, Y = residual / residual.abs().max(), one_hot(labels_of([10, 15, rows - 25]))
+    found = certified.dual_bound(size * residual, Y, 0.3)
+    if size > 1:
+        assert found == pytest.approx(certified.dual_bound(residual, Y, 0.3), rel=1e-12)
+    else:
+        assert found == pytest.approx(size * float((residual * Y).sum()), rel=1e-12, abs=1e-315)
 
 
 def test_dual_bound_vectors_and_errors():

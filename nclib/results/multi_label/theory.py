@@ -96,7 +96,7 @@ def label_sets(K, m):
 def balance_weight(K, m, n):
     """q_m with ``Σ_{|S|=m} n P y_S y_Sᵀ P = q_m P``: ``n comb(K-2, m-1)``; 0 for m = K."""
     K, m = _multiplicity(K, m)
-    return n * comb(K - 2, m - 1)
+    return checks.real("n", n, at_least=0) * comb(K - 2, m - 1)
 
 
 def sample_loss(margin, *, K, m, reduction="sum"):

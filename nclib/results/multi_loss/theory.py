@@ -298,8 +298,9 @@ def focal_sufficient_threshold(gamma):
     """Where ψ of :func:`focal_slope` begins to increase: convex from there on (claim 1.L10).
 
     The Hessian is ``ψ'(p) p (e_y - p)(e_y - p)ᵀ - ψ(p)(diag p - ppᵀ)`` at ``p = p_y`` with ψ < 0,
-    so ψ' >= 0 suffices.  Largest as γ → 0, the root .2032 of ``log t + 2(1 - t)``: the 0.21 of
-    Zhou et al., NeurIPS 2022, holds for every γ.
+    so ψ' >= 0 suffices.  Largest as γ → 0 (what γ = 0 gives, though cross-entropy itself is convex
+    everywhere), the root .2032 of ``log t + 2(1 - t)``: the 0.21 of Zhou et al., NeurIPS 2022,
+    holds for every γ.
     """
     gamma = checks.real("gamma", gamma, at_least=0)
 

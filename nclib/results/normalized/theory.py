@@ -367,10 +367,10 @@ def multipliers(features, weight, labels, scale):
 
 
 def hessian_product(features, weight, labels, scale, along_features, along_weight):
-    """Riemannian Hessian times a tangent direction, a pair in the order of the arguments (2.L3).
+    """Riemannian Hessian times a direction, a pair in the order of the arguments (2.L3).
 
-    ``features (N, d)``, ``weight (K, d)``: unit rows; ``along_features``, ``along_weight``: tangent
-    there.  Costs about two gradients: for iterative eigenvalue solvers.
+    ``features (N, d)``, ``weight (K, d)``: unit rows; of ``along_features`` and ``along_weight``
+    the tangent part counts.  Costs about two gradients: for iterative eigenvalue solvers.
     """
     features, weight, labels, scale = sphere_point(features, weight, labels, scale)
     E = _direction("along_features", along_features, features)
@@ -388,7 +388,8 @@ def hessian_product(features, weight, labels, scale, along_features, along_weigh
 
 def _direction(name, value, rows):
     N, d = rows.shape
-    return checks.matrix(name, value, rows=N, columns=d, dtype=torch.float64).to(rows.device)
+    value = checks.matrix(name, value, rows=N, columns=d, dtype=torch.float64).to(rows.device)
+    return tangent(rows, value)
 
 
 def tangent(rows, vectors):

@@ -352,6 +352,17 @@ def test_approach_rate_of_symmetric_codes():
         assert value_rate == pytest.approx(math.log(neighbours), abs=1e-9)
 
 
+def test_codes_that_are_no_optimum_have_no_rate_and_no_curvature():
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(12, 3, dtype=torch.float64, generator=generator)
+    for size in (1e-4, 0.01, 1.0):
+        code = torch.nn.functional.normalize(frames.icosahedron() + size * noise, dim=1)
+        with pytest.raises(checks.InputError, match="no optimal code"):
+            theory.approach_rate(code)
+        with pytest.raises(checks.InputError, match="not critical at temperature 0.3"):
+            theory.lowest_curvature(code, 0.3)
+
+
 def test_bad_input():
     for K, d in ((1, 3), (0, 3), (5, 0), (5.0, 3), (True, 3), ("7", 3)):
         for call in (

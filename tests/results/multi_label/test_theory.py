@@ -400,6 +400,8 @@ def test_balance_identity():
         P = torch.eye(K).double() - 1 / K
         total = 3 * P @ rows.T @ rows @ P
         assert torch.allclose(total, theory.balance_weight(K, m, 3) * P, rtol=0, atol=1e-12)
+    with pytest.raises(InputError, match="n must be at least 0"):
+        theory.balance_weight(4, 2, -1)
 
 
 def test_label_sets_are_all_subsets_in_order():

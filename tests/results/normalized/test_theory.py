@@ -411,6 +411,9 @@ class TestDerivatives:
             product = theory.hessian_product(*point, *map(convert, along))
             plain = theory.hessian_product(features, weight, labels, 2.0, *along)
             assert (product[0] - plain[0]).abs().max() < 1e-6
+        beyond = along[0] + 0.3 * features, along[1] - 2.0 * weight
+        for a, b in zip(theory.hessian_product(*point, *beyond), product, strict=True):
+            assert (a - b).abs().max() < 1e-6  # only the tangent part counts
         with pytest.raises(InputError, match="along_features must have 6 rows"):
             theory.hessian_product(features, weight, labels, 2.0, weight, weight)
         with pytest.raises(InputError, match="along_weight must have 4 columns"):
