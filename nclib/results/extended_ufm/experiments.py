@@ -92,16 +92,17 @@ def layer_duality(problem, point):
 # --- closed forms against the solver -------------------------------------------------------------
 
 
-def search(problem, *, starts=5, scale=0.5, seed=0, tries=4):
+def search(problem, *, starts=5, scale=0.5, seed=0, tries=4, newton=0):
     """``(best, above)``: minima from ``starts`` starts, with new ones, ``tries`` times at most,
-    while stuck.
+    while stuck; ``newton`` steps polish the best of each.
 
     ``above``: the lowest value minus that of the explicit point of the closed form.  A search that
     ends above a known point got stuck, whatever value the closed form states: deep models have
     rank-deficient minima (claim 5.E13), and kinks of a ReLU stop quasi-Newton steps near 1e-9.
     """
     known = float(problem.value(theory.realise(theory.optimum(problem))))
-    options = {"scale": scale, "refine": True, "max_iter": 400 if problem.relu else 2000}
+    options = {"scale": scale, "refine": True, "newton": newton}
+    options["max_iter"] = 400 if problem.relu else 2000
     found = []
     while len(found) < tries and not any(f.value <= known + 1e-9 for f in found):
         found.append(best(problem, starts, seed=seed + 1000 * len(found), **options))
@@ -522,7 +523,7 @@ def bias_geometry(M, lambda_b, *, kappa, K, n, width, measured, seed=0):
     known = theory.optimum(problem)
     gram, bias, gap, above = known.mean_gram, known.bias, 0.0, 0.0
     if measured:
-        found, above = search(problem, starts=12, scale=1.0, seed=seed)
+        found, above = search(problem, starts=12, scale=1.0, seed=seed, newton=2)
         means = class_means(problem, found.point["features"])
         gram, bias, gap = means @ means.T, found.point["bias"], found.value - known.value
     mean = float(gram.sum()) / K
@@ -568,7 +569,7 @@ def class_norms(M, bias, *, counts, lam, width, measured, seed=0):
     known = theory.optimum(problem)
     point, gap = theory.realise(known), 0.0
     if measured:
-        found, _ = search(problem, starts=8, scale=0.7, seed=seed)
+        found, _ = search(problem, starts=8, scale=0.7, seed=seed, newton=2)
         point, gap = found.point, found.value - known.value
     features = class_means(problem, point["features"]).norm(dim=1)
     logits = class_means(problem, problem.logits(point)).diagonal()

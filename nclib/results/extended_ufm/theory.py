@@ -124,14 +124,14 @@ def optimum(problem):
     5.E7): elsewhere a ReLU can do better or worse, and that is an error.
     """
     target = _Target.of(problem)
-    values, u = scalar.shrink(1.0, target.kappas, len(problem.decays))
-    gain, width = target.shares * (0.5 - values), min(problem.widths)
+    u, width = scalar.shrink(1.0, target.kappas, len(problem.decays))[1], min(problem.widths)
     tied = torch.zeros(len(u), dtype=torch.bool)
-    if width < int((u > 0).sum()):
-        order = gain.argsort(descending=True, stable=True)
-        last, first_lost = gain[order[width - 1]], gain[order[width]]
+    if width < int((u > 0).sum()):  # those that f loses most without: the largest
+        shares = target.shares
+        order = shares.argsort(descending=True, stable=True)
+        last, first_lost = shares[order[width - 1]], shares[order[width]]
         if last - first_lost <= _TIE * last:
-            tied = (gain - last).abs() <= _TIE * last
+            tied = (shares - last).abs() <= _TIE * last
         u[order[width:]] = 0.0
     return target.point(u, tied)
 

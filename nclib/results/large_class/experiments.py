@@ -229,7 +229,8 @@ def minimum(K, d, temperature, *, samples=1, starts=16, seed=0, margin=0.0, star
     problem = theory.model(K, d, temperature, samples=samples, margin=margin)
     if start is not None:
         u = margins.optimal_features(start).repeat_interleave(samples, 0)
-        found = best(problem, {"features": u[None], "weight": margins.unit_rows("W", start)[None]})
+        point = {"features": u[None], "weight": margins.unit_rows("W", start)[None]}
+        found = best(problem, point, newton=2 if u.numel() < 1000 else 0)  # dense Hessians
     else:
         rough = {"gtol": 1e-5, "max_iter": 200 if starts > 1 else 1000}
         found = best(problem, starts, seed=seed, scale=1.0, refine=starts > 1, **rough)

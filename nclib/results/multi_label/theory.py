@@ -24,7 +24,7 @@ from math import comb, log, sqrt
 
 import numpy as np
 import torch
-from scipy.optimize import brentq, minimize, minimize_scalar
+from scipy.optimize import brentq, minimize, minimize_scalar, root
 from scipy.special import expit
 
 from nclib import checks, frames
@@ -334,7 +334,14 @@ def nonnegative_optimum(*, K, counts, lambda_w, lambda_h, reduction="sum"):
             constraints=[whole], bounds=[(0, 1)] * len(sizes),
             options={"ftol": 1e-16, "maxiter": 300},
         )  # fmt: skip
-        weights = np.where(found.x > 1e-7, found.x, 0.0)
+        kept = found.x > 1e-7
+        weights = np.where(kept, found.x, 0.0)
+
+        def unequal(part):  # the value tells them to 1e-7 only; where all help alike they are exact
+            weights[kept] = part
+            return solve(weights)[-1][kept] - 1
+
+        weights[kept] = np.maximum(root(unequal, found.x[kept], tol=1e-12).x, 0.0)
         margins, norm, _, value, _ = solve(weights / weights.sum())
     if K > 4 and size and min(size) < K / 2 < max(size):
         push = [

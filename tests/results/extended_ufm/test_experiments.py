@@ -356,7 +356,7 @@ def test_bias_geometry_measured_equals_theory():
     setting = {"lambda_b": [0.1, 1.0], "kappa": 0.2, "K": 3, "n": 2, "width": 4}
     closed, found = (over(study.bias_geometry, M=[1], **setting, measured=m) for m in (False, True))
     columns = ["bias", "common", "mean", "of", "etf"]
-    np.testing.assert_allclose(found[columns], closed[columns], atol=1e-6)
+    np.testing.assert_allclose(found[columns], closed[columns], rtol=0, atol=1e-12)
     assert closed["mean"][0] < 1e-15
     assert closed["mean"][1] == pytest.approx(0.6 / math.sqrt(2))  # û = 1 − κ − κ/λ_b
     assert closed["common"].tolist() == pytest.approx([0.8 / math.sqrt(2)] * 2)
@@ -370,7 +370,7 @@ def test_class_norms_measured_equal_theory():
     setting = {"bias": study.BIASES, "counts": (6, 3, 1), "lam": 0.01, "width": 5}
     closed, found = (over(study.class_norms, M=[1], **setting, measured=m) for m in (False, True))
     columns = ["feature", "weight", "logit"]
-    np.testing.assert_allclose(found[columns], closed[columns], atol=1e-6)
+    np.testing.assert_allclose(found[columns], closed[columns], rtol=0, atol=1e-12)
     assert closed["n_k"].tolist() == [6, 3, 1] * 2
 
 

@@ -13,7 +13,7 @@ from nclib.deep import collect, nets
 from nclib.deep.data import Data
 from nclib.metrics import known_margins, margins
 from nclib.metrics.geometry import class_means
-from nclib.results.large_class import codes, experiments, theory
+from nclib.results.large_class import codes, experiments, search, theory
 from nclib.table import over
 
 
@@ -99,7 +99,15 @@ def test_started_from_a_code_it_stays_there():
     torch.testing.assert_close(found["weight"], code, atol=1e-9, rtol=0)
     row = experiments.cold_limit(code, 0.05)
     assert row["scaled_low"] <= row["scaled"] <= row["scaled_high"]
-    assert row["hard_margin"] >= row["floor"] and row["slack"] == pytest.approx(0, abs=1e-6)
+    assert row["hard_margin"] >= row["floor"] and row["slack"] == pytest.approx(0, abs=1e-11)
+
+
+def test_cold_minima_are_the_same_from_a_turned_code():
+    code, T = search.solve(7, 3, starts=8), 0.004
+    turned = code @ frames.random_rotation(3, generator=torch.Generator().manual_seed(1))
+    one, two = (experiments.cold_limit(c, T) for c in (code, turned))
+    for name in ("slack", "value_rate", "duality_gap"):
+        assert one[name] == pytest.approx(two[name], rel=1e-9, abs=1e-11), name
 
 
 @pytest.mark.parametrize(
