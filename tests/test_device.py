@@ -139,7 +139,7 @@ TINY = {
     },
     "06_convex_duality": {
         "epochs": 20, "epochs_unbalanced": 20, "whitened_steps": 20, "accuracy_per_class": [1, 2],
-        "certify_per_class": 10, "counts": [4, 1],
+        "certify_per_class": 10, "counts": [4, 1], "epochs_depths": 20,
     },
 }  # fmt: skip
 

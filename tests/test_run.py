@@ -55,7 +55,7 @@ def test_every_requirement_has_a_lower_bound_to_be_tried():
 def test_consecutive_turns_try_every_notebook(monkeypatch):
     monkeypatch.setattr(run, "install_oldest", lambda: "skipped, not asked for")
     tried = set()
-    for turn in range(len(run.BOOKS) // 2 + 1):
+    for turn in range(5, 5 + len(run.BOOKS)):
         monkeypatch.setattr(run, "commits", lambda turn=turn: turn)
         (command,) = (part[1] for part in run.test_other() if "--nbval" in part[1])
         tried |= set(command) & set(run.BOOKS)

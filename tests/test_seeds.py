@@ -1,19 +1,20 @@
 """Theory holds at any seed: the cells without the tag `networks` of one notebook at one seed.
 
-The day says whose turn it is; ``NCLIB_SEEDS="1 2 3" NCLIB_SEED_BOOKS="02 05"`` asks for others.
+The number of commits says whose turn it is; ``NCLIB_SEEDS="1 2 3" NCLIB_SEED_BOOKS="02 05"`` asks
+for others.
 """
 
 import json
 import os
-from datetime import date
 
 import pytest
 
 from nclib import notebook, paths, runs
+from tests.run import commits
 
-BOOKS, DAY = runs.notebooks(), date.today().timetuple().tm_yday
-ASKED = os.environ.get("NCLIB_SEED_BOOKS", BOOKS[DAY % len(BOOKS)][:2]).split()
-SEEDS = os.environ.get("NCLIB_SEEDS", str(1 + DAY // len(BOOKS) % 19)).split()
+BOOKS, TURN = runs.notebooks(), commits()
+ASKED = os.environ.get("NCLIB_SEED_BOOKS", BOOKS[TURN % len(BOOKS)][:2]).split()
+SEEDS = os.environ.get("NCLIB_SEEDS", str(1 + TURN // len(BOOKS) % 19)).split()
 
 
 def run_theory(book, seed):
