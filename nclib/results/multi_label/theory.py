@@ -296,7 +296,8 @@ def nonnegative_optimum(*, K, counts, lambda_w, lambda_h, reduction="sum"):
 
     ``{1: 1.0}``    all m <= K/2: ``h_S ∝ Σ_{k∈S} q_k`` with orthonormal q_k >= 0, tag-wise
     ``{K-1: 1.0}``  all m >= K/2: one axis per class, h_S along those of the classes *outside* S
-    otherwise       another size or a mixture of sizes, and no tag-wise average.
+    otherwise       another size or a mixture of sizes (of more sizes than there are m: one of many
+                    with the same logits), and no tag-wise average.
 
     Why: with ``(x)_+² = (x² + x|x|)/2`` the best direction maximises ``Σ g_m² Σ_S v_S|v_S|`` over
     unit v in 1⊥, and ``v_S = -v_{Sᶜ}`` turns m into K-m.  For K <= 4 only ``Σ_k v_k|v_k|`` is left,

@@ -238,13 +238,12 @@ def networks(row, net):
     still = pd.DataFrame([net | {"loss": "ce", "seed": 0, "epoch": epoch} for epoch in (1, 9)])
     end = study.ends(still).loc["ce"]  # nothing has changed since the first epoch
     found, none = (study.equivalence(accuracies(gap)) for gap in (2.0, 0.0))
-    f = {name: (one["f_statistic"], one["f_limit"]) for name, one in (("f", found), ("none", none))}
     gap = found["largest_gap"]
     return {
         "L16": {f"{name}_fall": {"ce": end[f"{name}_fall"]} for name in study.COLLAPSE}
         | {name: {"ce": net[name]} for name in study.COLLAPSE}
         | {"zero_error": {"ce": net["train_accuracy"]}},
-        "L17": {"gap": gap, "f": f["f"], "linear": gap - gap},
+        "L17": {"gap": gap, "linear": gap - gap},
         "L18": {"mse": net["residual"] / 4.74, "others": {"ce": end["residual_fall"]}},
         "L19": {
             "etf": {"ce": net["logits_etf"]},
@@ -252,11 +251,7 @@ def networks(row, net):
             "pair": {"ls": shuffled()},
             "seeds": {"ls": shuffled()},
         },
-        "L20": {
-            "narrow": none["largest_gap"] - gap,
-            "narrow_f": f["none"],
-            "short": none["largest_gap"] - gap,
-        },
+        "L20": dict.fromkeys(("narrow", "short"), none["largest_gap"] - gap),
         "L21": {"": end["nc2"] / net["nc2"]},
     }[row]
 
