@@ -253,9 +253,9 @@ def cold_limit(code, temperature):
     """The CE minimum near a cold code, with the theory beside it.
 
     ``slack`` = ``(rho* - m) / T`` and ``value_rate`` = ``(T log CE + rho*) / T``, their predicted
-    limits, the sandwich ``scaled_low, scaled, scaled_high`` around ``T log CE``, and the ``floor``
-    of the hard margin.  Started from the cold code at each temperature: a path that cools from a
-    warm minimum locks into its shape.
+    limits (NaN if ``code`` is not the best one), the sandwich ``scaled_low, scaled, scaled_high``
+    around ``T log CE``, and the ``floor`` of the hard margin.  Started from the
+    cold code at each temperature: a path that cools from a warm minimum locks into its shape.
     """
     (K, d), T = code.shape, temperature
     rho = known_margins.known_margin(K, d)
@@ -281,7 +281,7 @@ def cold_limit(code, temperature):
 
 @lru_cache(maxsize=16)
 def _rates(code):  # one tensor per code: hashed by identity
-    return theory.approach_rate(code)
+    return theory.approach_rate(code) if settled(code) else (np.nan, np.nan)
 
 
 def energies(d, temperature):

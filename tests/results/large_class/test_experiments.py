@@ -108,6 +108,8 @@ def test_cold_minima_are_the_same_from_a_turned_code():
     one, two = (experiments.cold_limit(c, T) for c in (code, turned))
     for name in ("slack", "value_rate", "duality_gap"):
         assert one[name] == pytest.approx(two[name], rel=1e-9, abs=1e-11), name
+    stuck = experiments.cold_limit(experiments.random_classifier(7, 3), T)
+    assert np.isnan(stuck["slack_limit"]) and np.isfinite(stuck["slack"])
 
 
 @pytest.mark.parametrize(
