@@ -245,6 +245,19 @@ def test_equal_features_have_exactly_equal_means(value):
     assert bool((mean == value).all())
 
 
+@pytest.mark.parametrize("size", [1e-7, 1.0, 1e7])
+@pytest.mark.parametrize("K", [2, 7, 60])
+def test_nc1_takes_class_means_that_differ_by_rounding_for_equal(K, size):
+    """Seven samples of each class about the same point, in an order of their own."""
+    generator = torch.Generator().manual_seed(K)
+    about = size * (3 + torch.randn(7, 4, generator=generator).double())
+    orders = [torch.randperm(7, generator=generator) for _ in range(K)]
+    features, labels = torch.cat([about[i] for i in orders]), torch.arange(K).repeat_interleave(7)
+    assert math.isnan(nc1(features, labels, cut=0.0))
+    apart = 1e-12 * size * labels[:, None]  # beyond rounding
+    assert nc1(features + apart, labels, cut=0.0) > 1e15
+
+
 def test_nc1_keeps_no_more_directions_than_class_means_can_have():
     """Two classes far from zero in many dimensions: the rounding of the global mean, which both
     centred means share, is a second direction above the floor."""
