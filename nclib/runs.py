@@ -273,8 +273,7 @@ def _outcome(job, status, seconds, store):
 def _explain(text, job):
     """What an error said, here or in a kernel, with the way out where nclib knows one."""
     folder, named = paths.runs(job.out).parent, re.search(r"\[Errno (\d+)\]", text)
-    # torch.save does not name the error of a disk that fills
-    code = int(named[1]) if named else errno.ENOSPC * ("PytorchStreamWriter" in text)
+    code = int(named[1]) if named else 0
     if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{text}; no space is left for {folder}: free some and run again"
     if code in (errno.EROFS, errno.EACCES, errno.EPERM):

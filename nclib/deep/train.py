@@ -7,6 +7,7 @@ with the same result as an undisturbed one.
 
 import copy
 import hashlib
+import io
 import json
 import math
 import os
@@ -621,9 +622,11 @@ SAVE_EVERY = 10.0  # seconds between checkpoints of one training, within epochs 
 
 
 def _save(path, state):
-    # Through a Python file, whose errors are plain words ("No space left on device").
+    # In memory first: on a full disk torch.save may raise errors that do not say so.
+    content = io.BytesIO()
+    torch.save(state, content)
     with files.replacing(path) as temporary, open(temporary, "wb") as file:
-        torch.save(state, file)
+        file.write(content.getbuffer())
 
 
 def _identity(recipe, data, net, *further):
