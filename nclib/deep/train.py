@@ -639,9 +639,9 @@ def _identity(recipe, data, net, *further):
     del terms["fast"]
     if recipe.schedule == "constant":
         del terms["epochs"]
-    first, tensors = _names(net), {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    trains = {n: f"{x.dtype} {tuple(x.shape)} {x.requires_grad}" for n, x in tensors.items()}
-    terms = [terms, first, trains, *further, _digest(data.inputs), _digest(data.labels)]
+    tensors = [*net.named_parameters(), *net.named_buffers()]
+    kinds = [f"{name} {x.dtype} {tuple(x.shape)} {x.requires_grad}" for name, x in tensors]
+    terms = [terms, _names(net), kinds, *further, _digest(data.inputs), _digest(data.labels)]
     return json.dumps(terms, default=lambda value: value.tolist())  # of NumPy and PyTorch
 
 
