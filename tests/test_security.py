@@ -56,12 +56,14 @@ def test_sources_execute_no_data_and_write_whole_files(path):
         if name == "torch.load":
             assert options.get("weights_only") == "True"
         assert not isinstance(node, ast.Attribute) or node.attr != "st_mtime"
-    for call in writes(tree):
+    assigned = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
+    memory = {ast.unparse(x.targets[0]) for x in assigned if name_of(x.value) == "io.BytesIO"}
+    for call in writes(tree, memory):
         assert "replacing" in call, f"{path.name}:{call} is not written through files.replacing"
 
 
-def writes(tree, around=""):
-    """Calls that write a file, each with the ``with`` lines around it."""
+def writes(tree, memory, around=""):
+    """Calls that write a file, not a buffer of ``memory``, with the ``with`` lines around each."""
     for node in ast.iter_child_nodes(tree):
         inner = around
         if isinstance(node, ast.With):
@@ -69,15 +71,15 @@ def writes(tree, around=""):
         name = name_of(node)
         if name:
             attribute = name.rsplit(".", 1)[-1]
-            first = ast.unparse(node.args[0]) if node.args else ""
             mode = ast.unparse(node.args[1]) if name == "open" and len(node.args) > 1 else ""
-            in_memory = first in ("pixels", "result") or name in ("style.save", "save")
+            in_memory = memory.intersection(map(ast.unparse, node.args))
+            in_memory = in_memory or name in ("style.save", "save")
             if attribute in ("write_text", "write_bytes", "to_csv", "savefig", "save", "dump"):
                 if not in_memory:
                     yield f"{node.lineno} {inner}"
             elif name == "nbformat.write" or "w" in mode or "x" in mode:
                 yield f"{node.lineno} {inner}"
-        yield from writes(node, inner)
+        yield from writes(node, memory, inner)
 
 
 def test_a_checkpoint_that_would_execute_something_is_moved_aside(tmp_path):
