@@ -6,6 +6,7 @@ checks that need it: the command line and the batch runner, which do not, start 
 """
 
 import math
+import re
 from numbers import Integral, Real
 
 
@@ -30,7 +31,11 @@ def integer(name, value, minimum=1):
 
 def real(name, value, *, above=None, at_least=None, below=None, at_most=None):
     """``value`` as a finite float inside the given (open or closed) bounds."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    try:
+        finite = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        finite = False
+    if not finite:
         raise InputError(f"{name} must be a finite number, got {value!r}")
     for bound, broken, word in (
         (above, above is not None and value <= above, "greater than"),
@@ -170,7 +175,7 @@ def labels(value, num_classes=None, *, length=None, name="labels"):
     value = tensor(name, value)
     if value.ndim == 2 and value.shape[1] == 1:
         value = value[:, 0]
-    if value.ndim == 2 and _one_hot(value):
+    if value.ndim == 2 and one_hot(value):
         if K is not None and integer("num_classes", K, 2) != value.shape[1]:
             raise InputError(f"{name} are one-hot rows of {value.shape[1]} classes, expected {K}")
         K, value = value.shape[1], value.to(torch.uint8).argmax(1)
@@ -243,7 +248,7 @@ def named(value, num_classes=None, *, name="labels"):
     missing = sum(not isinstance(v, str) for v in flat)
     if missing:
         raise InputError(f"{name} has {missing} entries that are no names; drop or fill those")
-    if names is None and all(v.strip().lstrip("+-").isdecimal() for v in flat):
+    if names is None and all(re.fullmatch(r"\s*[+-]?\d+\s*", v) for v in flat):
         return np.array([int(v) for v in flat]).reshape(value.shape), None
     if names is None:
         names = sorted(set(flat)) if categories is None else [str(c) for c in categories]
@@ -259,7 +264,8 @@ def named(value, num_classes=None, *, name="labels"):
     return np.array([place[v] for v in flat]).reshape(value.shape), names
 
 
-def _one_hot(value):
+def one_hot(value):
+    """Whether the rows of ``value (N, K)`` are one-hot."""
     return bool(((value == 0) | (value == 1)).all()) and bool((value.sum(1) == 1).all())
 
 

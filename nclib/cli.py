@@ -380,7 +380,12 @@ def doctor():
 @click.option("--by-class", is_flag=True, help="One row per class.")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 @click.option("--figure", type=click.Path(dir_okay=False), help="Picture to write (.png, .pdf).")
-@click.option("--missing", default="error", show_default=True, help="Empty classes: error or skip.")
+@click.option(
+    "--missing",
+    default="error",
+    show_default=True,
+    help="Empty classes, but with --by-class: error or skip.",
+)
 def measure(files, by_class, as_json, figure, missing):
     """Neural collapse of the features in FILES (.npz, .pt, .safetensors, .parquet).
 

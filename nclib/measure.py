@@ -106,7 +106,11 @@ _READERS = {
 
 
 def table(paths, *, by_class=False, missing="error"):
-    """DataFrame: a row per file, or per file and class with ``by_class``; a column per metric."""
+    """DataFrame: a row per file, or per file and class with ``by_class``; a column per metric.
+
+    ``missing``: as in :func:`nclib.metrics.nc_metrics`; by class, empty classes are rows of NaN.
+    """
+    checks.choice("missing", missing, ("error", "skip"))
     rows = {}
     for path in paths:
         arrays = load(path)

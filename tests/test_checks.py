@@ -17,6 +17,7 @@ from nclib import checks
         ({"at_most": 1}, 1, 1.5, "at most 1, got 1.5"),
         ({}, -1e300, math.nan, "a finite number, got nan"),
         ({}, 0, True, "a finite number, got True"),
+        ({}, 2**60, 2**2000, "a finite number, got 1148"),
     ],
 )
 def test_a_number_inside_its_bounds(bound, good, bad, word):

@@ -466,6 +466,12 @@ def _rows(name, x, labels, module, maps, model):
     if x.ndim > 3 and not last and not square:
         x = x.movedim(1, -1)
     places = math.prod(x.shape[1:-1])
+    as_positions = labels.ndim == 2 and labels.shape == x.shape[:-1] and min(x.shape) > 1
+    if as_positions and checks.one_hot(labels):
+        raise checks.InputError(
+            f"{shape}: these may be one-hot rows of as many classes as there are positions, or "
+            "labels of the positions; for the first pass indices, labels.argmax(1)"
+        )
     if places == 1 or labels.shape == x.shape[:-1]:
         x = x.flatten(0, -2)
         labels = labels.flatten() if labels.numel() == len(x) else labels

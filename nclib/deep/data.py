@@ -198,7 +198,8 @@ def smallest_class(name, train_per_class=None):
     """``(train, test)``: images of the smallest class in the parts that :func:`load` gives."""
     train, test = _SMALLEST_CLASS[checks.choice("dataset", name, NAMES)]
     if name == "digits":
-        wanted = train_per_class or _DIGITS_TRAIN
+        wanted = checks.integer("train_per_class", train_per_class or _DIGITS_TRAIN)
+        checks.real("train_per_class", wanted, below=train)
         return wanted, train - wanted
     return min(train, train_per_class or train), test
 

@@ -55,6 +55,8 @@ def mlp(widths, num_classes, *, bias=True, final_relu=True, final_norm=True):
     """
     for width in widths:
         checks.integer("width", width)
+    if not widths:
+        raise checks.InputError("widths must hold the number of inputs")
     checks.integer("num_classes", num_classes, 2)
     layers = [nn.Flatten()]
     for i, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
@@ -74,6 +76,8 @@ def cnn(channels, num_classes, *, in_channels=1, strides=None, bias=True):
     ``strides`` defaults to 1 for the first convolution and 2 for the others.
     """
     strides = strides or [1] + [2] * (len(channels) - 1)
+    if not 0 < len(channels) == len(strides):
+        raise checks.InputError(f"channels {channels} and strides {strides} must be as many, not 0")
     layers, before = [], in_channels
     for channel, stride in zip(channels, strides, strict=True):
         checks.integer("channels", channel)

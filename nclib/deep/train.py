@@ -69,6 +69,8 @@ class Recipe:
         checks.choice("optimizer", self.optimizer, OPTIMIZERS)
         checks.choice("schedule", self.schedule, SCHEDULES)
         checks.real("momentum", self.momentum, at_least=0, below=1)
+        if self.nesterov:
+            checks.real("momentum (with nesterov)", self.momentum, above=0)
         checks.real("weight_decay", self.weight_decay, at_least=0)
         for share in self.milestones:
             checks.real("milestones", share, at_least=0, at_most=1)

@@ -5,12 +5,12 @@ import warnings
 
 import torch
 
+from nclib import checks
 from nclib.metrics._rows import squarable
-from nclib.metrics.geometry import etf_error, gram_distance, sample_mean
+from nclib.metrics.geometry import etf_error, sample_mean, sum_of_ratios
 
-TABLE = 2048  # classes up to which K×K products are at hand also for K > d + 1
+TABLE = 2048  # classes up to which K×K products are at hand
 TILE = 2**23  # numbers held at a time
-_MANY = 256  # classes from which the spectrum of their means comes from a Gram matrix
 _PAIRED = 4096  # classes above which ``cdnv`` is the mean over the pairs of some of them
 
 
@@ -18,8 +18,7 @@ class Classes:
     """``means (K, d)`` with their ``counts``, and a classifier or None.
 
     ``centred`` are the means minus the global mean, ``rows`` the weights minus their mean row.
-    With more classes than ``TABLE`` and dimensions nothing of size K×K is built: distances of K×K
-    Gram matrices follow from d×d ones.
+    With more classes than ``TABLE`` nothing of size K×K is built.
     """
 
     def __init__(self, means, counts, weight, bias):
@@ -28,78 +27,41 @@ class Classes:
         self.centred = means - self.centre
         self.equal = not bool(self.centred.any())  # all class means
         self.weight = weight = None if weight is None else weight.to(means.device)
-        K, d = means.shape
-        self.small = d + 1 >= K  # then K×K products are not larger than d×d ones
-        if self.small or K <= TABLE:
+        tabled = len(means) <= TABLE
+        if tabled:
             self.gram = self.centred @ self.centred.T
         if weight is not None:
-            row = weight.mean(0)
-            self.rows = rows = weight - row
-            if self.small or K <= TABLE:
-                self.rows_gram, self.cross = rows @ rows.T, rows @ self.centred.T
-                # The products of the weights as they are: adding that row back cancels nothing.
-                along = rows @ row
-                self.weight_gram = self.rows_gram + along[:, None] + along + row @ row
-                self.weight_cross = self.cross + self.centred @ row
+            self.rows = weight - weight.mean(0)
+            if tabled:
+                self.rows_gram, self.cross = self.rows @ self.rows.T, weight @ self.centred.T
             # Logits of the global mean.
             self.logits = weight @ self.centre + (0.0 if bias is None else bias.to(means.device))
-
-    def between_basis(self, eps):
-        """Nonzero spectrum of Σ_B: eigenvalues ``(r,)`` and eigenvectors ``(d, r)``.
-
-        Directions that are only rounding noise of the computation (relative eigenvalue below
-        ``max(K, d)·ε²``, and never below float64's ``max(K, d)·ε``) are cut.
-        """
-        centred, (K, d) = self.centred, self.centred.shape
-        if _MANY <= K <= d:
-            # The Gram matrix has the same spectrum and one known null direction, the counts.  It
-            # squares the condition number, so it serves where that costs no digit that matters.
-            values, vectors = torch.linalg.eigh(self.gram)
-            if values[1] > 1e-6 * values[-1]:
-                basis = centred.T @ (vectors[:, 1:] / values[1:].sqrt())
-                return values[1:].flip(0) / K, basis.flip(1)
-        # A QR factorisation first: the same accuracy, half the time, no K×d factors.
-        if d > K:
-            orthogonal, centred = torch.linalg.qr(centred.T)
-            vectors, singular, _ = torch.linalg.svd(centred, full_matrices=False)
-            vectors = (orthogonal @ vectors).T
-        else:
-            _, triangle = torch.linalg.qr(centred, mode="r")
-            _, singular, vectors = torch.linalg.svd(triangle, full_matrices=False)
-        spectrum = singular.square() / K
-        cut = max(K, d) * max(eps**2, torch.finfo(torch.float64).eps)
-        keep = spectrum > cut * spectrum[0]
-        return spectrum[keep], vectors[keep].T
 
     def above_rounding(self, spectrum, basis, storage, trace_within):
         """Which eigenvalues of Σ_B are more than the rounding of the features stored."""
         floor = storage.floor(self.means, int(self.counts.sum()), trace_within, basis)
         return spectrum * len(self.counts) > floor**2
 
-    def metrics(self, spectrum, basis, moments, trace_within, variances, storage):
+    def metrics(self, spectrum, basis, moments, trace_within, variances, storage, sums=False):
         """The metrics from the spectrum of Σ_B and Σ_W's ``moments`` along its eigenvectors,
-        ``basis (d, r)``."""
+        ``basis (d, r)``; ``sums``: which come from Σ_W."""
         K = len(self.counts)
         if not math.isfinite(trace_within):
             squarable("features", self.means.new_tensor([trace_within]))
         kept = self.above_rounding(spectrum, basis, storage, trace_within)
         if not kept.any():
             warnings.warn("all class means are equal: NC1 is undefined (NaN)", RuntimeWarning, 5)
-        ratios = (moments / spectrum)[kept]
         result = {
-            "nc1": float(ratios.sum()) / K if len(ratios) else math.nan,
+            "nc1": sum_of_ratios(moments[kept], spectrum[kept], trace_within if sums else 0.0) / K,
             "nc1_ratio": self.ratio(trace_within),
             "cdnv": self._cdnv(variances),
-            "nc2_means": self._distance("gram", "the Gram matrix of class means"),
+            "nc2_means": _etf_error("the Gram matrix of class means", self.centred),
         }
         if self.weight is None:
             return result
-        for suffix, gram, cross in (
-            ("", "weight_gram", "weight_cross"),
-            ("_centered", "rows_gram", "cross"),
-        ):
-            result["nc2" + suffix] = self._distance(gram, "the Gram matrix of W")
-            result["nc3" + suffix] = self._distance(cross, "the product of W and M")
+        for suffix, rows in (("", self.weight), ("_centered", self.rows)):
+            result["nc2" + suffix] = _etf_error("the Gram matrix of W", rows)
+            result["nc3" + suffix] = _etf_error("the product of W and M", rows, self.centred)
         result["residual"] = float(self.logits.norm())
         result["residual_centered"] = float((self.logits - self.logits.mean()).norm())
         return result
@@ -114,19 +76,6 @@ class Classes:
         between = float(self.centred.square().sum()) / len(self.counts)
         return traces * math.nan if self.equal else traces / between
 
-    def _distance(self, name, what):
-        """Distance of one of the K×K products to the ETF's, from d×d products if K is large."""
-        if self.small:
-            distance = gram_distance(getattr(self, name))
-        else:
-            weight = {"gram": "centred", "weight_gram": "weight", "rows_gram": "rows"}
-            weight |= {"weight_cross": "weight", "cross": "rows"}
-            left, right = getattr(self, weight[name]), self.centred
-            distance = etf_error(left, right if "cross" in name else left)
-        if math.isnan(distance):
-            warnings.warn(f"{what} is zero: its metric is undefined (NaN)", RuntimeWarning, 6)
-        return distance
-
     def _cdnv(self, variances):
         K = len(variances)
         if self.equal:
@@ -134,8 +83,15 @@ class Classes:
         classes = None
         if K > _PAIRED:
             classes = torch.randperm(K, generator=torch.Generator().manual_seed(0))[: _PAIRED // 4]
-        gram = self.gram if K <= _PAIRED and hasattr(self, "gram") else None
+        gram = getattr(self, "gram", None)
         return float(cdnv_by_class(self.centred, variances, classes, gram=gram).mean())
+
+
+def _etf_error(what, left, right=None):
+    distance = etf_error(left, right)
+    if math.isnan(distance):
+        warnings.warn(f"{what} is zero: its metric is undefined (NaN)", RuntimeWarning, 6)
+    return distance
 
 
 def cdnv_by_class(means, variances, classes=None, *, gram=None):
@@ -144,8 +100,11 @@ def cdnv_by_class(means, variances, classes=None, *, gram=None):
 
     ``means (K, d)``, ``variances (K,)``: ``E ‖h - μ_k‖²``.  In tiles; infinite if two means
     coincide, unless both classes have no variance.  ``gram``: the means' Gram matrix, if at hand.
+    Raises :class:`~nclib.checks.InputError` for shapes that do not fit.
     """
+    means = checks.matrix("means", means, dtype=torch.float64)
     K = len(means)
+    variances = checks.vector("variances", variances, K, dtype=torch.float64)
     classes = torch.arange(K) if classes is None else classes
     found = []
     for rows in classes.to(means.device).split(max(32, TILE // 8 // K)):

@@ -100,10 +100,12 @@ def batch(features, labels, K, d, ignore_index):
             features, labels = features.flatten(0, -2), labels.flatten()
     if ignore_index is not None and labels is not None:
         labels = checks.tensor("labels", labels)
+        labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
         kept = labels != checks.integer("ignore_index", ignore_index, -(2**63))
         if kept.shape != features.shape[:1]:
             raise checks.InputError(
-                f"labels have shape {tuple(labels.shape)}, features {tuple(features.shape)}"
+                f"labels have shape {tuple(labels.shape)}, features {tuple(features.shape)}; with "
+                "ignore_index labels are class indices"
             )
         features, labels = features[kept.to(features.device)], labels[kept]
     features = checks.matrix("features", features, columns=d)
@@ -190,16 +192,11 @@ def class_sums(blocks, K, d):
     return sums
 
 
-def squares_fit(rows, lengths):
-    """Whether squares of rows with these norms neither overflow nor vanish in their dtype."""
-    if rows.dtype == torch.float64:
-        return True
-    return 1e-15 < float(lengths.max()) < 1e15 or not bool(rows.any())
-
-
-def product_dtype(d, dtype):
-    """The dtype of products of features of dimension d and this dtype."""
-    return torch.float64 if d <= _SMALL else dtype
+def product_dtype(means, dtype):
+    """The dtype of products of features of this dtype with class means ``(K, d)``."""
+    # Squares may over- or underflow in float32.
+    fits = 1e-8 < float(means.abs().max()) < 1e15
+    return dtype if fits and means.shape[1] > _SMALL else torch.float64
 
 
 def add_products(total, rows):
@@ -207,11 +204,7 @@ def add_products(total, rows):
     d = len(total)
     step = -(-d // PANELS)
     for i in range(0, d, step):
-        part, left, right = total[i : i + step, i:], rows[:, i : i + step].T, rows[:, i:]
-        if total.dtype == rows.dtype:
-            part.addmm_(left, right)
-        else:
-            part += left @ right
+        total[i : i + step, i:].addmm_(rows[:, i : i + step].T, rows[:, i:])
 
 
 def symmetric(upper):

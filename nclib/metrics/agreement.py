@@ -67,6 +67,8 @@ class Agreement:
 
     def merge(self, other):
         """Add the counts of another part of the samples; returns ``self``."""
+        if (other.num_classes, other.dim) != (self.num_classes, self.dim):
+            raise checks.InputError("cannot merge second passes of different classes or dimensions")
         self.samples += other.samples
         self.disagreements += other.disagreements
         self._counts += other._counts.to(self._counts.device)
@@ -146,7 +148,7 @@ class Rules:
         own = torch.arange(K, device=shift.device)
         reach = _boundary(nearest, own, 4 * classes.gram, 4 * classes.gram.diagonal())
         if self.weight is not None:
-            logits = classes.weight_cross.T + classes.logits
+            logits = classes.cross.T + classes.logits
             logits = logits + (gap @ self.weight.T).double()
             squares = classes.rows_gram.diagonal()
             reach = torch.minimum(reach, _boundary(logits, own, classes.rows_gram, squares))

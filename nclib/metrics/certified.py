@@ -32,7 +32,8 @@ class Certificate:
     ``dual``: the bound that this network's own residual certifies; it rises to the optimum as
     training converges.  NaN for cross-entropy with an output bias, or if not asked for.
     ``beta``: weight decay in the paper's units.
-    ``dropped``: classes whose outputs are zero at the optimum, because ``beta >= sqrt(n_k)``.
+    ``dropped``: classes whose outputs are zero at the optimum, because ``beta >= sqrt(n_k)``
+    (squared losses without output bias; else empty, which says nothing).
     """
 
     objective: float

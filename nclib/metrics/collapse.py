@@ -6,9 +6,9 @@ Conventions (result 1): ``μ_k`` class means, ``μ_G`` the mean over *samples*,
 
 so Σ_B weighs all classes alike, also when they are imbalanced.  NC1 lives far below the rounding
 error of the features themselves; it is computed from residuals about a shift that is already close
-to the class mean.  Three facts make it cheap: NC1 needs Σ_W only inside the span of the class means
-(N·d·K operations instead of N·d²); where that does not pay, Σ_W is symmetric, and five eighths of
-it are enough; and a sample nearer to its class mean than any decision boundary needs no logits.
+to the class mean.  Two facts make it cheap: NC1 needs Σ_W only inside the span of the class means
+(N·d·K operations instead of N·d²), and a sample nearer to its class mean than any decision boundary
+needs no logits.
 """
 
 import math
@@ -20,6 +20,7 @@ from nclib.metrics import _rows
 from nclib.metrics._classes import Classes
 from nclib.metrics._rows import Rows
 from nclib.metrics.agreement import Agreement, Rules
+from nclib.metrics.geometry import between
 from nclib.metrics.precision import Storage, exact
 
 # How far from collapse is that?  Values of networks as PyTorch initialises them (ReLU, K = 10) and
@@ -57,7 +58,9 @@ def nc_metrics(
         num_classes: K, or the K names in order, if it cannot be read off ``weight`` or the labels.
         precision: dtype in which the features were stored, if it is not theirs: ``"bfloat16"`` for
             bfloat16 features that were cast to float32 before.  NC1 inverts Σ_B, and directions in
-            which the class means differ by the rounding of their storage only are left out.
+            which the class means differ by rounding only are left out: by that of their storage,
+            or by less than ``√max(K, d)·ε`` of the longest one, the rounding of the network that
+            made them (ε: that of their storage, at most float32's).
         missing: ``"error"``, or ``"skip"`` to leave classes without samples out of everything,
             their rows of the classifier and K included.
 
@@ -143,8 +146,8 @@ class _Pass:
     ``rounding``, is taken out of the sums in the end.
     """
 
-    def __init__(self, rows, counts, present, weight, bias):
-        self.rows, self.counts, self.wide = rows, counts[present], rows.dtype
+    def __init__(self, rows, counts, present, weight, bias, storage):
+        self.rows, self.counts, self.dtype = rows, counts[present], rows.dtype
         self.place = None
         if len(present) < len(counts):
             self.place = _rows.places(present, len(counts))
@@ -153,12 +156,11 @@ class _Pass:
             means = means + self.means(means)
         weight, bias = (_rows.pick(value, present) for value in (weight, bias))
         self.classes = Classes(means, self.counts, weight, bias)
-        self.spectrum, self.basis = self.classes.between_basis(torch.finfo(rows.dtype).eps)
-        if not 1e-8 < float(means.abs().max()) < 1e15:  # squares may overflow or vanish in float32
-            self.wide = torch.float64
-        self.shift = means.to(self.wide)
+        cut = storage.cut(means)
+        self.spectrum, self.basis = between(self.classes.centred, cut=cut)
+        self.dtype = _rows.product_dtype(means, rows.dtype)
+        self.shift = means.to(self.dtype)
         self.rounding = means - self.shift.double()
-        self.dtype = _rows.product_dtype(rows.dim, self.wide)
 
     def means(self, about):
         """Class means ``(K, d)`` of the features minus ``about``, 0 or a row for each class."""
@@ -169,45 +171,36 @@ class _Pass:
     def blocks(self):
         """``(features, place of the class)``."""
         for x, y in self.rows.blocks():
-            yield x.to(self.wide), y if self.place is None else self.place[y]
+            yield x.to(self.dtype), y if self.place is None else self.place[y]
 
     def residuals(self):
         """``(features, residuals, place of the class)``; the residuals' memory is used again."""
         room = self.shift.new_empty(self.rows.size, self.rows.dim)
         for x, y in self.blocks():
             residual = torch.index_select(self.shift, 0, y, out=room[: len(x)])
-            yield x, torch.sub(x, residual, out=residual).to(self.dtype), y
+            yield x, torch.sub(x, residual, out=residual), y
 
 
 def measure(rows, counts, present, weight, bias, storage):
     """The metrics of :class:`Rows`; ``present (K',)``: the classes measured."""
-    this = _Pass(rows, counts, present, weight, bias)
+    this = _Pass(rows, counts, present, weight, bias, storage)
     classes, basis, counts = this.classes, this.basis, this.counts
-    d, K, N = rows.dim, len(counts), int(counts.sum())
-    inside = 2 * basis.shape[1] < d * (1 + 1 / _rows.PANELS)  # cheaper than d×d products?
-    directions = (basis if inside else basis[:, :0]).T.to(this.dtype).contiguous()
+    K, N = len(counts), int(counts.sum())
+    directions = basis.T.to(this.dtype).contiguous()
     moments, squares = basis.new_zeros(len(directions)), basis.new_zeros(K)
-    scatter = None if inside else basis.new_zeros(d, d)
     rules = None
     if weight is not None:
-        whole = inside and basis.shape[1] == min(K - 1, d)  # the span holds every class mean
-        rules = Rules(classes, this.shift.to(this.dtype), directions if whole else None)
+        whole = basis.shape[1] == min(K - 1, rows.dim)  # the span holds every class mean
+        rules = Rules(classes, this.shift, directions if whole else None)
     for x, residual, y in this.residuals():
         lengths = _rows.norms(residual)
         squares.index_add_(0, y, lengths.double().square())
-        if inside:
-            projected = directions @ residual.T
-            moments += torch.linalg.vector_norm(projected, dim=1).double().square()
-        else:
-            _rows.add_products(scatter, residual)
+        projected = directions @ residual.T
+        moments += torch.linalg.vector_norm(projected, dim=1).double().square()
         if rules is not None:
             rules.update(x, residual, projected.T if whole else residual, y, lengths)
     scaled = this.rounding * counts.double().sqrt()[:, None]
-    if inside:
-        moments -= (scaled @ basis).square().sum(0)
-    else:
-        within = _rows.symmetric(scatter) - scaled.T @ scaled
-        moments = ((basis.T @ within) * basis.T).sum(1)
+    moments -= (scaled @ basis).square().sum(0)
     squares -= scaled.square().sum(1)
     variances, trace = squares.clamp(min=0) / counts, float(squares.sum()) / N
     found = classes.metrics(this.spectrum, basis, moments / N, trace, variances, storage)
@@ -218,7 +211,7 @@ def measure(rows, counts, present, weight, bias, storage):
 
 def table(rows, counts, present, weight, bias, storage, names):
     """The data frame of :func:`by_class` of :class:`Rows`."""
-    this = _Pass(rows, counts, present, weight, bias)
+    this = _Pass(rows, counts, present, weight, bias, storage)
     classes, basis, n = this.classes, this.basis, this.counts[:, None]
     squares, moments = basis.new_zeros(len(n)), basis.new_zeros(len(n), basis.shape[1])
     for _, residual, y in this.residuals():
@@ -230,7 +223,7 @@ def table(rows, counts, present, weight, bias, storage, names):
     kept = classes.above_rounding(this.spectrum, basis, storage, trace)
     nc1 = (moments / this.spectrum)[:, kept].sum(1) / len(n)
     found = {"nc1": nc1 if kept.any() else nc1 + math.nan} | classes.by_class(variances)
-    rules = Rules(classes, this.shift.to(this.dtype), None)
+    rules = Rules(classes, this.shift, None)
     second = Agreement(rules, present, len(counts), None)
     for x, y in rows.blocks():
         second.update(x, y)

@@ -14,7 +14,7 @@ bounds GNC2 with a float32 subgradient descent from a random start, which may be
 
 import warnings
 from functools import lru_cache
-from math import inf, isnan, nan
+from math import isnan, nan
 
 import numpy as np
 import torch
@@ -30,7 +30,8 @@ EXACT_CLASSES = 2048  # above this, per-class quantities are averaged over a sam
 SAMPLED_CLASSES = 256  # so many
 _TILE = 2**20  # numbers held at a time, about a cache
 # What only class means that differ define.
-_BETWEEN = ("gnc3_centered", "ncc_accuracy", "agreement", "uniform_duality")
+_BETWEEN = ("cdnv", "gnc3_centered", "ncc_accuracy", "agreement", "uniform_duality")
+_BETWEEN += ("log_kernel_mean", "log_kernel_variance")
 
 
 @exact
@@ -54,7 +55,8 @@ def generalized_nc(
         weight: ``(K, d)`` classifier.
         bias: ``(K,)`` or None; only ``accuracy`` and ``agreement`` know it.
         reference: the margin ``rho*`` to compare with; default the best known for (K, d).
-        random_draws: random classifiers behind ``gnc2_random`` (default 3 for K d <= 200 000).
+        random_draws: random classifiers behind ``gnc2_random`` (default 3 for K d <= 200 000 and
+            d > 1).
         exact_classes: with more classes than this, ``gnc2_mean`` and ``gnc3_projection`` are means
             over that many random classes (said in ``notes``); ``gnc2`` is always over all.  By
             default all classes count up to 2048, else 256 random ones.
@@ -141,7 +143,7 @@ def generalized_nc(
         "uniform_duality": float((centred * W).sum(1).var(correction=0)),
     }
     if isnan(between):  # all class means are equal
-        result |= dict.fromkeys(_BETWEEN, nan) | {"cdnv": inf * within}
+        result |= dict.fromkeys(_BETWEEN, nan)
     result |= _calibrate(result["gnc2"], K, d, reference, random_draws, notes)
     return result | {"num_classes": K, "dropped_classes": dropped, "notes": notes}
 
@@ -251,12 +253,13 @@ def _calibrate(rho, K, d, reference, draws, notes):
     if draws is None:
         draws = 3 if K * d <= 200_000 and d > 1 else 0
     baseline = random_margin(K, d, draws) if draws else nan
+    scale = reference - baseline or nan  # d = 1: every classifier is the best one
     return {
         "gnc2_reference": reference,
         "reference_status": status,
         "gnc2_ratio": rho / reference if reference else nan,
         "gnc2_random": baseline,
-        "gnc2_calibrated": (rho - baseline) / (reference - baseline),
+        "gnc2_calibrated": (rho - baseline) / scale,
     }
 
 

@@ -5,6 +5,8 @@ leave undefined is NaN.
 """
 
 import math
+import warnings
+from functools import partial
 
 import torch
 
@@ -42,7 +44,7 @@ def sample_mean(means, counts):
 def centred(rows):
     """``rows (K, d)`` minus their mean; exactly zero where they differ by rounding only."""
     moved = rows - rows.mean(0)
-    return moved * 0 if moved.abs().max() <= 1e-12 * rows.abs().max() else moved
+    return moved * 0 if moved.abs().max() <= 16 * _EPS * rows.abs().max() else moved
 
 
 def scaled(rows):
@@ -148,31 +150,46 @@ def nc1(features, labels, *, cut, K=None, precision=None):
         raise checks.InputError("NC1 needs samples of at least two classes, the labels hold one")
     residual = features - means[labels.to(features.device)]
     means, spread = means[counts > 0], float(residual.square().sum()) / len(features)
-    # Means that differ by their own rounding only are equal.
-    own = 8 * _EPS * float(means.abs().max()) * len(means) ** 0.5
-
-    def floor(directions):
-        return storage.floor(means, len(features), spread, directions).clamp(min=own)
-
+    floor = partial(storage.floor, means, len(features), spread)
     spectrum, basis = between(means - features.mean(0), cut=cut, floor=floor)
-    if not len(spectrum):
-        return math.nan
-    return float(((residual @ basis).square().mean(0) / spectrum).sum() / len(means))
+    return sum_of_ratios((residual @ basis).square().mean(0), spectrum) / len(means)
 
 
-def between(centred_means, *, cut, floor):
+def between(centred_means, *, cut, floor=None):
     """Eigenvalues ``(r,)`` and eigenvectors ``(d, r)`` of ``Σ_B = MᵀM/K``, M the means ``(K, d)``
     about their centre: the at most K - 1 directions that can carry classes.
 
-    Those are left out whose singular value of M is at most ``cut`` of the largest, or at most
-    ``floor(directions (d, r)) -> (r,)`` (:meth:`nclib.metrics.precision.Storage.floor`): they hold
-    rounding noise, which the inverse would blow up.
+    Those are left out whose singular value of M is at most ``cut`` of the largest or the rounding
+    of this decomposition, or at most ``floor(directions (d, r)) -> (r,)``: they hold rounding
+    noise (:class:`nclib.metrics.precision.Storage`), which the inverse would blow up.
     """
-    K = len(centred_means)
-    _, singular, vectors = torch.linalg.svd(centred_means, full_matrices=False)
+    K, d = centred_means.shape
+    rows = torch.linalg.qr(centred_means, mode="r").R if d < K else centred_means
+    _, singular, vectors = torch.linalg.svd(rows, full_matrices=False)
     singular, vectors = singular[: K - 1], vectors[: K - 1]
-    keep = singular > floor(vectors.T).clamp(min=cut * float(singular[0]))
+    keep = singular > max(cut, max(K, d) * _EPS) * singular[0]
+    if floor is not None:
+        keep &= singular > floor(vectors.T)
     return singular[keep].square() / K, vectors[keep].T
+
+
+def sum_of_ratios(moments, spectrum, trace=0.0):
+    """``Σ_i vᵢᵀ Σ_W vᵢ / λᵢ``, K times NC1, from the ``moments (r,)`` of Σ_W along the eigenvectors
+    of Σ_B and their eigenvalues; NaN without any.
+
+    ``trace``: tr Σ_W if the moments come from Σ_W, whose entries round at its scale.  Then NaN, and
+    a RuntimeWarning, if more than a thousandth of the sum may be rounding.
+    """
+    total = float((moments / spectrum).sum()) if len(spectrum) else math.nan
+    if float((8 * _EPS * trace / spectrum).sum()) > 1e-3 * total:
+        warnings.warn(
+            "class means differ along directions too short for sums of products, NC1 is NaN: keep "
+            "the features (ClassStatistics, keep=), or divide columns by their size",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+        return math.nan
+    return total
 
 
 @exact
@@ -182,7 +199,7 @@ def angles_between(u, v):
     Kahan's ``2 atan2(‖u-v‖, ‖u+v‖)`` of unit vectors: exact near 0° and near 180°, where the arccos
     of a cosine loses half its digits.
     """
-    u, v = (torch.as_tensor(x).double() for x in (u, v))
+    u, v = (torch.as_tensor(x, dtype=torch.float64) for x in (u, v))
     u, v = unit(u), unit(v)
     return torch.rad2deg(2 * torch.atan2((u - v).norm(dim=-1), (u + v).norm(dim=-1)))
 

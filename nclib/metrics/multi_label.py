@@ -31,7 +31,7 @@ class Angle(NamedTuple):
     mean angle over all pairs of (possible set, observed set).  Also ``angle["degrees"]``.
 
     The mean over pairs is exact up to 30 million pairs and 2²⁰ possible sets; beyond, 2¹⁷ possible
-    sets are drawn at random.
+    sets are drawn at random, or as many as make 30 million pairs.
     """
 
     degrees: float
@@ -271,10 +271,11 @@ def _nc1(statistics, centred):
         return float("nan")
     K, N = statistics.K, statistics.counts[statistics.rows(1)].sum()
     spread = float(statistics.within.trace() / N)
-    floor = partial(statistics.storage.floor, statistics.class_means, int(N), spread)
-    spectrum, basis = geometry.between(centred, cut=1e-5, floor=floor)
+    means, storage = statistics.class_means, statistics.storage
+    floor = partial(storage.floor, means, int(N), spread)
+    spectrum, basis = geometry.between(centred, cut=storage.cut(means), floor=floor)
     moments = ((basis.T @ statistics.within) * basis.T).sum(1) / N
-    return float((moments / spectrum).sum() / K) if len(spectrum) else float("nan")
+    return geometry.sum_of_ratios(moments, spectrum, spread) / K
 
 
 def _nc1_ratio(statistics, m):

@@ -79,6 +79,14 @@ class Storage(NamedTuple):
         """The coarser of two."""
         return max(self, other)
 
+    def cut(self, means):
+        """Singular values, relative to the largest, that the computation of features can fake.
+
+        Class means ``(K, d)`` of lower rank than they should have get directions of about
+        ``√max(K, d)·ε`` from products of matrices in float32, or in float64 if stored so.
+        """
+        return math.sqrt(max(means.shape)) * min(self.eps, torch.finfo(torch.float32).eps)
+
     def floor(self, means, samples, spread, directions):
         """Singular values ``(r,)`` of centred class means ``(K, d)`` that rounding alone can reach
         along the unit ``directions (d, r)``.
@@ -88,7 +96,8 @@ class Storage(NamedTuple):
         at most ``(√K + √d)·‖s∘v‖``, little where one large column has nothing to say; twice the
         smaller, but never more than the largest errors possible.  Errors of samples average out in
         a class mean if the samples spread over more than a spacing (``spread``: tr Σ_W of all
-        ``samples``), and repeat themselves if the features have collapsed below it.
+        ``samples``), and repeat themselves if the features have collapsed below it.  The means
+        themselves are computed in float64, whose rounding does not average out.
         """
         K, d = means.shape
         errors = self.eps * (means.square().mean(0) + self.tiny**2).sqrt() / math.sqrt(12)
@@ -97,4 +106,5 @@ class Storage(NamedTuple):
         together = 2 * along.clamp(max=math.sqrt(K) * float(errors.max()) + norm)
         alike = math.exp(-2 * math.pi**2 * min(spread / (12 * norm**2), 100.0)) if norm else 1.0
         averaged = min(1.0, 2 * math.sqrt(K / samples) + alike)
-        return together.clamp(max=math.sqrt(3 * K) * norm) * averaged
+        own = 8 * torch.finfo(torch.float64).eps * float(means.abs().max()) * math.sqrt(K)
+        return (together.clamp(max=math.sqrt(3 * K) * norm) * averaged).clamp(min=own)

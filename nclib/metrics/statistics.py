@@ -12,10 +12,9 @@ from nclib.metrics._classes import Classes
 from nclib.metrics._rows import Rows
 from nclib.metrics.agreement import Agreement, Rules
 from nclib.metrics.collapse import frame, measure, table
-from nclib.metrics.geometry import sample_mean
+from nclib.metrics.geometry import between, sample_mean
 from nclib.metrics.precision import Storage, exact
 
-_EXACT_ROWS = 2048  # rows whose products are summed in the dtype of the features, before float64
 _STATE = ("counts", "_begun", "_shift", "_offset", "_squares", "_scatter")
 
 
@@ -39,9 +38,9 @@ class ClassStatistics:
             only.
 
     Sums: each class is shifted by its mean in the first batch that holds it, before anything is
-    squared: nothing cancels when the features have collapsed.  Sums are float64, products are in
-    the widest dtype of the features seen (at least float32; float64 for d ≤ 128).  Memory:
-    d² + 2·K·d float64 numbers, d² + K·d in the dtype of the features, and ``keep``.
+    squared: nothing cancels when the features have collapsed.  Sums and products are float64; where
+    class means differ along directions so short that they have no digits of them (possible for
+    float64 features only), ``nc1`` is NaN.  Memory: d² + 2·K·d float64 numbers, and ``keep``.
 
     Statistics of parts are added by ``a + b`` or :meth:`merge`, over processes by
     :meth:`all_reduce`; :meth:`state_dict` and :meth:`load_state_dict` store the sums; ``.to``
@@ -63,10 +62,9 @@ class ClassStatistics:
         zeros = partial(torch.zeros, dtype=torch.float64, device=device)
         self.counts = torch.zeros(K, dtype=torch.int64, device=device)
         self._kept = Rows(d, self.counts.device)
-        self._begun = torch.zeros(K, dtype=torch.bool, device=device)
+        self._begun, self._dtype = torch.zeros(K, dtype=torch.bool, device=device), torch.float32
         self._shift, self._offset, self._squares = zeros(K, d), zeros(K, d), zeros(K)
-        self._near = None  # the shift in the dtype of the features
-        self._scatter, self._recent, self._recent_rows = zeros(d, d), None, 0
+        self._scatter = zeros(d, d)
 
     @exact
     def update(self, features, labels, *, ignore_index=None):
@@ -107,42 +105,17 @@ class ClassStatistics:
         if self._kept is not None:
             for x, y in self._kept.new():
                 self._add(x, y)
-        self._flush()
-
-    def _flush(self):
-        if self._recent_rows:
-            self._scatter += self._recent
-            self._recent.zero_()
-            self._recent_rows = 0
 
     def _add(self, features, labels):
         """Add samples to the sums."""
-        self._use_dtype(features.dtype)
-        features = features.to(self._near.dtype)
+        self._dtype = torch.promote_types(self._dtype, features.dtype)
         for x, y in Rows.of(features, labels).blocks():
+            x = x.double()
             self._begin_classes(x, y)
-            residual = x - self._near.index_select(0, y)
-            lengths = _rows.norms(residual)
-            if not _rows.squares_fit(residual, lengths):
-                self._use_dtype(torch.float64)
-                residual = residual.double()
-                lengths = _rows.norms(residual)
-            self._offset.index_add_(0, y, residual.double())
-            self._squares.index_add_(0, y, lengths.double().square())
-            _rows.add_products(self._recent, residual.to(self._recent.dtype))
-            self._recent_rows += len(x)
-            if self._recent_rows >= _EXACT_ROWS:
-                self._flush()
-
-    def _use_dtype(self, dtype):
-        """Products and shifts in ``dtype``, unless wider features came before."""
-        if self._near is not None:
-            dtype = torch.promote_types(dtype, self._near.dtype)
-            if dtype == self._near.dtype:
-                return
-            self._flush()
-        self._near = self._shift.to(dtype)
-        self._recent = torch.zeros_like(self._scatter, dtype=_rows.product_dtype(self.dim, dtype))
+            residual = x - self._shift.index_select(0, y)
+            self._offset.index_add_(0, y, residual)
+            self._squares.index_add_(0, y, residual.square().sum(1))
+            _rows.add_products(self._scatter, residual)
 
     def _begin_classes(self, x, y):
         fresh = ~self._begun[y]
@@ -150,10 +123,7 @@ class ClassStatistics:
             return
         new, index, counts = y[fresh].unique(return_inverse=True, return_counts=True)
         sums = torch.zeros(len(new), self.dim, dtype=torch.float64, device=x.device)
-        sums.index_add_(0, index, x[fresh].double())
-        # Rounded to the dtype of the features: subtracting it from them is then exact.
-        self._near[new] = (sums / counts[:, None]).to(x.dtype)
-        self._shift[new] = self._near[new].double()
+        self._shift[new] = sums.index_add_(0, index, x[fresh]) / counts[:, None]
         self._begun[new] = True
 
     @exact
@@ -178,6 +148,7 @@ class ClassStatistics:
             return self
         self._let_go()
         other._fold()
+        self._dtype = torch.promote_types(self._dtype, other._dtype)
         here, there = self.counts.device, other.counts.device
         far, counts = other.counts.to(here), self.counts + other.counts.to(here)
         total = self.counts[:, None] * self.means + far[:, None] * other.means.to(here)
@@ -208,14 +179,9 @@ class ClassStatistics:
 
     def _set(self, counts, means, within, squares):
         """Become the sums of ``counts`` samples with these class means and scatter about them."""
-        dtype = torch.float32 if self._near is None else self._near.dtype
         self.counts, self._begun = counts, counts > 0
-        self._shift = means.to(dtype).double()
-        self._near = None if self._near is None else self._shift.to(dtype)
-        self._offset = (means - self._shift) * counts[:, None]
-        rows = (means - self._shift) * counts.double().sqrt()[:, None]
-        self._scatter, self._squares = within + rows.T @ rows, squares + rows.square().sum(1)
-        self._recent_rows = 0
+        self._shift, self._offset = means, torch.zeros_like(means)
+        self._scatter, self._squares = within, squares
 
     @exact
     def all_reduce(self, group=None):
@@ -255,7 +221,7 @@ class ClassStatistics:
     def state_dict(self):
         """The sums as a dict of tensors and plain values, for ``torch.save``; no features."""
         self._fold()
-        dtype = None if self._near is None else str(self._near.dtype).removeprefix("torch.")
+        dtype = str(self._dtype).removeprefix("torch.")
         tensors = {name: getattr(self, name).clone() for name in _STATE}
         shape = {"num_classes": self.num_classes, "dim": self.dim, "names": self.names}
         return tensors | shape | {"storage": tuple(self._storage), "dtype": dtype}
@@ -264,8 +230,10 @@ class ClassStatistics:
     def load_state_dict(self, state):
         """Take the sums of :meth:`state_dict` over, on this device; returns ``self``.
 
-        Raises :class:`~nclib.checks.InputError` if they are of other classes or dimensions.
+        Raises :class:`~nclib.checks.InputError` if they are none, or of other classes.
         """
+        if lacking := [n for n in (*_STATE, "storage", "dtype") if n not in state]:
+            raise checks.InputError(f"the stored statistics lack {lacking}: not of state_dict()")
         for name in ("num_classes", "dim", "names"):
             if state.get(name, "nothing") != getattr(self, name):
                 raise checks.InputError(
@@ -277,10 +245,7 @@ class ClassStatistics:
             setattr(self, name, state[name].to(device, copy=True))
         if self.precision is None:
             self._storage = Storage(*state["storage"])
-        self._kept = None
-        self._near, self._recent, self._recent_rows = None, None, 0
-        if state["dtype"] is not None:
-            self._use_dtype(getattr(torch, state["dtype"]))
+        self._kept, self._dtype = None, getattr(torch, state["dtype"])
         return self
 
     def _centred(self):
@@ -339,18 +304,19 @@ class ClassStatistics:
         else:
             classes = self._classes(present, weight, bias)
             within, variances = self.within_covariance, self.variances[present]
-            spectrum, basis = classes.between_basis(self._eps)
+            spectrum, basis = between(classes.centred, cut=self._storage.cut(classes.means))
             moments = ((basis.T @ within) * basis.T).sum(1)
             trace = float(within.trace())
-            found = classes.metrics(spectrum, basis, moments, trace, variances, self._storage)
+            known = spectrum, basis, moments, trace, variances, self._storage
+            found = classes.metrics(*known, sums=True)
         if agreement is not None:
-            found |= {"ncc_disagreement": agreement.metrics()["ncc_disagreement"]}
+            second = agreement.metrics()
+            if "ncc_disagreement" not in second:
+                raise checks.InputError(
+                    "the second pass had no classifier to compare with: agreement(weight, bias)"
+                )
+            found |= {"ncc_disagreement": second["ncc_disagreement"]}
         return found
-
-    @property
-    def _eps(self):
-        """Rounding of the numbers computed with, at most float32's."""
-        return min(self._storage.eps, torch.finfo(torch.float32).eps)
 
     def _classes(self, present, weight, bias):
         weight, bias = (_rows.pick(value, present) for value in (weight, bias))
@@ -369,9 +335,8 @@ class ClassStatistics:
         """
         present = _rows.measured(self.counts, missing)
         weight, bias = _rows.classifier(weight, bias, self.num_classes, self.dim)
-        classes = self._classes(present, weight, bias)  # first: it may change the sums' dtype
-        dtype = torch.float32 if self._near is None else self._near.dtype
-        dtype = _rows.product_dtype(self.dim, dtype)
+        classes = self._classes(present, weight, bias)  # first: it may fold in wider features
+        dtype = _rows.product_dtype(classes.means, self._dtype)
         rules = Rules(classes, classes.means.to(dtype), None, self.variances[present])
         return Agreement(rules, present, self.num_classes, self.names)
 

@@ -1,7 +1,9 @@
 """Gradient descent on unconstrained-features problems, many starts at once."""
 
 from dataclasses import dataclass
+from functools import partial
 from math import cos, pi
+from numbers import Integral
 
 import torch
 
@@ -61,7 +63,7 @@ def descend(
     _retract(x, spheres)
     rates = {name: (rates or {}).get(name, rate) for name in x}
     move = (_adam if optimizer == "adam" else _heavy_ball)(x, rates, momentum)
-    gradient = getattr(problem, "gradient", None) or _autograd(problem)
+    gradient = getattr(problem, "gradient", None) or partial(slopes, problem)
     path = Path([], [], [], [])
     for step in range(steps + 1):
         if step in record:
@@ -76,9 +78,12 @@ def descend(
 
 
 def _records(record, steps):
-    if isinstance(record, int):
-        return set(log_spaced(steps, record))
-    return {checks.integer("record", step, 0) for step in record} | {steps}
+    if isinstance(record, Integral):
+        return set(log_spaced(steps, checks.integer("record", record)))
+    record = {checks.integer("record", step, 0) for step in record} | {steps}
+    if max(record) > steps:
+        raise checks.InputError(f"record must be steps up to {steps}, got {max(record)}")
+    return record
 
 
 def _retract(x, spheres):
@@ -96,12 +101,10 @@ def _note(path, problem, step, x, measure):
         path.measured.append(measure(point))
 
 
-def _autograd(problem):
-    def gradient(coordinates):
-        x = {name: tensor.detach().requires_grad_() for name, tensor in coordinates.items()}
-        return dict(zip(x, torch.autograd.grad(problem(**x).sum(), list(x.values())), strict=True))
-
-    return gradient
+def slopes(problem, coordinates):
+    """Gradients of the values of ``problem`` at ``coordinates``, a mapping of the same shapes."""
+    x = {name: tensor.detach().requires_grad_() for name, tensor in coordinates.items()}
+    return dict(zip(x, torch.autograd.grad(problem(**x).sum(), list(x.values())), strict=True))
 
 
 def _heavy_ball(x, rates, momentum):

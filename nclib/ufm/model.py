@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from nclib import checks
+from nclib.ufm import flow
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,8 +251,7 @@ class UFM:
         """
         plain = self._roots is None and not (self.nonnegative or self.sphere or self.log)
         if not (plain and hasattr(self.loss, "slope")):
-            x = {name: tensor.detach().requires_grad_() for name, tensor in coordinates.items()}
-            return dict(zip(x, torch.autograd.grad(self(**x).sum(), list(x.values())), strict=True))
+            return flow.slopes(self, coordinates)
         point = self.place(coordinates)
         inputs = self.activations(point)
         logits = self._logits(point, inputs[-1])

@@ -363,7 +363,8 @@ def best(
         starts: how many, or coordinates with a leading axis of starts.
         seed: of the starts.
         scale: size of the Gaussian starts; two numbers are the ends of a logarithmic spread.
-        gtol, max_iter: see :func:`minimize_many`; the value is exact to about ``gtol²``, but near
+        gtol, max_iter: see :func:`minimize_many` (``gtol``: of several starts; one goes to scipy,
+            to 1e-13); the value is exact to about ``gtol²``, but near
             kinks (a unit of a ReLU that is 0 at the minimum), where a start may stop 1e-8 above it.
         refine: take the lowest one on to 1e-13 with scipy.
         newton: that, and as many Newton steps (exact variables, not only an exact value).

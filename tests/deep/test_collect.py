@@ -361,6 +361,16 @@ def test_maps_are_pooled_or_positions_are_samples_or_refused():
         collect.statistics(model, batches(x, y), K, features_of="2", maps="mean")
 
 
+def test_one_hot_rows_are_not_taken_for_labels_of_as_many_positions():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    x, y = torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+    with pytest.raises(checks.InputError, match="one-hot rows of as many classes"):
+        collect.statistics(model, [(x, torch.eye(3)[y].long())], 3, features_of="0:out")
+    tokens = torch.tensor([[0, 1, 2], [2, 2, 0]]).repeat(3, 1)
+    found = collect.statistics(model, [(x, tokens)], 3, features_of="0:out")
+    assert found.counts.tolist() == [6, 3, 9]
+
+
 @pytest.mark.parametrize(("height", "width"), [(32, 64), (64, 32), (64, 48)])
 @pytest.mark.parametrize("maps", ["pool", "positions"])
 def test_channels_last_is_not_taken_for_channels_first_where_maps_are_not_square(

@@ -198,6 +198,20 @@ def test_build_refuses_what_no_architecture_has():
         nets.build("vgg", images, [4])
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: nets.cnn([4, 8], 3, strides=[1]), r"channels \[4, 8\] and strides \[1\] must be"),
+        (lambda: nets.cnn([], 3), "must be as many, not 0"),
+        (lambda: nets.mlp([], 3), "widths must hold the number of inputs"),
+        (lambda: data.smallest_class("digits", 174), "train_per_class must be less than 174"),
+    ],
+)
+def test_sizes_that_fit_nothing_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
 def test_resnet_of_width_one_is_torchvisions():
     from torchvision.models import resnet18
 

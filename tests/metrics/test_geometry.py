@@ -274,3 +274,16 @@ def test_nc1_keeps_no_more_directions_than_class_means_can_have():
 def test_the_mean_of_samples_passes_over_classes_without_any():
     means, counts = geometry.class_means([[1, 2], [3, 4], [5, 6]], [0, 0, 2], 3)
     assert geometry.sample_mean(means, counts).tolist() == pytest.approx([3, 4])
+
+
+def test_small_differences_between_large_means_are_differences():
+    features = torch.tensor([[1e6], [1e6], [1e6 + 5e-7], [1e6 + 5e-7]], dtype=torch.float64)
+    moved = features.flatten()[::2].diff()
+    assert geometry.centred(features).abs().max() == pytest.approx(float(moved) / 2, rel=1e-3)
+    assert geometry.trace_ratio(features, [0, 0, 1, 1]) == 0.0
+    assert not geometry.centred(torch.full((3, 2), 0.1) + 0.0).any()
+
+
+def test_angles_of_lists_are_those_of_doubles():
+    found = geometry.angles_between([1.0, 0.1], [1.0, 0.1000000001])
+    assert float(found) == pytest.approx(np.degrees(1e-10 / 1.01), rel=1e-5)

@@ -276,3 +276,59 @@ def test_a_large_column_without_classes_hides_no_direction(large, width):
     assert streamed(x, labels, keep=0) == pytest.approx(want, rel=1e-4)
     assert float(by_class(x, labels)["nc1"].mean()) == pytest.approx(want, rel=1e-4)
     assert geometry.nc1(x, labels, cut=1e-7) == pytest.approx(want, rel=1e-4)
+
+
+def layered(dtype, *, n, scales, d):
+    """Labels, features ``(4n, d)`` of class means in three directions of these ``scales``, stored
+    in ``dtype``, and tr(Σ_W Σ_B⁺)/K, which does not depend on the scales."""
+    rng = np.random.default_rng(n + d)
+    labels = np.arange(4 * n) % 4
+    plain = rng.standard_normal((4, 3))[labels] + 0.3 * rng.standard_normal((4 * n, 3))
+    turn = np.linalg.qr(rng.standard_normal((d, d)))[0][:3]
+    return labels, torch.as_tensor((plain * scales) @ turn).to(dtype), plain_nc1(plain, labels, 3)
+
+
+@pytest.mark.parametrize("d", [5, 200])
+def test_nc1_does_not_depend_on_how_long_a_direction_of_the_means_is(d):
+    labels, features, want = layered(torch.float32, n=300, scales=(1, 1, 1e-4), d=d)
+    kept = ClassStatistics(4, d, keep=2**20)
+    sums = ClassStatistics(4, d, keep=0)
+    for statistics in (kept, sums):
+        for part in torch.arange(len(labels)).split(500):
+            statistics.update(features[part], labels[part])
+    for found in (nc_metrics(features, labels), kept.metrics(), sums.metrics()):
+        assert found["nc1"] == pytest.approx(want, rel=1e-2)  # as stored, the last digits
+    assert by_class(features, labels)["nc1"].mean() == pytest.approx(want, rel=1e-2)
+
+
+@pytest.mark.parametrize("shortest", [1e-5, 1e-9])
+def test_of_doubles_nc1_needs_the_features_where_sums_have_no_digit(shortest):
+    labels, features, want = layered(torch.float64, n=300, scales=(1, 1, shortest), d=40)
+    targets = torch.nn.functional.one_hot(torch.as_tensor(labels))
+    sums = ClassStatistics(4, 40, keep=0).update(features, labels)
+    assert nc_metrics(features, labels)["nc1"] == pytest.approx(want, rel=1e-5)
+    several = (features, targets, torch.eye(4, 40))
+    if shortest == 1e-5:
+        assert sums.metrics()["nc1"] == pytest.approx(want, rel=2e-3)
+        assert multi_label_metrics(*several)["nc1"] == pytest.approx(want, rel=2e-3)
+        return
+    with pytest.warns(RuntimeWarning, match="too short for sums of products, NC1 is NaN: keep"):
+        assert np.isnan(sums.metrics()["nc1"])
+    with pytest.warns(RuntimeWarning, match="too short for sums"):
+        assert np.isnan(multi_label_metrics(*several)["nc1"])
+
+
+@pytest.mark.parametrize("n", [20, 300])
+def test_the_rounding_of_a_network_with_a_bottleneck_is_no_direction(n):
+    """Features of rank 5 in 300 dimensions, as matrix products in single precision make them."""
+    rng = np.random.default_rng(n)
+    labels = np.arange(10 * n) % 10
+    narrow = rng.standard_normal((10, 5))[labels] + 0.1 * rng.standard_normal((10 * n, 5))
+    layers = [rng.standard_normal(size) / 10 for size in ((5, 300), (300, 300), (300, 300))]
+    features = torch.as_tensor(narrow, dtype=torch.float32)
+    for layer in layers:
+        features = features @ torch.as_tensor(layer, dtype=torch.float32)
+    want = plain_nc1(narrow, labels, 5)
+    sums = ClassStatistics(10, 300, keep=0).update(features, labels)
+    for found in (nc_metrics(features, labels), sums.metrics()):
+        assert found["nc1"] == pytest.approx(want, rel=1e-3)

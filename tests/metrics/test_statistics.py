@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nclib import checks
-from nclib.metrics import ClassStatistics, _classes, _rows, by_class, nc_metrics
+from nclib.metrics import ClassStatistics, _classes, _rows, by_class, cdnv_by_class, nc_metrics
 from tests.benchmarks.harness import ROOT
 from tests.device_guard import Accelerator
 
@@ -432,3 +432,36 @@ def test_names_that_batches_would_number_differently_are_refused():
     statistics = ClassStatistics(2, 3)
     with pytest.raises(checks.InputError, match="labels are names: pass all names"):
         statistics.update(torch.randn(4, 3), ["a", "b", "b", "a"])
+
+
+def test_second_passes_that_do_not_belong_together_are_refused():
+    features, labels = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), [0, 1, 2] * 2
+    statistics = ClassStatistics(3, 4, keep=0).update(features, labels)
+    second = statistics.agreement().update(features, labels)
+    with pytest.raises(ValueError, match=r"no classifier to compare with: agreement\(weight"):
+        statistics.metrics(torch.eye(3, 4), agreement=second)
+    wider = ClassStatistics(3, 5).update(torch.eye(6, 5), labels).agreement()
+    with pytest.raises(ValueError, match="second passes of different classes or dimensions"):
+        second.merge(wider)
+    with pytest.raises(ValueError, match="the stored statistics lack .'counts'"):
+        statistics.load_state_dict({"num_classes": 3, "dim": 4, "names": None})
+
+
+def test_labels_in_a_column_may_be_ignored_too():
+    features, labels = torch.eye(4), torch.tensor([0, 1, -1, 1])
+    found = ClassStatistics(2, 4).update(features, labels[:, None], ignore_index=-1)
+    assert found.counts.tolist() == [1, 2]
+    with pytest.raises(ValueError, match="with ignore_index labels are class indices"):
+        found.update(features, torch.eye(4, 2), ignore_index=-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_class_distances_of_means_far_from_the_origin(dtype):
+    generator = torch.Generator().manual_seed(0)
+    means = (1000 + torch.randn(5, 3, generator=generator)).to(dtype)
+    variances = torch.rand(5, generator=generator).to(dtype)
+    gaps = (means.double()[:, None] - means.double()).square().sum(2)
+    ratio = (variances.double()[:, None] + variances.double()) / (2 * gaps)
+    want = ratio.fill_diagonal_(0).sum(1) / 4
+    for found in (cdnv_by_class(means, variances), cdnv_by_class(means.tolist(), variances)):
+        torch.testing.assert_close(found, want, rtol=1e-10, atol=0.0)

@@ -115,6 +115,8 @@ def test_any_problem_with_a_call_and_a_place_descends():
         ({"optimizer": "adam", "momentum": 0.9}, "Adam has a momentum of its own"),
         ({"record": [-1]}, "record must be at least 0"),
         ({"record": 1}, "count must be at least 2"),
+        ({"record": 0}, "record must be at least 1"),
+        ({"record": [3, 50]}, "record must be steps up to"),
         ({"rate": 1e9, "steps": 50}, "diverged at rate = 1000000000.0; use a smaller one"),
     ],
 )
