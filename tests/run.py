@@ -3,6 +3,7 @@
 ``python -m tests.run test`` (or ``test-fast``, ``test-other``), as the Makefile calls it.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -35,7 +36,7 @@ def pytest(*arguments, python=sys.executable):
 def test():
     yield "ruff", [sys.executable, "-m", "ruff", "check", "."]
     yield "unit and end-to-end tests", pytest("tests")
-    yield "notebooks (nbval)", pytest("--nbval", *BOOKS)
+    yield "notebooks (nbval)", pytest("--nbval", *sorted(BOOKS, key=seconds, reverse=True))
 
 
 def test_fast():
@@ -57,6 +58,12 @@ def test_other():
     with tempfile.TemporaryDirectory() as out:
         command = [python, "-m", "nclib", "run", "00", "--out", out]
         yield "oldest allowed versions, notebook 00", command, ours
+
+
+def seconds(book):
+    """What the stored run of a notebook took: two at a time, the longest should not come last."""
+    manifest = ROOT / "figures" / "quick" / book.stem / "manifest.json"
+    return json.loads(manifest.read_text(encoding="utf-8"))["seconds"]
 
 
 def commits():
