@@ -159,6 +159,9 @@ CASES = {
     "geometry.etf_error": lambda t: [geometry.etf_error(t.features), geometry.etf_error(t.weight)],
     "geometry.centred": lambda t: geometry.centred(t.features),
     "geometry.between": lambda t: geometry.between(t.features, cut=1e-7, floor=lambda v: 0 * v[0]),
+    "geometry.sum_of_ratios": lambda t: geometry.sum_of_ratios(
+        t.weight[0] ** 2, t.weight[1] ** 2, 1.0
+    ),
     "geometry.nc1": lambda t: geometry.nc1(t.features, t.labels, cut=1e-7),
     "geometry.angles_between": lambda t: geometry.angles_between(t.features[:24], t.features[24:]),
     "geometry.rank": lambda t: geometry.rank(t.features, cut=1e-3),

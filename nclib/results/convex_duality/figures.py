@@ -366,8 +366,9 @@ def depth_breaks(explicit, descents, searches):
         look = dict(zip(("color", "marker"), looks.get(K, ("0.4", "P")), strict=True))
         ratio = part["value"] / part["collapsed"]
         left.plot(part["depth"], ratio, ls="none", ms=8, **look, label=f"$K={K}$, after descent")
-    ratio = searches["value"] / searches["optimum"]
-    left.plot(searches["depth"], ratio, "kx", ms=8, label="best of random starts")
+    for mark, (K, part) in zip("x+1", searches.groupby("K"), strict=False):
+        look = {"ls": "none", "ms": 9, "label": f"$K={K}$, best of random starts"}
+        left.plot(part["depth"], part["value"] / part["optimum"], "k", marker=mark, **look)
     style.reference(left, 1, "collapsed network")
     left.set(xlabel="depth $L$", ylabel="cost / cost of collapse")
     left.legend(fontsize=7, loc="upper right")
@@ -397,7 +398,7 @@ def accuracy(table, dimension, trained):
     left.set_title("Whitened nets on new images")
     right.plot(table["n"], table["condition"], "o-", color=PALETTE[3])
     right.set(xlabel="training samples $n$", ylabel="condition number of the inputs", yscale="log")
-    right.set_title("What whitening divides by")
+    right.set_title("Condition of the inputs")
     for ax, (y, va) in ((left, (0.98, "top")), (right, (0.02, "bottom"))):  # where no curve ends
         ax.axvline(dimension, **GUIDE)
         where = {"xycoords": ("data", "axes fraction"), "fontsize": 7.5, "rotation": 90}

@@ -305,7 +305,7 @@ def flows(settings, *, K, n, d, seed=0):
 
     ``settings``: (λ_W, λ_H) pairs.  ``within``, ``between``: Tr Σ_W and Tr Σ_B times e^{2Nλ_H t};
     along the path NC1 strictly falls, the one falls and the other grows (Tirer et al. 2023, Theorem
-    3.1, in our time and decay units).
+    3.1, in the time of dH/dt = -N ∇_H f, and in our decays).
     """
     generator, tables = torch.Generator().manual_seed(seed), []
     times = np.linspace(0, 8, 40)
@@ -373,7 +373,8 @@ def rises(paths, arms):
 
 def tied(beta, *, K, n, d, lam, seed=0):
     """NC1 of features tied to random ones H_0 by β/(2N) ‖H − H_0‖² (claim 5.X7): ``nc1``, that of
-    H_0 (``anchor``), and that of the central path from H_0 at time 1/β (``path``)."""
+    H_0 (``anchor``), and that of the central path from H_0 at time 1/β
+    (``path``, :func:`central_path`)."""
     beta = checks.real("beta", beta, above=0)
     problem = theory.problem([n] * K, [lam, lam], widths=d)
     generator = torch.Generator().manual_seed(seed)
@@ -534,12 +535,13 @@ def bias_geometry(M, lambda_b, *, kappa, K, n, width, measured, seed=0):
 
 
 def bias_maps(grid, *, kappa, K, n, width):
-    """Cosines of the class means for every decay of the bias, M = 1: rows of :func:`cosines`."""
+    """Cosines of the class means for every decay of the bias, M = 1, which the names say: rows of
+    :func:`cosines`."""
     named = {}
     for decay in grid:
         problem = balanced(1, kappa, K=K, n=n, widths=width, bias=float(decay))
         made = theory.realise(theory.optimum(problem))
-        named[rf"$\lambda_b={decay:g}$"] = class_means(problem, made["features"])
+        named[rf"$M=1$, $\lambda_b={decay:g}$"] = class_means(problem, made["features"])
     return cosines(named)
 
 

@@ -213,10 +213,10 @@ def imbalance(theory, measured, bounds, title):
 
 
 def relu_shapes(table, maps, title):
-    """Gram shapes of H_1 with the same H_2.  ``table``: shape, excess; ``maps``: name, row, column,
-    cosine."""
+    """Gram shapes of H_1 with the same H_2.  ``table``: shape, excess over the linear value f*;
+    ``maps``: name, row, column, cosine."""
     optimal = table["excess"].abs() < 1e-12
-    text = table["excess"].map("$f-f^*={:.1g}$".format).mask(optimal, "global minimum")
+    text = table["excess"].map("$f-f^*={:.1g}$".format).mask(optimal, "$f=f^*$ (linear value)")
     figure = gram_maps(maps, dict(zip(table["shape"], table["shape"] + "\n" + text, strict=True)))
     return style.titled(figure, title)
 

@@ -42,8 +42,8 @@ def self_duality(weight, means, *, centre=False):
 def obtuse_projection(gram):
     """Nearest S ⪰ 0 with unit diagonal, off-diagonal entries ≤ 0 (Frobenius), to ``gram`` (K, K).
 
-    These S are the Gram shapes that class means before the ReLU may take at a global minimum of the
-    two-layer model (claim 5.E8).  Solved in the dual, which is smooth with bounds only: L-BFGS-B.
+    These S are the Gram shapes that class means before the ReLU may take where the two-layer model
+    has the linear value (claim 5.E8).  Solved in the dual, smooth with bounds only: L-BFGS-B.
     """
     gram = _matrix("gram", gram).cpu()
     K = len(gram)

@@ -21,8 +21,7 @@ from nclib.metrics.generalized import random_margin
 from nclib.results.large_class import codes, data, nets, search, theory
 from nclib.results.large_class.assignment import SQUARE, assign_classes, pairwise
 from nclib.table import extreme, over
-from nclib.ufm import solve
-from nclib.ufm.solve import best
+from nclib.ufm.solve import best, minimize_many
 
 LOOSE = 1e-8  # a class whose distance exceeds the margin by more is a rattler
 
@@ -255,7 +254,8 @@ def cold_limit(code, temperature):
     ``slack`` = ``(rho* - m) / T`` and ``value_rate`` = ``(T log CE + rho*) / T``, their predicted
     limits (NaN if ``code`` is not the best one), the sandwich ``scaled_low, scaled, scaled_high``
     around ``T log CE``, and the ``floor`` of the hard margin.  Started from the
-    cold code at each temperature: a path that cools from a warm minimum locks into its shape.
+    cold code at each temperature: a path that cools from a warm minimum may end at another code
+    (of (13, 3), see :mod:`search`), or without any noise stay on a saddle.
     """
     (K, d), T = code.shape, temperature
     rho = known_margins.known_margin(K, d)
@@ -307,8 +307,9 @@ def exchanges(d):
 def phase(d, temperature, *, starts=16, seed=0):
     """What the search finds for K = d + 2 against the explicit codes, in units of ``T log CE``.
 
-    ``family``: the lowest explicit code; ``gap``: the lowest minimum found minus it (below zero:
-    a code is missing); ``gradient`` of that minimum.
+    ``family``: the lowest explicit code; ``gap``: the lowest minimum found minus it (below -1e-8:
+    a code is missing; down to there the tilted vertices, whose features equal their rows, may lie
+    above the minimum, where they do not); ``gradient`` of that minimum.
     """
     rows = energies(d, temperature)
     lowest = min(rows, key=lambda row: row["scaled"])
@@ -376,14 +377,24 @@ def sharp_gap():
 
 
 def model_margin(K, d, temperature, *, seed=0):
-    """Margin of the minimum of the model next to a good code (a short search), for many classes.
+    """The lowest minimum of the model found at ``temperature``, for many classes.
 
-    Lower minima exist at some temperatures, with margins larger and smaller.
+    ``margin`` of its classifier, ``scaled``: ``T log CE``.  The lowest of eight starts, of fewer
+    above 158 classes: a good code (a short search) and random ones cooled to ``temperature``.
+    Others may lie lower still, and their margins may be larger or smaller.
     """
-    cold = normalize(search.search(K, d, starts=1, steps=300, seed=seed)[0], dim=1)
-    start = theory.self_dual(cold)
-    found = solve.minimize(theory.model(K, d, temperature), start, gtol=1e-5, max_iter=500)
-    return {"margin": margins.margin(found.variables["weight"], tol=1e-6).value}
+    starts = normalize(search.search(K, d, starts=1, steps=300, seed=seed)[0], dim=1)[None]
+    if (count := min(8, int(2e5 / K**2))) > 1:
+        generator = torch.Generator().manual_seed(seed)
+        random = torch.randn(count - 1, K, d, generator=generator, dtype=torch.float64)
+        hot = max(0.3, temperature)
+        cooled, _ = search.descend("margin", random, steps=300, hot=hot, cold=temperature)
+        starts = torch.cat([starts, cooled])
+    problem, point = theory.model(K, d, temperature), {"features": starts, "weight": starts}
+    found = minimize_many(problem, point, gtol=1e-7, max_iter=500)
+    lowest = found.variables["weight"][found.values.argmin()]
+    margin = margins.margin(lowest, tol=1e-6).value
+    return {"margin": margin, "scaled": temperature * float(found.values.min())}
 
 
 # Networks ---------------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ def training(history, *, lines, hue="temperature", title=""):
     for ax, (column, _) in zip(axes, PANELS, strict=True):
         if column in ("gnc1", "gnc3"):
             ax.set_yscale("log")
-    looks = {}, RANDOM | {"below": 9}, RANDOM
+    looks = {}, RANDOM | {"below": 9}, RANDOM | {"below": 2}
     for (value, text), look in zip(lines.items(), looks, strict=False):
         style.reference(axes[1], value, text, **look)
     axes[1].set_ylim(0, 1.12 * max(lines))
@@ -247,7 +247,7 @@ def choices(final, by_dimension, *, model, floor, title=""):
     """What decides the margin of trained nets: temperature (three panels) and dimension.
 
     ``final``: last epoch, one row per temperature and seed; ``by_dimension``: the same per ``d``
-    with ``reference`` and ``random``; ``model``: temperature, margin of a minimum of the model;
+    with ``reference`` and ``random``; ``model``: temperature, margin of the lowest minimum found;
     ``floor``: the smallest ETF error there is (claim 4.G9).
     """
     figure, axes = style.grid(1, 4, width=10.0, height=2.9)
@@ -259,7 +259,7 @@ def choices(final, by_dimension, *, model, floor, title=""):
         _temperatures(ax, sorted(final["temperature"].unique()))
         ax.set_xlabel(r"training temperature $\tau$")
     axes[0].plot(model["temperature"], model["margin"], "D-", ms=3, color=PALETTE[1])
-    axes[0].annotate("model", (0.98, 0.72), xycoords="axes fraction", fontsize=7.5,
+    axes[0].annotate("model", (0.98, 0.82), xycoords="axes fraction", fontsize=7.5,
                      color=PALETTE[1], ha="right")  # fmt: skip
     line(axes[0], reference, r"best known $\rho^*$", THEORY)
     line(axes[0], random, "random $W$", RANDOM, va="top")

@@ -157,7 +157,7 @@ def bound(table, limit, title):
           ylabel=r"$-\lambda_{\min}/\tau$", title=title)  # fmt: skip
     for line in ax.lines:
         line.set_markersize(3)
-    ax.set_ylim(1e-8, 2)
+    ax.set_ylim(1e-14, 2)
     ax.axvline(limit, label="published bound,\nquoted second hand", **THEORY)
     ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -324,7 +324,9 @@ def network_curves(curves, floors, titles, *, strong):
     axes[1, 2].set_ylim(curves["test_accuracy"].max() - 9, None)
     for ax in axes.flat:
         ticks = {"x": [e for e in (1, 2, 5, 10, 20, 50, 100, 200, 500) if e <= last]}
-        scales(ax, "", ticks if ax in axes[1, [0, 2]] else ticks | {"y": [0.003, *PLAIN]})
+        scales(ax, "", ticks if ax in axes[1, [0, 2]] else ticks | {"y": PLAIN})
+    if axes[1, 1].get_ylim()[0] > 0.1:  # otherwise these would crowd
+        scales(axes[1, 1], "", {"y": [0.2, 0.5, 1, 2, 3, 5, 7, 10]})
     for ax in axes[1]:
         ax.set_xlabel("epoch")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

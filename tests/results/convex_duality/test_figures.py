@@ -97,9 +97,12 @@ def test_class_cosines_and_depth(render):
     explicit = over(study.explicit_networks, depth=[3, 5], points=(4,), beta=0.05)
     descents = pd.DataFrame(dict(K=[6, 10], depth=[4, 5], value=[0.7, 1.0], collapsed=[0.7, 2.0]))
     descents["ranks"] = ["4, 4, 6, 6", "5, 5, 5, 9, 9"]
-    searches = pd.DataFrame(dict(K=[3], depth=[3], value=[2.0], optimum=[2.0]))
+    searches = pd.DataFrame(dict(K=[3, 6], depth=3, value=[2.0, 3.0], optimum=2.0))
     figure = render(figures.depth_breaks(explicit, descents, searches))
     assert any(np.array_equal(y, [4, 4, 6, 6]) for y in ydata(figure.axes[1]))
+    named = {line.get_label(): line for line in figure.axes[0].lines}
+    crosses = [named[f"$K={K}$, best of random starts"] for K in (3, 6)]
+    assert [(line.get_marker(), *line.get_ydata()) for line in crosses] == [("x", 1), ("+", 1.5)]
 
 
 def test_depths(render):
@@ -115,3 +118,4 @@ def test_accuracy(render):
     trained = pd.DataFrame(dict(run=["Adam"], n=[20], accuracy=[0.61]))
     figure = render(figures.accuracy(table, 64, trained))
     assert np.array_equal(ydata(figure.axes[0])[0], [0.5, 0.6])
+    assert figure.axes[1].get_title(loc="left") == "Condition of the inputs"

@@ -364,6 +364,7 @@ def test_bias_geometry_measured_equals_theory():
     maps = study.bias_maps([0.1, 1e6], kappa=0.2, K=3, n=2, width=4)
     off = maps[maps["row"] != maps["column"]].groupby("name", sort=False)["cosine"].mean().tolist()
     assert off == pytest.approx([-0.5, 0.0], abs=1e-5)
+    assert maps["name"].str.startswith("$M=1$").all()
 
 
 def test_class_norms_measured_equal_theory():
@@ -401,6 +402,14 @@ def test_relu_shapes_and_low_rank_minima():
     assert table["of"][1] == pytest.approx(math.sqrt(2 - 6 / math.sqrt(3 * (3 + 6 * 0.3**2))))
     few, many = (study.low_rank_search(*at, kappa_share=0.5)["ratio"] for at in ((4, 3), (15, 5)))
     assert few == pytest.approx(1, abs=1e-6) and many < 0.98  # .9725 for eight seeds of eight
+
+
+@pytest.mark.slow
+def test_full_rank_finds_lower_points_near_the_threshold_only():
+    six, fifteen = (
+        study.low_rank_search(K, K, kappa_share=s)["ratio"] for K, s in ((6, 0.95), (15, 0.5))
+    )
+    assert six < 0.999 and fifteen == pytest.approx(1, abs=1e-9)
 
 
 def test_low_rank_tables():

@@ -71,7 +71,7 @@ def test_maps():
     table = pd.DataFrame({"shape": ["a", "b"], "excess": [1e-17, 0.05]})
     axes = figures.relu_shapes(table, grams, "").axes
     titles = [ax.get_title() + ax.get_title(loc="left") for ax in axes]
-    assert "global minimum" in titles[0]
+    assert "$f=f^*$ (linear value)" in titles[0]
     assert "0.05" in titles[1]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from nclib import checks, frames
 from nclib.deep import collect, nets
@@ -15,6 +16,7 @@ from nclib.metrics import known_margins, margins
 from nclib.metrics.geometry import class_means
 from nclib.results.large_class import codes, experiments, search, theory
 from nclib.table import over
+from nclib.ufm import solve
 
 
 def test_two_distances_of_three_points_by_hand():
@@ -125,6 +127,24 @@ def test_warm_minimum_leaves_the_bipyramid_outside_of_its_range():
     inside, outside = (experiments.warm_minimum(T, starts=8) for T in (0.4, 0.15))
     assert abs(inside["excess"]) < 1e-9 and inside["curvature"] > 0
     assert outside["excess"] > 1e-3 and outside["curvature"] < 0
+
+
+@pytest.mark.slow
+def test_noise_of_1e_6_takes_slow_cooling_from_the_bipyramid_to_the_softmax_code():
+    """Below .208 it is a saddle, on which only a path without any noise stays."""
+    generator = torch.Generator().manual_seed(0)
+
+    def cooled(noise):
+        code = frames.bipyramid(7)
+        for T in (0.22, 0.15, 0.08, 0.02):
+            shift = torch.randn(7, 3, generator=generator, dtype=torch.float64)
+            start = theory.self_dual(normalize(code + noise * shift, dim=1))
+            found = solve.minimize(theory.model(7, 3, T), start, gtol=1e-9, max_iter=2000)
+            code = normalize(found.variables["weight"], dim=1)
+        return margins.margin(code).value / known_margins.known_margin(7, 3)
+
+    assert cooled(0.0) == pytest.approx(0.8748, abs=1e-4)
+    assert cooled(1e-6) > 0.99
 
 
 def test_large_tables():

@@ -113,6 +113,32 @@ def test_model_margin_is_that_of_the_minimum_at_this_temperature():
     assert found < 1 - 1e-3
 
 
+def test_model_margin_is_that_of_the_lowest_minimum_and_the_same_every_time():
+    """(13, 5) at T = .4: next to the good code is a minimum, of margin .802, that is not it."""
+    found = experiments.model_margin(13, 5, 0.4)
+    lowest = experiments.minimum(13, 5, 0.4, starts=12)
+    assert found["margin"] == pytest.approx(lowest["margin"], abs=1e-5)
+    assert found["margin"] == pytest.approx(0.691, abs=1e-3)
+    assert found["scaled"] == pytest.approx(0.4 * lowest["log_ce"], abs=1e-9)
+    assert experiments.model_margin(13, 5, 0.4) == found
+
+
+@pytest.mark.parametrize(("K", "starts"), [(20, 8), (200, 5), (400, 1)])
+def test_many_classes_get_fewer_starts_and_always_the_good_code(K, starts, monkeypatch):
+    code, seen = unit(K, 3), []
+    monkeypatch.setattr(experiments.search, "search", lambda *size, **options: [2 * code])
+    monkeypatch.setattr(experiments.search, "descend", lambda energy, start, **options: (start, 0))
+
+    def stay(problem, point, **options):
+        seen.append(point["weight"])
+        return SimpleNamespace(variables=point, values=torch.arange(2.0, 2.0 + len(seen[0])))
+
+    monkeypatch.setattr(experiments, "minimize_many", stay)
+    assert experiments.model_margin(K, 3, 0.25)["scaled"] == 0.5
+    assert len(seen[0]) == starts
+    torch.testing.assert_close(seen[0][0], code)
+
+
 def test_order_of_three_phases():
     names = ["tilted vertices", "segment + simplex", "balanced simplices"]
     table = pd.DataFrame({"d": 4, "temperature": [0.05, 0.3, 0.6], "family": names})
