@@ -60,7 +60,7 @@ def nc_metrics(
             bfloat16 features that were cast to float32 before.  NC1 inverts Σ_B, and directions in
             which the class means differ by rounding only are left out: by that of their storage,
             or by less than ``√max(K, d)·ε`` of the longest one, the rounding of the network that
-            made them (ε: that of their storage, at most float32's).
+            made them (ε: float32's, an eighth of it for float64).
         missing: ``"error"``, or ``"skip"`` to leave classes without samples out of everything,
             their rows of the classifier and K included.
 

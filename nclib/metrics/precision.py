@@ -83,9 +83,11 @@ class Storage(NamedTuple):
         """Singular values, relative to the largest, that the computation of features can fake.
 
         Class means ``(K, d)`` of lower rank than they should have get directions of about
-        ``√max(K, d)·ε`` from products of matrices in float32, or in float64 if stored so.
+        ``√max(K, d)·ε`` from products of matrices in float32.  An eighth of that in float64, which
+        may hold features that were computed in single precision.
         """
-        return math.sqrt(max(means.shape)) * min(self.eps, torch.finfo(torch.float32).eps)
+        single = torch.finfo(torch.float32).eps
+        return math.sqrt(max(means.shape)) * max(single / 8, min(self.eps, single))
 
     def floor(self, means, samples, spread, directions):
         """Singular values ``(r,)`` of centred class means ``(K, d)`` that rounding alone can reach
