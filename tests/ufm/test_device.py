@@ -57,7 +57,8 @@ def lowest(device, **options):
 def descents(device):
     x = coordinates(PROBLEM, device)
     paths = [flow.descend(PROBLEM, x, rate=0.1, steps=3, optimizer=o) for o in ("gd", "adam")]
-    return [tensor for path in paths for tensor in (path.values, *path.points[-1].values())]
+    found = [tensor for path in paths for tensor in (path.values, *path.points[-1].values())]
+    return [*found, *flow.slopes(PROBLEM, x).values()]
 
 
 def saddle_and_way_out(device):
@@ -102,7 +103,7 @@ CASES = {
     "solve.minimize solve.minimize_many solve.newton_polish solve.stacked": stationary,
     "solve.gradient solve.hessian solve.hessian_eigenvalues solve.curvature "
     "landscape.balancedness": derivatives,
-    "flow.descend": descents,
+    "flow.descend flow.slopes": descents,
     "landscape.saddle landscape.escape landscape.curvature landscape.spectrum": saddle_and_way_out,
     "scalar.shrink scalar.thresholds scalar.local scalar.value": ladder,
 }
