@@ -296,12 +296,6 @@ def _hessian(fun, x):
     return (matrix + matrix.T) / 2
 
 
-def gradient(objective, variables):
-    """Gradient of ``objective`` at ``variables``, as a mapping with the same names and shapes."""
-    flat, x = _start(variables)
-    return flat.unpack(torch.func.grad(flat.objective(objective))(x))
-
-
 def hessian(objective, variables):
     """Dense symmetric Hessian ``(P, P)``, P the number of variables in the order of the mapping."""
     flat, x = _start(variables)

@@ -57,8 +57,7 @@ def lowest(device, **options):
 def descents(device):
     x = coordinates(PROBLEM, device)
     paths = [flow.descend(PROBLEM, x, rate=0.1, steps=3, optimizer=o) for o in ("gd", "adam")]
-    found = [tensor for path in paths for tensor in (path.values, *path.points[-1].values())]
-    return [*found, *flow.slopes(PROBLEM, x).values()]
+    return [tensor for path in paths for tensor in (path.values, *path.points[-1].values())]
 
 
 def saddle_and_way_out(device):
@@ -88,7 +87,7 @@ def derivatives(device):
     x = coordinates(PROBLEM, device, ())
     solve.curvature(PROBLEM, x, x)
     landscape.balancedness([x["features"].T, x["weight"]])
-    found = [*solve.gradient(PROBLEM, x).values(), solve.hessian(PROBLEM, x)]
+    found = [*flow.slopes(PROBLEM, x).values(), solve.hessian(PROBLEM, x)]
     return [*found, solve.hessian_eigenvalues(PROBLEM, x)]
 
 
@@ -101,9 +100,9 @@ CASES = {
     "model.UFM": models,
     "solve.best solve.Best": lambda device: lowest(device) + lowest(device, together=False),
     "solve.minimize solve.minimize_many solve.newton_polish solve.stacked": stationary,
-    "solve.gradient solve.hessian solve.hessian_eigenvalues solve.curvature "
+    "flow.slopes solve.hessian solve.hessian_eigenvalues solve.curvature "
     "landscape.balancedness": derivatives,
-    "flow.descend flow.slopes": descents,
+    "flow.descend": descents,
     "landscape.saddle landscape.escape landscape.curvature landscape.spectrum": saddle_and_way_out,
     "scalar.shrink scalar.thresholds scalar.local scalar.value": ladder,
 }

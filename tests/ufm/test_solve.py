@@ -4,7 +4,7 @@ import torch
 
 from nclib import losses
 from nclib.checks import InputError
-from nclib.ufm import solve
+from nclib.ufm import flow, solve
 from nclib.ufm.model import UFM
 from nclib.ufm.solve import best
 
@@ -41,7 +41,7 @@ def test_a_quadratic_is_solved_and_its_hessian_is_its_matrix():
     d = {"x": torch.tensor([1.0, 2.0]), "y": torch.tensor([[0.0, 1.0], [-1.0, 0.5]])}
     v = torch.tensor([1.0, 2.0, 0.0, 1.0, -1.0, 0.5], dtype=torch.float64)
     assert solve.curvature(f, START, d) == pytest.approx(float(v @ A @ v))
-    g = solve.gradient(f, START)
+    g = flow.slopes(f, {name: x.double() for name, x in START.items()})
     z = torch.tensor([0.0, 0, 1, 1, 1, 1], dtype=torch.float64)
     assert torch.allclose(torch.cat([g["x"], g["y"].flatten()]), A @ z - b)
 

@@ -22,7 +22,7 @@ from nclib import checks
 from nclib.losses import ExactCrossEntropy
 from nclib.metrics import margins
 from nclib.results.large_class import codes
-from nclib.ufm import landscape, solve
+from nclib.ufm import flow, landscape, solve
 from nclib.ufm.model import UFM
 
 
@@ -163,7 +163,7 @@ def lowest_curvature(code, temperature):
     checks.integer("d", d, 2)
     problem, point = model(K, d, temperature), self_dual(code)
     values = landscape.spectrum(problem, point)
-    slopes = solve.gradient(problem, problem.coordinates(point)).values()
+    slopes = flow.slopes(problem, problem.coordinates(point)).values()
     checks.require(
         max(float(slope.abs().max()) for slope in slopes) <= 1e-6 * float(values.abs().max()),
         f"the code is not critical at temperature {temperature:g}",

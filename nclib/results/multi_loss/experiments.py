@@ -23,9 +23,9 @@ from nclib.metrics import nc_metrics
 from nclib.metrics.geometry import class_means, etf_error, gram_distance
 from nclib.results.multi_loss import theory
 from nclib.table import extreme, log_spaced
-from nclib.ufm import landscape
+from nclib.ufm import flow, landscape
 from nclib.ufm.model import UFM
-from nclib.ufm.solve import best, gradient
+from nclib.ufm.solve import best
 
 # The unconstrained-features model -----------------------------------------------------------------
 
@@ -210,7 +210,7 @@ def tie(gamma, K):
     some[: 3 * K // 4, : 3 * K // 4] = etf[: 3 * K // 4, : 3 * K // 4]
     points = [balanced_point(z, **setting, lambda_b=None) for z in (etf, 0 * etf)]
     values = [float(ufm.value(point)) for point in points]
-    slopes = [part.abs().max() for point in points for part in gradient(ufm, point).values()]
+    slopes = [part.abs().max() for point in points for part in flow.slopes(ufm, point).values()]
     start = balanced_point(some, **setting, lambda_b=0.0)
     free = problem(loss, **setting, lambda_b=0.0)
     third = best(free, {name: x[None] for name, x in start.items()}).value
@@ -396,7 +396,7 @@ def truncated_frame(kept, *, K, **setting):
     point = balanced_point(exact.margin * subspace, **setting)
     return {
         "value_gap": float(ufm.value(point)) - exact.value,
-        "gradient": float(max(part.abs().max() for part in gradient(ufm, point).values())),
+        "gradient": float(max(part.abs().max() for part in flow.slopes(ufm, point).values())),
         "nc2": etf_error(point["weight"]),
     }
 

@@ -14,7 +14,7 @@ from nclib.deep import collect, train
 from nclib.results.convex_duality import experiments as study
 from nclib.results.convex_duality import nets, ramps, theory
 from nclib.table import over
-from nclib.ufm import solve
+from nclib.ufm import flow
 from tests.results.convex_duality.test_nets import MLP, gaussian, labels_of, toy
 
 
@@ -307,7 +307,7 @@ def test_low_rank_against_collapse():
     one, point = study.identity_network(
         [torch.zeros(1, 1).double(), torch.ones(1, 1).double()], 1.0
     )
-    assert float(solve.gradient(one, point)["hidden_1"]) == 0
+    assert float(flow.slopes(one, point)["hidden_1"]) == 0
     with pytest.raises(checks.InputError, match="depth 3 and a deeper one"):
         study.require_descents([[4, 4, 0.1]])
     with pytest.raises(checks.InputError, match="whole numbers"):

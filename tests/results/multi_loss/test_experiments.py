@@ -10,7 +10,7 @@ from nclib.deep import data, nets, train
 from nclib.metrics import nc_metrics
 from nclib.results.multi_loss import experiments as study
 from nclib.results.multi_loss import theory
-from nclib.ufm import landscape, solve
+from nclib.ufm import flow, landscape, solve
 
 CE, LS, FL, MSE = (losses.get(name) for name in ("ce", "ls", "fl", "mse"))
 BASE = {"K": 4, "n": 3, "d": 6, "lambda_w": 0.01, "lambda_h": 0.004, "lambda_b": 0.0}
@@ -75,7 +75,7 @@ def test_the_explicit_minimiser_is_critical_optimal_and_collapsed(loss, changes)
     assert float(ufm.value(point)) == pytest.approx(
         theory.optimum(loss, **setting).value, abs=1e-13
     )
-    for part in solve.gradient(ufm, point).values():
+    for part in flow.slopes(ufm, point).values():
         assert part.abs().max() < 1e-14
     labels = torch.arange(setting["K"]).repeat_interleave(setting["n"])
     got = nc_metrics(point["features"], labels, point["weight"], point.get("bias"))
